@@ -1,0 +1,41 @@
+"""The one family of errors a user ever sees.
+
+Every message is a single line: *rule. Got name=value (where). What to change, with the config key.*
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class SlimError(Exception):
+    """Something the user can mend: a bad value, file, model or plan. ``train.py`` prints it and exits with 2."""
+
+    exit_code = 2
+
+    def __init__(self, message: str) -> None:
+        # A message is one line, whatever text of another library was quoted in it.
+        super().__init__(" ".join(str(message).split()))
+
+
+class RunFailed(SlimError):
+    """The request was fine, the run was not (diverged, out of memory, disk full). Exits with 1."""
+
+    exit_code = 1
+
+
+def nearest(name: str, options: Iterable[str], count: int = 3) -> str:
+    """A hint that names the closest of ``options``.
+
+    >>> nearest("gama", ["gamma", "l1", "random"])
+    'Did you mean gamma?'
+    >>> nearest("xyz", ["l1", "l2"])
+    'Known: l1, l2.'
+    """
+    known = sorted(options)
+    close = difflib.get_close_matches(name, known, n=count, cutoff=0.5)
+    if close:
+        return f"Did you mean {' or '.join(close)}?"
+    shown = ", ".join(known[:20]) + (", ..." if len(known) > 20 else "")
+    return f"Known: {shown}."
