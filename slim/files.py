@@ -1,0 +1,107 @@
+"""Files that are either whole or not there: write beside, flush, sync, rename."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+from slim.errors import RunFailed, SlimError
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+def write_atomic(path: str | Path, content: bytes | str | Callable[[IO[bytes]], object]) -> Path:
+    """Write ``content`` to ``path`` so that a reader sees the old file or the new one, never a part.
+
+    Args:
+        path: Where the file ends up. Missing folders are made.
+        content: Bytes, text (UTF-8), or a function that writes to the binary file it is given.
+
+    Returns:
+        ``path``.
+
+    Raises:
+        RunFailed: The disk is full or failed while writing; the previous file is whole and no part file is left.
+        SlimError: The place cannot be written to at all.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_atomic(Path(folder) / "a" / "b.txt", "whole").read_text()
+    'whole'
+    """
+    path = Path(path)
+    # The process id keeps two writers apart; the dot keeps the part file out of every glob for results.
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("wb") as file:
+            if callable(content):
+                content(file)
+            else:
+                file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise _explained(error, path) from error
+    except BaseException as error:
+        part.unlink(missing_ok=True)
+        # torch.save reports a failed write as a RuntimeError; the cause tells whether the disk was full.
+        cause = error.__cause__ or error.__context__
+        if isinstance(error, RuntimeError) and (isinstance(cause, OSError) or "unexpected pos" in str(error)):
+            raise _explained(
+                cause if isinstance(cause, OSError) else OSError(errno.ENOSPC, str(error)), path
+            ) from error
+        raise
+    _sync_folder(path.parent)
+    return path
+
+
+def write_json(path: str | Path, value: Any) -> Path:
+    """Write ``value`` as readable JSON, atomically. See :func:`write_atomic`."""
+    return write_atomic(path, json.dumps(value, indent=2, sort_keys=False, allow_nan=False) + "\n")
+
+
+def read_json(path: str | Path, *, what: str = "file", limit: int = 64 * 2**20) -> Any:
+    """Read a JSON file that we wrote.
+
+    Raises:
+        SlimError: Missing, larger than ``limit`` bytes, or no JSON.
+    """
+    path = Path(path)
+    try:
+        if (size := path.stat().st_size) > limit:
+            raise SlimError(f"A {what} is at most {limit} bytes. Got {size} ({path}). Give the file that slim wrote.")
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SlimError(f"A {what} must be readable. Got {path} ({error.strerror}). Check the path.") from error
+    except (ValueError, RecursionError) as error:
+        raise SlimError(f"A {what} must be JSON. Got {path} ({error}). Give the file that slim wrote.") from error
+
+
+def _explained(error: OSError, path: Path) -> SlimError:
+    reason = error.strerror or str(error)
+    if error.errno in _FULL:
+        return RunFailed(
+            f"The disk must have room for {path.name}. Got {reason} ({path}). Free some space; what was there before is whole."
+        )
+    return SlimError(f"A file must be writable. Got {path} ({reason}). Choose another directory with output=<dir>.")
+
+
+def _sync_folder(folder: Path) -> None:
+    """A rename is on the disk when its folder is; some file systems do not offer it, which is no error."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(handle)
+    except OSError:
+        pass
+    finally:
+        os.close(handle)
