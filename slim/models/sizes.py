@@ -1,0 +1,36 @@
+"""Checks of the sizes every builder takes."""
+
+from __future__ import annotations
+
+from slim.errors import SlimError
+
+
+def whole(name: str, value: object, key: str, least: int = 1) -> int:
+    """``value`` as a whole number of at least ``least``.
+
+    >>> whole("depth", 19, "model.depth")
+    19
+
+    Raises:
+        SlimError: it is not one; the message names the configuration ``key``.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise SlimError(f"{name} must be a whole number of at least {least}. Got {name}={value!r}. Set {key}.")
+    return value
+
+
+def depth_of(depth: object, step: int, rest: int, family: str, example: int) -> int:
+    """Blocks per stage of a network whose depth is ``step * n + rest``.
+
+    >>> depth_of(164, 9, 2, "preresnet", 164)
+    18
+
+    Raises:
+        SlimError: the depth has another form.
+    """
+    count = whole("depth", depth, "model.depth")
+    if count <= rest or (count - rest) % step:
+        raise SlimError(
+            f"depth of {family} must be {step}n+{rest}. Got depth={depth!r}. Set model.depth, for example to {example}."
+        )
+    return (count - rest) // step

@@ -1,0 +1,167 @@
+"""Every classifier of torchvision by name, fitted to the classes, channels and size of the data."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from slim.errors import SlimError, nearest
+from slim.models.sizes import whole
+from slim.models.start import fill_gamma
+
+
+def torchvision_names() -> list[str]:
+    """Names of all classifiers of the installed torchvision."""
+    from torchvision import models
+
+    return list(models.list_models(module=models))
+
+
+def torchvision_model(
+    name: str,
+    *,
+    num_classes: int = 10,
+    in_channels: int = 3,
+    pretrained: bool | str = False,
+    image_size: int | None = None,
+    gamma_init: float | None = 0.5,
+    **options: Any,
+) -> nn.Module:
+    """A torchvision classifier with a head for ``num_classes`` and a stem for ``in_channels``.
+
+    Args:
+        name: One of :func:`torchvision_names`, such as ``resnet50``.
+        num_classes: Classes. A pretrained head of another size is replaced by a fresh one.
+        in_channels: Channels of the images. Other than 3 replaces the first convolution; pretrained weights are
+            averaged over the colours and repeated, so that a grey image gives what it gave in colour.
+        pretrained: True for torchvision's default weights (downloaded once), or their name, ``IMAGENET1K_V1``.
+        image_size: Height and width of the images; needed by networks with a fixed size (vit, maxvit).
+        gamma_init: Start of every BatchNorm scale. Pretrained scales are kept.
+        options: Further arguments of torchvision's builder, such as ``dropout``.
+
+    Auxiliary heads (googlenet, inception_v3) are left out: one image, one row of logits.
+
+    Raises:
+        SlimError: unknown name or option, unknown weights, weights that cannot be downloaded, an impossible size.
+    """
+    from torchvision import models
+
+    names = torchvision_names()
+    if name not in names:
+        raise SlimError(f"model.name must be a classifier of torchvision. Got name={name!r}. {nearest(name, names)}")
+    whole("num_classes", num_classes, "num_classes")
+    whole("in_channels", in_channels, "in_channels")
+    builder = models.get_model_builder(name)
+    weights = _weights(name, pretrained)
+    arguments: dict[str, Any] = dict(options)
+    if name in ("googlenet", "inception_v3"):
+        arguments.setdefault("aux_logits", False)
+        if weights is None:
+            arguments.setdefault("init_weights", True)
+            # Its input transform indexes three colours.
+            arguments.setdefault("transform_input", False)
+    if weights is None:
+        arguments["num_classes"] = num_classes
+        if image_size is not None and name.startswith("vit_"):
+            arguments.setdefault("image_size", image_size)
+        if image_size is not None and name == "maxvit_t":
+            arguments.setdefault("input_size", (image_size, image_size))
+            arguments.setdefault("partition_size", 7 if image_size % 7 == 0 else max(image_size // 32, 1))
+    try:
+        model: nn.Module = builder(weights=weights, **arguments)
+    except (ValueError, TypeError, RuntimeError, OSError, AssertionError) as error:
+        raise _explained(error, name, weights, arguments) from error
+    if weights is not None:
+        if num_classes != len(weights.meta["categories"]):
+            _replace_head(model, len(weights.meta["categories"]), num_classes)
+    else:
+        fill_gamma(model, gamma_init)
+    if in_channels != 3:
+        _replace_stem(model, in_channels, keep=weights is not None)
+    return model
+
+
+def _weights(name: str, pretrained: bool | str) -> Any:
+    if pretrained is False or pretrained is None:
+        return None
+    from torchvision import models
+
+    known = models.get_model_weights(name)
+    if pretrained is True:
+        # DEFAULT is an alias and would hide which weights these are.
+        return known["DEFAULT"]
+    if pretrained not in known.__members__:
+        raise SlimError(
+            f"pretrained must be true, false or the name of weights of {name}. Got pretrained={pretrained!r}. "
+            f"{nearest(str(pretrained), known.__members__)} Set model.pretrained."
+        )
+    return known[pretrained]
+
+
+def _explained(error: Exception, name: str, weights: Any, arguments: dict[str, Any]) -> SlimError:
+    if weights is not None and isinstance(error, OSError):
+        folder = f"{torch.hub.get_dir()}/checkpoints"
+        file = str(weights.url).rsplit("/", 1)[-1]
+        return SlimError(
+            f"pretrained weights must be on disk or downloadable. Got {type(error).__name__}: {error} ({weights.url}). "
+            f"Put {file} into {folder}, or set model.pretrained=false."
+        )
+    if weights is not None and isinstance(error, RuntimeError) and "hash" in str(error):
+        return SlimError(f"pretrained weights must have their checksum. Got {error}. Delete the file and try again.")
+    return SlimError(
+        f"torchvision could not build {name}. Got {error} (arguments {arguments}). Change model.* or data."
+    )
+
+
+def _replace_head(model: nn.Module, before: int, after: int) -> None:
+    """Swap the last layer with ``before`` outputs for a fresh one with ``after``."""
+    for path, layer in reversed(list(model.named_modules())):
+        fresh: nn.Module
+        if isinstance(layer, nn.Linear) and layer.out_features == before:
+            fresh = nn.Linear(layer.in_features, after, bias=layer.bias is not None)
+        elif isinstance(layer, nn.Conv2d) and layer.out_channels == before:
+            # Squeezenet's head is a 1x1 convolution.
+            fresh = nn.Conv2d(layer.in_channels, after, 1)
+        else:
+            continue
+        _set(model, path, fresh)
+        return
+    raise SlimError(
+        f"a pretrained network needs a last layer of {before} classes. Got none. Set model.pretrained=false."
+    )
+
+
+def _replace_stem(model: nn.Module, in_channels: int, keep: bool) -> None:
+    """Swap the first convolution for one that reads ``in_channels``."""
+    for path, layer in model.named_modules():
+        if not isinstance(layer, nn.Conv2d):
+            continue
+        fresh = nn.Conv2d(
+            in_channels,
+            layer.out_channels,
+            kernel_size=layer.kernel_size,  # type: ignore[arg-type]
+            stride=layer.stride,  # type: ignore[arg-type]
+            padding=layer.padding,  # type: ignore[arg-type]
+            bias=layer.bias is not None,
+        )
+        with torch.no_grad():
+            if keep:
+                fresh.weight.copy_(layer.weight.sum(1, keepdim=True).expand_as(fresh.weight) / in_channels)
+                if fresh.bias is not None and layer.bias is not None:
+                    fresh.bias.copy_(layer.bias)
+            else:
+                nn.init.kaiming_normal_(fresh.weight, mode="fan_out", nonlinearity="relu")
+                if fresh.bias is not None:
+                    nn.init.zeros_(fresh.bias)
+        _set(model, path, fresh)
+        if hasattr(model, "transform_input"):
+            model.transform_input = False
+        return
+    raise SlimError(f"the network has no convolution to read {in_channels} channels. Set data.in_channels=3.")
+
+
+def _set(model: nn.Module, path: str, module: nn.Module) -> None:
+    parent, _, name = path.rpartition(".")
+    setattr(model.get_submodule(parent), name, module)
