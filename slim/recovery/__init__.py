@@ -1,0 +1,8 @@
+"""Recovery: what makes the thin network right without training, and the loss that helps it when it trains."""
+
+from __future__ import annotations
+
+from slim.recovery.distill import distillation_loss
+from slim.recovery.recalibrate import recalibrate
+
+__all__ = ["distillation_loss", "recalibrate"]

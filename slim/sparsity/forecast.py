@@ -1,0 +1,64 @@
+"""Before training: can the penalty bring a gamma to zero in the steps it is given? (DESIGN.md, trap 12)"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from slim.errors import SlimError
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a phase can do to the gammas.
+
+    Attributes:
+        shrink_budget: the most a gamma can lose over the phase, sum(lr * lam / (1 - momentum)).
+        median_gamma: half of the gammas start below this.
+        reachable: whether the penalty can bring the median gamma to zero.
+        line: one line to print; a warning when not ``reachable``.
+    """
+
+    shrink_budget: float
+    median_gamma: float
+    reachable: bool
+    line: str
+
+
+def shrink_forecast(
+    law: str,
+    gammas: Tensor,
+    lrs: Sequence[float] | float,
+    lam_at: Callable[[int, int], float],
+    lam: float,
+    momentum: float,
+) -> Forecast:
+    """Compare the shrink budget with the gammas.
+
+    Args:
+        law: name for the line.
+        gammas: flat vector ``(N,)`` of the scales now.
+        lrs: learning rate of every step, or their sum (the strength then counts as constant).
+        lam_at: strength at ``(step, total)``.
+        lam: full strength.
+        momentum: of the optimizer, in [0, 1); 0 for a law that acts after the optimizer's step.
+    """
+    if not 0 <= momentum < 1:
+        raise SlimError(f"momentum must be in [0, 1). Got momentum={momentum}. Set optimizer.momentum.")
+    if isinstance(lrs, int | float):
+        budget, total_lr = lrs * lam, float(lrs)
+    else:
+        steps = len(lrs)
+        budget, total_lr = sum(lr * lam_at(i, steps) for i, lr in enumerate(lrs)), float(sum(lrs))
+    budget /= 1 - momentum
+    median = float(gammas.abs().median())
+    reachable = budget >= median
+    line = f"{law}: lam={lam:g} can shrink a gamma by at most {budget:.3g} over this phase; the median gamma is {median:.3g}."
+    if not reachable:
+        needed = median * (1 - momentum) / total_lr if total_lr > 0 else float("inf")
+        line += (
+            f" Too weak to reach zero: set penalty.lam to {needed:.1g} or more, train longer, or use penalty=target."
+        )
+    return Forecast(budget, median, reachable, line)

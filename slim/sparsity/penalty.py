@@ -1,0 +1,55 @@
+"""What every sparsity law offers to a training loop."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from torch import Tensor, nn
+
+from slim.sparsity.forecast import Forecast
+
+if TYPE_CHECKING:
+    from slim.channels import ChannelGraph
+
+
+class Penalty(Protocol):
+    """Pressure on the normalization scales, applied around the optimizer's step and never through autograd.
+
+    The loop of any trainer, once per optimizer step (not per micro-batch)::
+
+        penalty.attach(model, graph, total_steps)
+        loss.backward()            # unscale and clip here
+        penalty.before_step(lr)
+        optimizer.step()
+        penalty.after_step(lr)
+    """
+
+    exact_zeros: bool
+
+    def attach(self, model: nn.Module, graph: ChannelGraph, total_steps: int) -> None:
+        """Find the gammas; begin a phase, or go on with the loaded state."""
+
+    def before_step(self, lr: float) -> None:
+        """After backward, unscaling and clipping: add the subgradient to ``gamma.grad``."""
+
+    def after_step(self, lr: float) -> None:
+        """After the optimizer's step: what a proximal law does to the gammas themselves."""
+
+    def value(self) -> Tensor:
+        """The penalty now, 0-dim on the gammas' device, without waiting for the device."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain tensors and numbers; a run that loads them goes on bit by bit as if never stopped."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up ``state_dict()``, before or after ``attach``."""
+
+    def resize(self, model: nn.Module, graph: ChannelGraph) -> None:
+        """Follow an in-place rebuild of the model; ``graph`` is the thin network's."""
+
+    def summary(self) -> dict[str, float]:
+        """Numbers for a progress bar (waits for the device): share of gammas at zero, target, ready."""
+
+    def forecast(self, lrs: Sequence[float] | float, momentum: float) -> Forecast:
+        """What the phase can do to the gammas, before it begins."""

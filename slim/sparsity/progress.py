@@ -1,0 +1,50 @@
+"""Where a law keeps its place: the step, and a state that may arrive before or after ``attach``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from slim.errors import SlimError
+
+
+class Progress:
+    """Steps done of a phase, and the loaded state that waits for ``attach``.
+
+    A trainer may load a checkpoint before or after it attaches the penalty, and may attach again after loading. So a
+    loaded state stays pending until the first step: attaching takes it up, and starts from zero when there is none.
+    """
+
+    def __init__(self, law: str) -> None:
+        self.law = law
+        self.step = 0
+        self.total = 0
+        self.pending: dict[str, Any] | None = None
+
+    def attach(self, total_steps: int) -> dict[str, Any] | None:
+        """Begin a phase of ``total_steps`` optimizer steps, or go on with a loaded one; returns the loaded state."""
+        if total_steps < 1:
+            raise SlimError(f"total_steps must be >= 1. Got total_steps={total_steps}. Set the phase's epochs.")
+        self.total = int(total_steps)
+        self.step = int(self.pending["step"]) if self.pending else 0
+        return self.pending
+
+    def before_step(self) -> int:
+        """The number of the step that begins, from 0."""
+        if not self.total:
+            raise SlimError(f"a penalty must be attached before it steps. Got penalty={self.law}. Call attach() first.")
+        self.pending = None
+        return self.step
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Take up a state dict, now and again at the next ``attach``."""
+        if state.get("law") != self.law:
+            raise SlimError(
+                f"a state must come from the same law. Got law={state.get('law')} for penalty={self.law}. "
+                "Resume with the penalty the run was started with."
+            )
+        self.pending = dict(state)
+        self.step = int(state["step"])
+
+    def state(self) -> dict[str, Any]:
+        """The part of a state dict every law has."""
+        return {"law": self.law, "step": self.step}
