@@ -88,7 +88,7 @@ def _explained(error: OSError, path: Path) -> SlimError:
     reason = error.strerror or str(error)
     if error.errno in _FULL:
         return RunFailed(
-            f"The disk must have room for {path.name}. Got {reason} ({path}). Free some space; the previous file is whole."
+            f"The disk must have room for {path.name}. Got {reason} ({path}). Free space; the old file is whole."
         )
     return SlimError(f"A file must be writable. Got {path} ({reason}). Choose another directory with output=<dir>.")
 

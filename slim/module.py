@@ -1,0 +1,186 @@
+"""The Lightning module of every training phase: a classifier whose scales feel a penalty once per optimizer step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from slim.channels import ChannelGraph
+from slim.errors import RunFailed
+from slim.sparsity import Penalty
+
+OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
+
+
+class Classifier(pl.LightningModule):
+    """Trains ``network`` on batches ``(x: float (N, C, H, W), y: int64 (N,))`` with cross-entropy.
+
+    The penalty never meets autograd, the gradient scaler, accumulation or clipping: it is added to gamma's gradient right
+    before the optimizer's update (after unscaling and clipping), and proximal laws act right after it.
+
+    Args:
+        network: Anything that maps ``x`` to logits ``(N, classes)``. Trained in place.
+        optimizer: Builds the optimizer from the network's parameters.
+        rate: Factor on the base learning rate as a function of the optimizer step (0-based).
+        total_steps: Optimizer steps of the whole phase.
+        penalty: Sparsity law, or ``None``. Needs ``graph``.
+        graph: Channel graph of ``network``.
+        label_smoothing: As in ``torch.nn.CrossEntropyLoss``.
+        channels_last: Keep images and weights in channels-last memory.
+        compile: Run the network through ``torch.compile``.
+        log_every: Optimizer steps between two points of ``train/loss_step``; each waits for the device.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        optimizer: OptimizerFactory,
+        rate: Callable[[int], float],
+        total_steps: int,
+        penalty: Penalty | None = None,
+        graph: ChannelGraph | None = None,
+        label_smoothing: float = 0.0,
+        channels_last: bool = False,
+        compile: bool = False,
+        log_every: int = 10,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.penalty = penalty
+        self.graph = graph
+        self.total_steps = total_steps
+        self.history: dict[str, list[float]] = {}
+        self.log_every = log_every
+        self._make_optimizer = optimizer
+        self._rate = rate
+        self._label_smoothing = label_smoothing
+        self._format = torch.channels_last if channels_last else torch.preserve_format
+        self._compile = compile
+        self._penalty_state: dict[str, Any] | None = None
+        self._sums: dict[str, Tensor] = {}
+        self.renew()
+
+    def renew(self) -> None:
+        """Forget everything derived from the network's structure; call it after surgery."""
+        # Through __dict__: a compiled module registered as a child would put every weight into the checkpoint twice.
+        self.__dict__["_run"] = torch.compile(self.network) if self._compile else self.network
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``x (N, C, H, W)`` to logits ``(N, classes)``."""
+        if x.dim() == 4:
+            x = x.contiguous(memory_format=self._format) if self._format is torch.channels_last else x
+        logits: Tensor = self.__dict__["_run"](x)
+        return logits
+
+    def scales(self) -> dict[str, Tensor]:
+        """Gamma of every normalization layer of the traced network, by module name."""
+        parameters = dict(self.network.named_parameters())
+        found = [] if self.graph is None else self.graph.scales
+        return {scale.module: parameters[scale.weight] for scale in found if scale.weight in parameters}
+
+    # Steps
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Mean cross-entropy ``()`` of one batch; keeps the epoch's sums on the device."""
+        loss, correct, count = self._judge(batch, self._label_smoothing)
+        self._add("train", loss.detach(), correct, count)
+        return loss
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Adds one batch to the validation sums."""
+        self._add("val", *self._judge(batch, 0.0))
+
+    def _judge(self, batch: tuple[Tensor, Tensor], smoothing: float) -> tuple[Tensor, Tensor, int]:
+        x, y = batch
+        logits = self(x)
+        loss = F.cross_entropy(logits.float(), y, label_smoothing=smoothing)
+        return loss, (logits.detach().argmax(1) == y).sum(), len(y)
+
+    def _add(self, split: str, loss: Tensor, correct: Tensor, count: int) -> None:
+        # In double: the sums of a long epoch must not depend on its length.
+        update = torch.stack(
+            [loss.double() * count, correct.double(), torch.full_like(loss, count, dtype=torch.float64)]
+        )
+        self._sums[split] = self._sums[split] + update if split in self._sums else update
+
+    # The penalty, once per optimizer step
+
+    def on_fit_start(self) -> None:
+        """The parameters are on their device now: the penalty looks for its gammas there."""
+        if self.penalty is None or self.graph is None:
+            return
+        self.penalty.attach(self.network, self.graph, self.total_steps)
+        if self._penalty_state is not None:
+            self.penalty.load_state_dict(self._penalty_state)
+            self._penalty_state = None
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """One optimizer over all parameters, its rate set every step."""
+        optimizer = self._make_optimizer(self.network.parameters())
+        # Lightning runs forward and backward inside optimizer.step, so a *pre* hook would come before the gradients exist.
+        optimizer.register_step_post_hook(self._after_step)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": LambdaLR(optimizer, self._rate), "interval": "step"},
+        }
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip, then add the subgradient. Lightning calls this once per optimizer step, after unscaling, clipping or not."""
+        self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        if self.penalty is not None:
+            self.penalty.before_step(optimizer.param_groups[0]["lr"])
+
+    def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if self.penalty is not None:
+            self.penalty.after_step(optimizer.param_groups[0]["lr"])
+
+    # Figures of an epoch
+
+    def on_train_epoch_end(self) -> None:
+        """Write the epoch's losses and accuracies to the logger and to ``history``."""
+        figures: dict[str, float] = {}
+        for split, sums in self._sums.items():
+            if split == "train":
+                sums = self.trainer.strategy.reduce(sums, reduce_op="sum")
+            loss, correct, count = sums.tolist()
+            if not loss < float("inf"):
+                raise RunFailed(f"The {split} loss must be finite. Got {loss / count} (epoch {self.current_epoch}).")
+            figures[f"{split}/loss"], figures[f"{split}/accuracy"] = loss / count, correct / count
+        self._sums = {}
+        for key, value in figures.items():
+            self.history.setdefault(key.replace("/", "_"), []).append(value)
+        if self.logger is not None:
+            # Straight to the logger, not through self.log: Lightning writes those values after the checkpoint is saved, and
+            # a run killed in between would lose the point.
+            self.logger.log_metrics({**figures, "epoch": self.current_epoch}, step=self.global_step)
+        self.log_dict(figures, logger=False)
+
+    # Checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Penalty, history and the running sums of the epoch travel along."""
+        checkpoint["classifier"] = {
+            "penalty": None if self.penalty is None else self.penalty.state_dict(),
+            "history": {key: list(values) for key, values in self.history.items()},
+            "sums": {split: sums.cpu() for split, sums in self._sums.items()},
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Counterpart of :meth:`on_save_checkpoint`; the penalty takes its state up once it is attached."""
+        state = checkpoint["classifier"]
+        self._penalty_state = state["penalty"]
+        self.history = {key: list(values) for key, values in state["history"].items()}
+        self._sums = {split: sums.to(self.device) for split, sums in state["sums"].items()}

@@ -1,0 +1,87 @@
+"""From ``_target_`` and keyword arguments to an object, with errors a user can act on."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from slim.errors import SlimError, nearest
+
+
+def target(path: Any, key: str) -> Callable[..., Any]:
+    """Import a callable by its dotted path.
+
+    Args:
+        path: Such as ``torch.optim.SGD``.
+        key: The configuration key that holds it, for the message.
+
+    Raises:
+        SlimError: No such thing can be imported, or it is not callable.
+
+    >>> target("torch.optim.SGD", "optimizer").__name__
+    'SGD'
+    """
+    if not isinstance(path, str) or not all(part.isidentifier() for part in path.split(".")) or "." not in path:
+        raise SlimError(f"{key}._target_ must be a dotted path. Got {path!r}. Set {key}._target_=package.name.")
+    parts = path.split(".")
+    for split in range(len(parts) - 1, 0, -1):
+        name = ".".join(parts[:split])
+        try:
+            found: Any = importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            # Only a missing prefix of the path itself means "look further left".
+            if error.name and (name == error.name or name.startswith(error.name + ".")):
+                continue
+            raise SlimError(f"{key}._target_ must be importable. Got {path} ({error}). Install it.") from error
+        except ImportError as error:
+            raise SlimError(
+                f"{key}._target_ must be importable. Got {path} ({error}). Install what it needs."
+            ) from error
+        for part in parts[split:]:
+            if not hasattr(found, part):
+                public = [name for name in dir(found) if not name.startswith("_")]
+                raise SlimError(f"{key}._target_ must exist. Got {path}. {nearest(part, public)}")
+            found = getattr(found, part)
+        if not callable(found):
+            raise SlimError(f"{key}._target_ must be a class or function. Got {path}. Set {key}._target_.")
+        return found  # type: ignore[no-any-return]
+    raise SlimError(f"{key}._target_ must be importable. Got {path}. Install {parts[0]} or correct the path.")
+
+
+def check(function: Callable[..., Any], options: Mapping[str, Any], key: str) -> None:
+    """Refuse options that ``function`` does not take, with the nearest names.
+
+    >>> check(dict.fromkeys, {}, "data")
+    """
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        return
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return
+    for option in options:
+        if option not in parameters:
+            known = [name for name in parameters if name != "self"]
+            raise SlimError(
+                f"{key}.{option} must be an option of {function.__name__}. Got {option}={options[option]}. "
+                f"{nearest(str(option), known)}"
+            )
+
+
+def construct(spec: Mapping[str, Any], key: str, *args: Any, **extra: Any) -> Any:
+    """Call ``spec["_target_"]`` with the other entries of ``spec`` and ``extra`` (which wins).
+
+    Raises:
+        SlimError: Unknown target or option, or the call failed; the cause is quoted in one line.
+    """
+    options = {name: value for name, value in spec.items() if name != "_target_"} | extra
+    function = target(spec.get("_target_"), key)
+    check(function, options, key)
+    try:
+        return function(*args, **options)
+    except SlimError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise SlimError(f"{key} must be buildable. Got {spec['_target_']}: {error} Change {key}.*.") from error
