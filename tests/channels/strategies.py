@@ -32,7 +32,7 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 
 
 class Branches(nn.Module):
-    """Runs one input ``(N, C, H, W)`` through several paths and combines what comes out: ``add``, ``mul`` or ``cat``."""
+    """Runs one input ``(N, C, H, W)`` through several paths and combines their outputs: ``add``, ``mul`` or ``cat``."""
 
     def __init__(self, paths: Sequence[nn.Module], combine: str) -> None:
         super().__init__()
