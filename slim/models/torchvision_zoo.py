@@ -157,7 +157,7 @@ def _replace_stem(model: nn.Module, in_channels: int, keep: bool) -> None:
                     nn.init.zeros_(fresh.bias)
         _set(model, path, fresh)
         if hasattr(model, "transform_input"):
-            model.transform_input = False
+            model.transform_input = False  # type: ignore[assignment]
         return
     raise SlimError(f"the network has no convolution to read {in_channels} channels. Set data.in_channels=3.")
 

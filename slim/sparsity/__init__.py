@@ -10,11 +10,22 @@ from typing import Any
 from slim.errors import SlimError, nearest
 from slim.sparsity.forecast import Forecast
 from slim.sparsity.gammas import gamma_parameters
+from slim.sparsity.group import Group
+from slim.sparsity.l0 import L0
 from slim.sparsity.l1 import L1
 from slim.sparsity.penalty import Penalty
+from slim.sparsity.polarization import Polarization
+from slim.sparsity.prox import Prox
 from slim.sparsity.target import Target
 
-LAWS: dict[str, type[Penalty]] = {"l1": L1, "target": Target}
+LAWS: dict[str, type[Penalty]] = {
+    "l1": L1,
+    "prox": Prox,
+    "target": Target,
+    "polarization": Polarization,
+    "group": Group,
+    "l0": L0,
+}
 
 __all__ = ["LAWS", "Forecast", "Penalty", "build", "gamma_parameters"]
 

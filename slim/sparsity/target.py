@@ -18,7 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from slim.channels import plan_of
+from slim.criteria import Scores
 from slim.errors import SlimError
+from slim.selection import select_groups
 from slim.sparsity.forecast import Forecast
 from slim.sparsity.gammas import Gammas, collect
 from slim.sparsity.progress import Progress
@@ -77,11 +80,14 @@ class Target:
         self._progress = Progress("target")
         self._gammas: Gammas
         self._graph: ChannelGraph
+        self._dense: dict[str, float] = {}
+        self._floor: dict[str, int] = {}
 
     def attach(self, model: nn.Module, graph: ChannelGraph, total_steps: int) -> None:
         """See `Penalty.attach`."""
         self._find(model, graph)
         state = self._progress.attach(total_steps)
+        self._measure_dense()
         self._first = int(self.start * total_steps)
         self._window = max(1, round(self.window * total_steps))
         self._last = max(self._first, int(self.end * total_steps) - self._window)
@@ -141,8 +147,10 @@ class Target:
         return gone
 
     def state_dict(self) -> dict[str, Any]:
-        """Step, running scores and the way left to zero of every entry."""
-        return {**self._progress.state(), "score": self._score.clone(), "left": self._left.clone()}
+        """Step, running scores, the way left to zero of every entry, and the size of the dense network."""
+        state = self._progress.state()
+        tensors = {"score": self._score.clone(), "left": self._left.clone()}
+        return {**state, **tensors, "dense": dict(self._dense), "floor": dict(self._floor)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """See `Penalty.load_state_dict`."""
@@ -151,10 +159,19 @@ class Target:
             self._restore(state)
 
     def summary(self) -> dict[str, float]:
-        """``zero``: share of gammas at zero; ``ready``: 1 when the cut costs nothing."""
-        zero = float((self._gammas.flat() == 0).float().mean())
-        done = self._progress.step > self._last + self._window
-        return {"zero": zero, "ready": float(done and float(self.value()) == 0)}
+        """Shares of the dense network: gammas at ``zero`` and on their way there (``target``), ``macs`` after a cut now;
+        ``ready``: 1 when nothing is left to shrink."""
+        inside = torch.as_tensor(self._gammas.groups >= 0, device=self._gammas.device)
+        zero = inside & (self._gammas.flat() == 0)
+        doomed = inside & ~torch.isinf(self._left)
+        total, cut = self._dense["scales"], self._dense["scales"] - self._scales()
+        done = self._progress.step >= self._last + self._window and not bool((doomed & ~zero).any())
+        return {
+            "zero": (cut + float(zero.sum())) / total,
+            "target": self.budget if self.kind == "ratio" else (cut + float(doomed.sum())) / total,
+            "macs": self._graph.macs(self.removed()) / self._dense["macs"],
+            "ready": float(done),
+        }
 
     def forecast(self, lrs: Sequence[float] | float, momentum: float) -> Forecast:
         """Always reaches zero, whatever the learning rate, unless the phase has too few steps for a window."""
@@ -166,14 +183,47 @@ class Target:
         return Forecast(float("inf"), median, True, line)
 
     def resize(self, model: nn.Module, graph: ChannelGraph) -> None:
-        """See `Penalty.resize`."""
-        raise NotImplementedError
+        """See `Penalty.resize`: scores and ways left are cut like the gammas; the budget stays that of the dense network."""
+        before = dict(zip(self._gammas.names, zip(self._gammas.sizes, self._kept, strict=True), strict=True))
+        scores = dict(zip(self._gammas.names, self._gammas.views(self._score), strict=True))
+        lefts = dict(zip(self._gammas.names, self._gammas.views(self._left), strict=True))
+        self._find(model, graph)
+        score, left = [], []
+        for name, size, now in zip(self._gammas.names, self._gammas.sizes, self._kept, strict=True):
+            old_size, then = before[name]
+            if now is None:
+                stays = np.arange(old_size)
+            else:
+                stays = now if then is None else np.searchsorted(then, now)
+            if len(stays) != size:
+                raise SlimError(f"a penalty follows a rebuild made by slim.rebuild. Got {name} with {size} channels, "
+                                f"{len(stays)} in its plan. Use slim.rebuild(model, plan, in_place=True).")  # fmt: skip
+            pick = torch.as_tensor(stays, device=self._gammas.device)
+            score.append(scores[name][pick])
+            left.append(lefts[name][pick])
+        self._score, self._left = torch.cat(score), torch.cat(left)
 
     def _find(self, model: nn.Module, graph: ChannelGraph) -> None:
         self._graph = graph
         self._gammas = g = collect(model, graph, norms=self.norms)
         self._bias_entries = torch.as_tensor(g.bias_entries, device=g.device)
         self._owned = np.unique(g.groups[g.groups >= 0])
+        plan = plan_of(model)
+        keeps = [plan.axes.get((name, 0)) if plan is not None else None for name in g.names]
+        self._kept = [None if keep is None else keep.kept for keep in keeps]
+
+    def _scales(self) -> int:
+        """Scales that may be removed, now."""
+        own = self._gammas.groups >= 0
+        return int(self._graph.prunable[self._gammas.groups[own]].sum())
+
+    def _measure_dense(self) -> None:
+        """What budgets and floors refer to, also after the network became thinner."""
+        graph = self._graph
+        self._dense = {"scales": self._scales(), "macs": graph.macs(), "params": graph.params()}
+        share = 1 - self.max_layer_ratio
+        # The subtraction is exact to an ulp only: 10 * (1 - 0.9) must ask for one channel, not two.
+        self._floor = {space.name: max(1, int(np.ceil(len(space.groups) * share - 1e-9))) for space in graph.spaces}
 
     def _share(self, step: int) -> float:
         u = (step - self._first + 1) / (self._last - self._first + 1)
@@ -187,6 +237,7 @@ class Target:
             )
         self._score.copy_(state["score"])
         self._left.copy_(state["left"])
+        self._dense, self._floor = dict(state["dense"]), dict(state["floor"])
 
     def _scores(self) -> np.ndarray:
         """Score of every group: entries over their layer's mean, summed over the group's members."""
@@ -200,25 +251,29 @@ class Target:
         count = np.bincount(g.groups[own], minlength=len(self._graph))
         return total / np.maximum(count, 1)
 
-    def _rank(self, share: float) -> None:
-        from slim.criteria import Scores
-        from slim.select import select_groups
+    def _budget(self, share: float) -> float:
+        """The budget after ``share`` of the way, in terms of the network as it is now."""
+        if self.kind == "ratio":
+            now = self._scales()
+            gone = self._dense["scales"] - now
+            return max(0.0, (self.budget * share * self._dense["scales"] - gone) / now)
+        now = self._graph.macs() if self.kind == "macs" else self._graph.params()
+        return min(1.0, (1 - (1 - self.budget) * share) * self._dense[self.kind] / now)
 
+    def _rank(self, share: float) -> None:
         g, graph = self._gammas, self._graph
-        values = self._scores()
-        settled = np.zeros(len(graph), bool)
         own = g.groups >= 0
         left = self._left.cpu().numpy()
+        settled = np.zeros(len(graph), bool)
         settled[g.groups[own & (left <= 1)]] = True
-        values[settled] = -1.0
         counts = np.bincount(g.groups[own], minlength=len(graph))
-        budget = self.budget * share if self.kind == "ratio" else 1 - (1 - self.budget) * share
+        values = np.where(settled, -1.0, self._scores())
+        options = {**self.select, "overrides": {
+            **{name: {"min_channels": least} for name, least in self._floor.items()},
+            **self.select.get("overrides", {}),
+        }}  # fmt: skip
         selection = select_groups(
-            graph,
-            Scores(values, counts > 0, counts, self.criterion),
-            **{self.kind: budget},
-            max_layer_ratio=self.max_layer_ratio,
-            **self.select,
+            graph, Scores(values, counts > 0, counts, self.criterion), **{self.kind: self._budget(share)}, **options
         )
         doomed = np.zeros(len(g), bool)
         doomed[own] = (selection.removed | settled)[g.groups[own]]

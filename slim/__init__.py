@@ -1,0 +1,56 @@
+"""Network Slimming for any convolutional network: trace, score, select, rebuild.
+
+>>> import torch, slim
+>>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.ReLU(), torch.nn.Conv2d(8, 4, 1))
+>>> graph = slim.trace(net, torch.zeros(1, 3, 8, 8))
+>>> len(graph)
+12
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from slim.channels import ChannelGraph, Plan, mask, rebuild, trace
+from slim.errors import RunFailed, SlimError
+
+if TYPE_CHECKING:
+    from slim.artifact import load as load
+    from slim.artifact import save as save
+    from slim.criteria import score as score
+    from slim.selection import select as select
+    from slim.selection import select_groups as select_groups
+    from slim.shortcut import prune as prune
+
+_LAZY = {
+    "load": "slim.artifact",
+    "save": "slim.artifact",
+    "score": "slim.criteria",
+    "select": "slim.selection",
+    "select_groups": "slim.selection",
+    "prune": "slim.shortcut",
+}
+
+__all__ = [
+    "ChannelGraph",
+    "Plan",
+    "RunFailed",
+    "SlimError",
+    "load",
+    "mask",
+    "prune",
+    "rebuild",
+    "save",
+    "score",
+    "select",
+    "select_groups",
+    "trace",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is above the core when somebody asks for it."""
+    if name not in _LAZY:
+        raise AttributeError(f"module 'slim' has no attribute {name!r}")
+    return getattr(importlib.import_module(_LAZY[name]), name)

@@ -1,0 +1,181 @@
+"""One checkpoint per phase, always whole, that a run continues from bit by bit."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Checkpoint
+from pytorch_lightning.plugins.io import CheckpointIO
+
+from slim.callbacks.signals import Interrupted, Signals
+from slim.errors import SlimError
+from slim.files import write_atomic
+
+
+class SafeFiles(CheckpointIO):
+    """Writes checkpoints atomically and reads them with ``weights_only``: nothing in a file can run."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write beside, sync, rename."""
+        write_atomic(Path(path), lambda file: torch.save(checkpoint, file))
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, **options: Any) -> dict[str, Any]:
+        """See :func:`read`."""
+        return read(Path(path))
+
+    def remove_checkpoint(self, path: Any) -> None:
+        """Delete the file if it is there."""
+        Path(path).unlink(missing_ok=True)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Load a checkpoint onto the CPU.
+
+    Raises:
+        SlimError: The file is missing, damaged, or holds more than tensors and plain data.
+    """
+    try:
+        body = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(body, dict) or "slim" not in body or "state_dict" not in body:
+            raise ValueError("it was not written by a run of slim")
+        return body
+    except Exception as error:  # a hostile file raises whatever it likes
+        # torch's advice to try weights_only=False is the last thing a user should follow.
+        reason = str(error).split("\n", 1)[0].split(". In PyTorch", 1)[0][:160]
+        raise SlimError(
+            f"A checkpoint must be a whole file of tensors and plain data. Got {path} ({type(error).__name__}: {reason}). "
+            "Give one that a run of slim wrote."
+        ) from None
+
+
+class Saver(Checkpoint):
+    """Saves the phase: after every epoch, every so often within one, and when a signal asks the run to stop.
+
+    Lightning calls checkpoint callbacks last, so everything that others logged for the step is part of the past.
+
+    Args:
+        path: The one file, replaced each time.
+        plan: Gives the network's plan as JSON (from the dense network), or ``None``: it is what a resumed run thins
+            the network with before the weights are loaded.
+        signals: Asked after every step.
+        every_steps: Optimizer steps between saves within an epoch; ``None``: after ``every_seconds``.
+        every_seconds: Wall time between saves within an epoch. When a run saves does not change what it computes.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        plan: Callable[[], str | None],
+        signals: Signals,
+        every_steps: int | None = None,
+        every_seconds: float = 60.0,
+    ) -> None:
+        self.path = path
+        self._plan = plan
+        self._signals = signals
+        self._every_steps = every_steps
+        self._every_seconds = every_seconds
+        self._saved_at = time.monotonic()
+        self._generators: dict[str, Any] | None = None
+
+    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Adds the plan and the state of every random generator."""
+        checkpoint["slim"] = {"plan": self._plan(), "generators": _generators()}
+
+    def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Keeps the generators' state until training begins: setting the network up draws numbers, too."""
+        self._generators = checkpoint["slim"]["generators"]
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """From here on signals wait for a safe moment."""
+        self._signals.install()
+        self._signals.waiting = True
+        self._saved_at = time.monotonic()
+        if self._generators is not None:
+            _set_generators(self._generators)
+            self._generators = None
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save within the epoch, when it is time."""
+        done = batch_idx + 1
+        if done == trainer.num_training_batches or done % trainer.accumulate_grad_batches:
+            return  # the epoch's end saves anyway; half an accumulated gradient cannot be saved
+        if self._every_steps is not None:
+            due = trainer.global_step % self._every_steps == 0
+        else:
+            due = time.monotonic() - self._saved_at >= self._every_seconds
+        if self._told_to_stop(trainer) or due:
+            self.save(trainer)
+            self._leave(trainer)
+
+    def on_validation_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
+        """A long validation does not keep a stopped run alive: it goes on from the last save."""
+        if self._signals.received and trainer.world_size == 1:
+            self._leave(trainer)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save; leave if asked to."""
+        self._told_to_stop(trainer)
+        self.save(trainer)
+        self._leave(trainer)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Signals count at once again."""
+        self._signals.waiting = False
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Likewise."""
+        self._signals.waiting = False
+
+    def save(self, trainer: pl.Trainer) -> None:
+        """Write the checkpoint, after the curves: what it holds has been logged."""
+        for logger in trainer.loggers:
+            if hasattr(logger.experiment, "flush"):
+                logger.experiment.flush()
+        trainer.save_checkpoint(self.path)
+        self._saved_at = time.monotonic()
+
+    def _told_to_stop(self, trainer: pl.Trainer) -> bool:
+        if trainer.world_size > 1:
+            # All ranks must save and leave together; a scheduler may have told only one of them.
+            names = [None, *sorted(("SIGTERM", "SIGUSR1", "SIGINT"))]
+            mine = torch.tensor(names.index(self._signals.received), device=trainer.strategy.root_device)
+            told = int(trainer.strategy.reduce(mine, reduce_op="max"))
+            self._signals.received = names[told]
+        return self._signals.received is not None
+
+    def _leave(self, trainer: pl.Trainer) -> None:
+        if self._signals.received is not None:
+            raise Interrupted(self._signals.received)
+
+
+def _generators() -> dict[str, Any]:
+    """State of all random generators as plain data and tensors."""
+    version, words, gauss = random.getstate()
+    kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    return {
+        "python": [version, list(words), gauss],
+        "numpy": [str(kind), [int(key) for key in keys], int(position), int(has_gauss), float(cached)],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def _set_generators(state: dict[str, Any]) -> None:
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words), gauss))
+    kind, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((kind, np.array(keys, dtype=np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])

@@ -1,0 +1,298 @@
+"""From a trace to the channel graph: settle what was assumed, number the groups, name the spaces."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from slim.channels.graph import Balance, BoolArray, ChannelGraph, Layer, Scale, Space
+from slim.channels.ids import FIXED, IntArray
+from slim.channels.probe import probe
+from slim.channels.select_layer import can_select
+from slim.channels.surgery import describe_inputs
+from slim.channels.trace import Axis, Facts, call_arguments, collect, tensors_in, unwrap
+from slim.errors import SlimError
+
+RESIDUAL = ("group", "select", "keep")
+GROUPED = ("balance", "whole")
+
+
+def trace(
+    model: nn.Module, example_inputs: Any, *, residual: str = "group", grouped: str = "balance"
+) -> ChannelGraph:
+    """Find which channels of any network belong together, by running it once on meta tensors.
+
+    Args:
+        model: Any module. It is not changed: not its weights, mode, gradients, buffers or random state.
+        example_inputs: A tensor, a tuple of arguments or a dict of keyword arguments, on any device, meta included.
+        residual: How streams that several layers share are treated. ``group``: their channels go together everywhere;
+            ``select``: a normalization that reads a stream drops channels of its own, behind an index layer (the
+            channel selection of Liu et al. 2017, section 3.4); ``keep``: they stay whole.
+        grouped: Grouped convolutions lose equally many channels in each group (``balance``) or ``whole`` groups.
+
+    Raises:
+        SlimError: when the forward does not run on the example, or an option is unknown.
+    """
+    for name, value, known in (("residual", residual, RESIDUAL), ("grouped", grouped, GROUPED)):
+        if value not in known:
+            raise SlimError(f"{name} must be one of {', '.join(known)}. Got {name}={value!r}. Choose one of them.")
+    if not isinstance(model, nn.Module):
+        raise SlimError(f"model must be a torch.nn.Module. Got {type(model).__name__}. Pass the network itself.")
+    model = unwrap(model)
+    facts = collect(model, example_inputs, residual=residual, grouped=grouped)
+    settle_streams(facts, model, residual)
+    pin_orphans(facts)
+    balance_pins(facts)
+    probe(model, example_inputs, facts, residual=residual, grouped=grouped, settle=balance_pins)
+    return _assemble(model, example_inputs, facts)
+
+
+def _touch_counts(facts: Facts, arrays: Iterable[IntArray]) -> Counter[int]:
+    """How many of ``arrays`` touch each root."""
+    counts: Counter[int] = Counter()
+    for ids in arrays:
+        counts.update(np.unique(facts.ids.find(ids.ravel())).tolist())
+    return counts
+
+
+def settle_streams(facts: Facts, model: nn.Module, residual: str) -> None:
+    """Decide which normalizations read a stream that others read too, and treat streams as ``residual`` says."""
+    if residual == "group":
+        return
+    ids = facts.ids
+    reads = [n.read for n in facts.norms if n.read is not None and n.kind == "batch"]
+    if residual == "keep":
+        producers = _touch_counts(facts, (p for _, p in facts.producers))
+        shared = _touch_counts(facts, reads)
+        streams = {r for r, n in producers.items() if n > 1} | {r for r, n in shared.items() if n > 1}
+        ids.pin(np.array(sorted(streams), dtype=np.int64), "a shared stream is kept (residual=keep)")
+        return
+    modules = dict(model.named_modules())
+    raw = _touch_counts(facts, [*facts.raw_reads, *facts.outputs])
+    norms = _touch_counts(facts, reads)
+    for note in facts.norms:
+        if not note.split or note.read is None:
+            continue
+        roots = ids.find(note.read).tolist()
+        alone = all(norms[r] <= 1 and not raw[r] for r in roots)
+        if alone or not can_select(modules[note.module]):
+            note.split = False
+            ids.join(note.own, note.read, "reads fixed data")
+    streams = [n.read for n in facts.norms if n.split and n.read is not None]
+    streams += [read for _, read, own in facts.selects if own is not read]
+    for read in streams:
+        direct = np.array([r for r in ids.find(read).tolist() if raw[r]], dtype=np.int64)
+        ids.pin(direct, "the stream is read directly besides its normalizations")
+
+
+def pin_orphans(facts: Facts) -> None:
+    """Axes that no layer makes (a table of positions, a learned query) are not channels."""
+    ids = facts.ids
+    made = np.zeros(len(ids), dtype=bool)
+    for array in [p for _, p in facts.producers] + [n.own for n in facts.norms]:
+        made[ids.find(array)] = True
+    for axis, array in facts.axes.items():
+        orphans = array[~made[ids.find(array)]]
+        ids.pin(orphans, f"no layer makes these channels ({axis.param}, axis {axis.dim})")
+
+
+def _pinned(facts: Facts) -> BoolArray:
+    pinned = np.zeros(len(facts.ids), dtype=bool)
+    pinned[FIXED] = True
+    for array, _ in facts.ids.pins:
+        pinned[facts.ids.find(array)] = True
+    return pinned
+
+
+def balance_pins(facts: Facts) -> None:
+    """Blocks that cannot lose equally many because some of their channels must stay: all of them stay."""
+    ids = facts.ids
+    while True:
+        pinned, before = _pinned(facts), len(ids.pins)
+        for where, blocks in facts.balance:
+            stuck = pinned[ids.find(blocks)].sum(axis=1)
+            if len(np.unique(stuck)) > 1 or (0 < stuck[0] < blocks.shape[1] and blocks.shape[1] - stuck[0] < 1):
+                free = blocks[~pinned[ids.find(blocks)]]
+                if free.size:
+                    ids.pin(free, f"equal blocks cannot lose equally many ({where})")
+                    pinned[ids.find(free)] = True
+        if len(ids.pins) == before:
+            return
+
+
+def _assemble(model: nn.Module, example_inputs: Any, facts: Facts) -> ChannelGraph:
+    ids = facts.ids
+    roots = ids.roots()
+    reasons_of: dict[int, str] = {}
+    for array, reason in ids.pins:
+        for root in np.unique(roots[array]).tolist():
+            if reason or root not in reasons_of:
+                reasons_of[root] = reasons_of.get(root) or reason
+    positions = np.array([r for r, reason in reasons_of.items() if not reason], dtype=np.int64)
+
+    # Number the groups in the order in which the trace met them.
+    every = np.concatenate([roots[a] for a in facts.axes.values()]) if facts.axes else np.zeros(0, dtype=np.int64)
+    every = every[~np.isin(every, positions) & (every != FIXED)]
+    unique, first = np.unique(every, return_index=True)
+    order = unique[np.argsort(first)]
+    group_of_root = np.full(len(ids), -1, dtype=np.int64)
+    group_of_root[order] = np.arange(len(order))
+    count = len(order)
+
+    cache: dict[int, IntArray] = {}
+
+    def groups(array: IntArray) -> IntArray:
+        if id(array) not in cache:
+            cache[id(array)] = group_of_root[roots[array.ravel()]]
+        return cache[id(array)]
+
+    shared: dict[bytes, IntArray] = {}
+    axes = {}
+    for axis, array in facts.axes.items():
+        found = groups(array)
+        axes[axis] = shared.setdefault(found.tobytes(), found)
+
+    pinned, reasons = np.zeros(count, dtype=bool), {}
+    for root, reason in reasons_of.items():
+        g = int(group_of_root[root])
+        if g >= 0:
+            pinned[g], reasons[g] = True, reason
+    inexact = np.zeros(count, dtype=bool)
+    for array, reason in facts.inexact:
+        for g in np.unique(groups(array)).tolist():
+            if g >= 0 and not pinned[g]:
+                inexact[g] = True
+                reasons.setdefault(g, reason)
+
+    spaces, space_of = _spaces(facts, groups, axes, count)
+    scales = [
+        Scale(n.module, n.weight, n.bias, n.mean, n.var, groups(n.own), n.kind) for n in facts.norms
+    ] + _frozen_norms(model, axes, {n.module for n in facts.norms})
+    implied, selects = _selections(facts, groups)
+    tensors = list(tensors_in(call_arguments(example_inputs)))
+    reached = {axis.param for axis in facts.axes}
+    return ChannelGraph(
+        model=model,
+        count=count,
+        axes=axes,
+        grouped=facts.grouped,
+        regroup=facts.regroup,
+        prunable=~pinned & ~inexact,
+        inexact=inexact,
+        reasons=reasons,
+        scales=scales,
+        spaces=spaces,
+        space_of=space_of,
+        balance=_balances(facts, groups),
+        implied=implied,
+        layers=[
+            Layer(
+                w.module,
+                w.kind,
+                w.weight,
+                w.factor,
+                tuple((groups(t.ids), t.per) for t in w.terms),
+                tuple((elements, None if t is None else groups(t.ids)) for elements, t in w.ends),
+            )
+            for w in facts.work
+        ],
+        selects=selects,
+        unknown=facts.unknown,
+        unreached=[n for n, p in model.named_parameters() if n not in reached and p.numel() > 1],
+        inputs=None if facts.real else describe_inputs(example_inputs),
+        input_shapes=", ".join("x".join(map(str, t.shape)) for t in tensors),
+    )
+
+
+def _spaces(
+    facts: Facts, groups: Any, axes: Mapping[Axis, IntArray], count: int
+) -> tuple[list[Space], IntArray]:
+    """Partition the groups by the set of layers that make them."""
+    label = np.zeros(count, dtype=np.int64)
+    fresh = 1
+    makers: list[tuple[str, IntArray]] = []
+
+    def mark(name: str, mine: IntArray) -> None:
+        nonlocal fresh
+        mine = np.unique(mine[mine >= 0])
+        if not len(mine):
+            return
+        makers.append((name, mine))
+        values, inverse = np.unique(label[mine], return_inverse=True)
+        label[mine] = fresh + inverse
+        fresh += len(values)
+
+    for module, array in facts.producers:
+        mark(module, groups(array))
+    for note in facts.norms:
+        if note.split:
+            mark(note.module, groups(note.own))
+    for axis, mine in axes.items():
+        alone = mine[mine >= 0]
+        if len(alone) and (label[alone] == 0).any():
+            mark(axis.param.rpartition(".")[0], alone[label[alone] == 0])
+
+    values, first, space_of = np.unique(label, return_index=True, return_inverse=True)
+    rank = np.argsort(np.argsort(first))
+    space_of = rank[space_of].astype(np.int64)
+    members: list[list[str]] = [[] for _ in values]
+    for name, mine in makers:
+        for s in np.unique(space_of[mine]).tolist():
+            if name not in members[s]:
+                members[s].append(name)
+    order = np.argsort(space_of, kind="stable")
+    parts = np.split(order, np.cumsum(np.bincount(space_of, minlength=len(values)))[:-1]) if count else []
+    seen: Counter[str] = Counter()
+    spaces = []
+    for s, part in enumerate(parts):
+        name = members[s][0]
+        seen[name] += 1
+        title = name if seen[name] == 1 else f"{name}#{seen[name]}"
+        spaces.append(Space(title, tuple(members[s]), part.astype(np.int64)))
+    return spaces, space_of
+
+
+def _frozen_norms(model: nn.Module, axes: Mapping[Axis, IntArray], known: set[str]) -> list[Scale]:
+    """Normalizations written out in a forward (FrozenBatchNorm2d): a weight beside running statistics."""
+    found = []
+    for name, module in model.named_modules():
+        if name in known or not (hasattr(module, "running_var") and hasattr(module, "weight")):
+            continue
+        mine = axes.get(Axis(f"{name}.weight", 0))
+        if mine is not None:
+            names = [f"{name}.{part}" for part in ("weight", "bias", "running_mean", "running_var")]
+            found.append(Scale(name, *names, mine))
+    return found
+
+
+def _balances(facts: Facts, groups: Any) -> list[Balance]:
+    """The balance constraints that are not satisfied by themselves, each once."""
+    found: dict[bytes, Balance] = {}
+    for where, array in facts.balance:
+        blocks = groups(array).reshape(array.shape)
+        ordered = np.sort(blocks, axis=1)
+        if (ordered == ordered[:1]).all() or (blocks < 0).all():
+            continue
+        found.setdefault(blocks.tobytes(), Balance(where, tuple(blocks)))
+    return list(found.values())
+
+
+def _selections(facts: Facts, groups: Any) -> tuple[IntArray, list[tuple[str, IntArray]]]:
+    """Pairs (stream group, reader group), and the stream that each selecting normalization reads."""
+    pairs, selects = [], []
+    for note in facts.norms:
+        if note.split and note.read is not None:
+            pairs.append(np.stack([groups(note.read), groups(note.own)], axis=1))
+            selects.append((note.module, groups(note.read)))
+    for name, read, own in facts.selects:
+        stream = facts.axes.get(Axis(name, -1))
+        if own is not read:
+            pairs.append(np.stack([groups(read), groups(own)], axis=1))
+        if stream is not None:
+            selects.append((name.rpartition(".")[0], groups(stream)))
+    merged = np.concatenate(pairs) if pairs else np.zeros((0, 2), dtype=np.int64)
+    return merged[(merged >= 0).all(axis=1)], selects

@@ -1,0 +1,29 @@
+"""Counts by PyTorch's own counter, the oracle for ours. MACs = FLOPs / 2."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._pytree import tree_map_only
+from torch.utils.flop_counter import FlopCounterMode
+
+from slim.channels.surgery import _OnMeta
+from slim.channels.trace import borrowed, call_arguments, meta_like, unwrap
+
+
+def count_macs(model: nn.Module, example_inputs: Any) -> int:
+    """Multiply-accumulates of one eval forward on ``example_inputs``, by ``torch.utils.flop_counter``."""
+    model = unwrap(model)
+    args, kwargs = call_arguments(example_inputs)
+    args, kwargs = tree_map_only(torch.Tensor, meta_like, (args, kwargs))
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), borrowed(model, meta=True, training=False), counter, _OnMeta():
+        model(*args, **kwargs)
+    return int(counter.get_total_flops()) // 2
+
+
+def count_params(model: nn.Module) -> int:
+    """Parameters, shared ones once."""
+    return sum(p.numel() for p in model.parameters())

@@ -1,0 +1,232 @@
+"""The plan: which channels stay, per parameter axis. Plain data: JSON, hashable, independent of weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+from torch import nn
+
+from slim.channels.ids import IntArray
+from slim.errors import SlimError
+
+FORMAT = "slim-plan"
+VERSION = 1
+MAX_WIDTH = 1 << 24  # no layer is wider; a file that claims so is refused before anything is allocated
+
+
+class Keep(NamedTuple):
+    """The entries of an axis that stay: ``kept`` (ascending) of ``size``."""
+
+    size: int
+    kept: IntArray
+
+    def hex(self) -> str:
+        """The kept entries as a bit mask in hexadecimal."""
+        mask = np.zeros(self.size, dtype=bool)
+        mask[self.kept] = True
+        return np.packbits(mask).tobytes().hex()
+
+    @classmethod
+    def from_hex(cls, size: int, text: str) -> Keep:
+        """The inverse of :meth:`hex`."""
+        bits = np.unpackbits(np.frombuffer(bytes.fromhex(text), dtype=np.uint8))
+        if len(bits) != -(-size // 8) * 8 or bits[size:].any():
+            raise ValueError("mask and size disagree")
+        return cls(size, np.flatnonzero(bits[:size]).astype(np.int64))
+
+    def then(self, later: Keep) -> Keep:
+        """What stays when ``later`` is applied to what stays here."""
+        return Keep(self.size, self.kept[later.kept])
+
+
+Axes = Mapping[tuple[str, int], Keep]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Plan:
+    """Which channels of a dense network stay.
+
+    Attributes:
+        axes: (parameter or buffer name, axis) -> what stays of it. Axes that lose nothing are absent. For a grouped
+            convolution's axis that is stored per group, the entry counts the channels of all groups.
+        grouped: weight name of a grouped convolution -> its groups (its axis 1 is stored per group).
+        regroup: module name -> its new number of groups.
+        selects: normalization module name -> what stays of the stream it reads.
+        widths: module name -> (dense, kept) output channels, for every layer that makes channels.
+        inputs: shapes and dtypes of the example input (nested lists and dicts), for a check forward; None when unknown.
+    """
+
+    axes: Axes
+    grouped: Mapping[str, int]
+    regroup: Mapping[str, int]
+    selects: Mapping[str, Keep]
+    widths: Mapping[str, tuple[int, int]]
+    inputs: Any = None
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether nothing is removed."""
+        return not self.axes and not self.selects
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Plan) and self.hash == other.hash
+
+    def __hash__(self) -> int:
+        return hash(self.hash)
+
+    @cached_property
+    def hash(self) -> str:
+        """A SHA-256 of the canonical JSON, in hexadecimal."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+    def to_json(self) -> str:
+        """Canonical JSON; equal masks are written once."""
+        sets: dict[tuple[int, str], int] = {}
+
+        def number(keep: Keep) -> int:
+            return sets.setdefault((keep.size, keep.hex()), len(sets))
+
+        axes: dict[str, list[list[int]]] = {}
+        for (name, dim), keep in sorted(self.axes.items()):
+            axes.setdefault(name, []).append([dim, number(keep)])
+        body = {
+            "format": FORMAT,
+            "version": VERSION,
+            "axes": axes,
+            "grouped": dict(sorted(self.grouped.items())),
+            "regroup": dict(sorted(self.regroup.items())),
+            "selects": {k: number(v) for k, v in sorted(self.selects.items())},
+            "widths": {k: list(v) for k, v in self.widths.items()},
+            "inputs": self.inputs,
+            "sets": [list(key) for key in sets],
+        }
+        return json.dumps(body, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Plan:
+        """Read a plan.
+
+        Raises:
+            SlimError: when the text is no plan, or claims impossible sizes.
+        """
+        try:
+            body = json.loads(text)
+            if body["format"] != FORMAT or body["version"] != VERSION:
+                raise ValueError(f"format {body['format']!r} version {body['version']!r}")
+            sets = []
+            for size, mask in body["sets"]:
+                if not (isinstance(size, int) and 0 < size <= MAX_WIDTH and len(mask) == 2 * -(-size // 8)):
+                    raise ValueError(f"a channel set of size {str(size)[:20]}")
+                keep = Keep.from_hex(size, mask)
+                if not len(keep.kept):
+                    raise ValueError("a layer without channels")
+                sets.append(keep)
+
+            def pick(number: Any) -> Keep:
+                if not (isinstance(number, int) and 0 <= number < len(sets)):
+                    raise ValueError(f"set {number!r}")
+                return sets[number]
+
+            return cls(
+                axes={(str(n), int(d)): pick(s) for n, entries in body["axes"].items() for d, s in entries},
+                grouped={str(k): _positive(v) for k, v in body["grouped"].items()},
+                regroup={str(k): _positive(v) for k, v in body["regroup"].items()},
+                selects={str(k): pick(v) for k, v in body["selects"].items()},
+                widths={str(k): (int(a), int(b)) for k, (a, b) in body["widths"].items()},
+                inputs=body["inputs"],
+            )
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
+            raise SlimError(
+                f"A plan must be {FORMAT} JSON of version {VERSION}. Got {type(error).__name__}: {str(error)[:120]}. "
+                "Write it with plan.to_json()."
+            ) from None
+
+    def diff(self, other: Plan) -> str:
+        """Layers whose widths or channels differ, one per line; empty when the plans are equal."""
+        lines = []
+        for name in dict.fromkeys((*self.widths, *other.widths)):
+            mine, theirs = self.widths.get(name), other.widths.get(name)
+            if mine != theirs:
+                lines.append(f"{name}: {_width(mine)} | {_width(theirs)}")
+        named = {line.partition(":")[0] for line in lines}
+        for (param, dim), keep in sorted(self.axes.items()):
+            match, module = other.axes.get((param, dim)), param.rpartition(".")[0]
+            if module not in named and (match is None or not np.array_equal(match.kept, keep.kept)):
+                lines.append(f"{module}: other channels of {param}, axis {dim}")
+                named.add(module)
+        for param, dim in sorted(set(other.axes) - set(self.axes)):
+            module = param.rpartition(".")[0]
+            if module not in named:
+                lines.append(f"{module}: other channels of {param}, axis {dim}")
+                named.add(module)
+        return "\n".join(lines)
+
+    def then(self, later: Plan) -> Plan:
+        """One plan for this plan followed by ``later`` (which was made for this plan's thin network)."""
+        axes = dict(self.axes)
+        for key, keep in later.axes.items():
+            mine = axes.get(key)
+            if mine is not None and len(mine.kept) != keep.size:
+                raise SlimError(
+                    f"Plans compose only when the later one was made for the thin network. Got {key[0]} with "
+                    f"{len(mine.kept)} channels, expected {keep.size}. Trace the rebuilt network again."
+                )
+            axes[key] = mine.then(keep) if mine is not None else keep
+        selects = dict(self.selects)
+        for name, keep in later.selects.items():
+            selects[name] = selects[name].then(keep) if name in selects else keep
+        widths = {k: (v[0], later.widths.get(k, (0, v[1]))[1]) for k, v in self.widths.items()}
+        return Plan(
+            axes=axes,
+            grouped={**later.grouped, **self.grouped},
+            regroup={**self.regroup, **later.regroup},
+            selects=selects,
+            widths=widths or dict(later.widths),
+            inputs=self.inputs,
+        )
+
+    def validate(self, model: nn.Module) -> None:
+        """Check that this plan was made for a network of these shapes.
+
+        Raises:
+            SlimError: naming the layer, the expected and the found width.
+        """
+        tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        for (name, dim), keep in self.axes.items():
+            layer = name.rpartition(".")[0]
+            tensor = tensors.get(name)
+            if tensor is None or not 0 <= dim < tensor.ndim:
+                raise SlimError(
+                    f"A plan must match its network. Got a plan for {name} (layer {layer}), which the model lacks. "
+                    "Build the network the plan was made for."
+                )
+            found = tensor.shape[dim] * (self.grouped.get(name, 1) if dim == 1 else 1)
+            if found != keep.size:
+                again = "It seems to be applied already. " if found == len(keep.kept) else ""
+                raise SlimError(
+                    f"A plan must match its network. Got layer {layer}: expected width {keep.size}, found {found} "
+                    f"({name}, axis {dim}). {again}Apply it once, to the dense network it was made for."
+                )
+        modules = dict(model.named_modules())
+        for name in (*self.regroup, *self.selects):
+            if name not in modules:
+                raise SlimError(
+                    f"A plan must match its network. Got a plan for layer {name}, which the model lacks. "
+                    "Build the network the plan was made for."
+                )
+
+
+def _positive(value: Any) -> int:
+    if not (isinstance(value, int) and 0 < value <= MAX_WIDTH):
+        raise ValueError(f"a group count of {str(value)[:20]}")
+    return value
+
+
+def _width(pair: tuple[int, int] | None) -> str:
+    return f"{pair[0]} -> {pair[1]}" if pair else "absent"

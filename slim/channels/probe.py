@@ -1,0 +1,131 @@
+"""The widening probe: does the forward follow its widths, or does it hard-code them?
+
+A view that splits an axis, a chunk or a slice looks the same in one trace whether its numbers come from ``x.shape`` or
+stand in the source. So trace a second network in which every removable channel is doubled in place (on meta tensors, no
+arithmetic). If the forward follows its widths, ids meet exactly as before; where it does not, what was assumed is pinned.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from slim.channels.ids import IntArray
+from slim.channels.surgery import set_attributes
+from slim.channels.trace import Axis, Facts, Tracer, run
+
+
+def probe(
+    model: nn.Module,
+    example_inputs: Any,
+    facts: Facts,
+    *,
+    residual: str,
+    grouped: str,
+    settle: Callable[[Facts], None],
+) -> None:
+    """Settle every assumption of ``facts``: keep it, or pin the ids it was about."""
+    for attempt in range(6):
+        free = ~_pinned(facts)
+        open_ = [(where, ids) for where, ids in facts.assumptions if free[facts.ids.find(ids)].any()]
+        if not open_ or facts.real:
+            _pin(facts, open_, "the forward cannot be probed on meta tensors")
+            settle(facts)
+            return
+        wide, wide_facts = _widen(model, facts, free)
+        tracer = Tracer(wide, residual=residual, grouped=grouped, facts=wide_facts, known=True)
+        blamed = open_
+        try:
+            run(tracer, example_inputs, meta=True)
+        except Exception:
+            if attempt < 4:
+                blamed = [(w, ids) for w, ids in open_ if w == tracer.failed] or open_
+        else:
+            conflicts = [c[free[facts.ids.find(c)]] for c in tracer.conflicts if c.size]
+            conflicts += _scalar_conflicts(facts, tracer)
+            conflicts = [c for c in conflicts if c.size]
+            if not conflicts:
+                return
+            blamed = [("", c) for c in conflicts]
+        _pin(facts, blamed, "the forward fixes the width or the position of its channels")
+        settle(facts)
+
+
+def _pinned(facts: Facts) -> Any:
+    from slim.channels.build import _pinned as pinned
+
+    return pinned(facts)
+
+
+def _pin(facts: Facts, what: list[tuple[str, IntArray]], reason: str) -> None:
+    for where, ids in what:
+        facts.ids.pin(ids.ravel(), f"{reason} ({where})" if where else reason)
+
+
+def _scalar_conflicts(facts: Facts, tracer: Tracer) -> list[IntArray]:
+    """Numbers that changed with the widths (a scale by 1/sqrt(C)): what they multiply must keep its width."""
+    if len(facts.scalars) != len(tracer.scalars):
+        return []
+    return [
+        layer.ravel()
+        for (before, layers), (after, _) in zip(facts.scalars, tracer.scalars, strict=True)
+        if before != after
+        for layer in layers
+    ]
+
+
+def _widen(model: nn.Module, facts: Facts, free: Any) -> tuple[nn.Module, Facts]:
+    """A copy of the modules around meta parameters in which every free id stands twice."""
+    ids = facts.ids
+    fixed = np.concatenate([r.ravel() for _, read, own in facts.selects for r in (read, own)] or [np.zeros(0, np.int64)])
+    held = np.zeros(len(ids), dtype=bool)
+    held[ids.find(fixed)] = True
+    repeats = {axis: 1 + (free & ~held)[ids.find(a)].astype(np.int64) for axis, a in facts.axes.items()}
+    wide = Facts(
+        ids,
+        axes={axis: np.repeat(a, repeats[axis]) for axis, a in facts.axes.items()},
+        grouped=facts.grouped,
+        regroup=dict(facts.regroup),
+        selects=facts.selects,
+        inexact=[],
+    )
+    memo: dict[int, Any] = {}
+    changed: set[str] = set()
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if not tensor.is_floating_point():
+            if tensor.is_meta or id(tensor) in memo:
+                continue
+            memo[id(tensor)] = tensor.detach().clone()
+            continue
+        shape = list(tensor.shape)
+        for d in range(len(shape)):
+            times = repeats.get(Axis(name, d))
+            if times is not None and times.max() > 1:
+                per = facts.grouped.get(name, 1) if d == 1 else 1
+                regrouped = per > 1 and name.rpartition(".")[0] in facts.regroup
+                if not regrouped:
+                    shape[d] = int(times.sum()) // per
+                changed.add(name.rpartition(".")[0])
+        new = torch.empty(shape, dtype=tensor.dtype, device="meta")
+        memo[id(tensor)] = nn.Parameter(new, requires_grad=False) if isinstance(tensor, nn.Parameter) else new
+    twin = copy.deepcopy(model, memo)
+    modules: dict[str, Any] = dict(twin.named_modules())
+    for module, axis in facts.regroup.items():
+        if axis.dim == -1 or axis not in wide.axes:
+            continue
+        reads = wide.axes.get(Axis(axis.param, 1)) if axis.param in facts.grouped else None
+        count = len(reads) if reads is not None else len(wide.axes[axis])
+        if hasattr(modules[module], "num_groups"):
+            modules[module].num_groups = count
+        else:
+            modules[module].groups = count
+        changed.add(module)
+    for name in changed:
+        if name in modules:
+            set_attributes(modules[name])
+    return twin, wide

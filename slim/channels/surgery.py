@@ -1,0 +1,307 @@
+"""Plan in hand: mask (zero what goes) or rebuild (remove it). Both compute the same function."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+
+from slim.channels.ids import IntArray
+from slim.channels.plan import Keep, Plan
+from slim.channels.select_layer import set_select
+from slim.channels.trace import borrowed, module_stack, unwrap
+from slim.errors import SlimError
+
+PLAN = "_slim_plan"
+
+
+def plan_of(model: nn.Module) -> Plan | None:
+    """The plan, from the dense original, that made ``model``; None for a network that was never rebuilt."""
+    plan: Plan | None = getattr(unwrap(model), PLAN, None)
+    return plan
+
+
+def _named(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from model.named_parameters()
+    yield from model.named_buffers()
+
+
+def _cuts(plan: Plan) -> dict[str, list[tuple[int, Keep]]]:
+    cuts: dict[str, list[tuple[int, Keep]]] = {}
+    for (name, dim), keep in plan.axes.items():
+        cuts.setdefault(name, []).append((dim, keep))
+    return cuts
+
+
+def _grouped_blocks(plan: Plan, name: str, cuts: list[tuple[int, Keep]], shape: torch.Size) -> list[tuple[IntArray, IntArray]]:
+    """Per group of a grouped convolution: what stays of its rows (in all of axis 0) and columns (in its own axis 1)."""
+    groups = plan.grouped[name]
+    rows_each, columns_each = shape[0] // groups, shape[1]
+    keeps = dict(cuts)
+    rows = keeps[0].kept if 0 in keeps else np.arange(shape[0])
+    columns = keeps[1].kept if 1 in keeps else np.arange(groups * columns_each)
+    return [
+        (
+            rows[(rows >= g * rows_each) & (rows < (g + 1) * rows_each)],
+            columns[(columns >= g * columns_each) & (columns < (g + 1) * columns_each)] - g * columns_each,
+        )
+        for g in range(groups)
+    ]
+
+
+def _sliced(tensor: Tensor, name: str, cuts: list[tuple[int, Keep]], plan: Plan) -> Tensor:
+    """What stays of a parameter, as a new tensor in the same memory format."""
+    layout = torch.preserve_format
+    if tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous():
+        layout = torch.channels_last
+
+    def index(values: IntArray) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(values)).to(tensor.device)
+
+    if name in plan.grouped:
+        blocks = _grouped_blocks(plan, name, cuts, tensor.shape)
+        parts = [tensor.index_select(0, index(r)).index_select(1, index(c)) for r, c in blocks if len(r) and len(c)]
+        result = torch.cat(parts)
+    else:
+        result = tensor
+        for dim, keep in cuts:
+            result = result.index_select(dim, index(keep.kept))
+    return result.contiguous(memory_format=layout) if layout is torch.channels_last else result.contiguous()
+
+
+def _zeroed(tensor: Tensor, name: str, cuts: list[tuple[int, Keep]], plan: Plan) -> None:
+    """Zero what goes, in place."""
+    if name in plan.grouped:
+        stays = torch.zeros(tensor.shape[:2], dtype=torch.bool)
+        for rows, columns in _grouped_blocks(plan, name, cuts, tensor.shape):
+            stays[torch.from_numpy(rows)[:, None], torch.from_numpy(columns)[None]] = True
+        tensor *= stays.reshape(stays.shape + (1,) * (tensor.ndim - 2)).to(tensor)
+        return
+    for dim, keep in cuts:
+        gone = np.setdiff1d(np.arange(keep.size), keep.kept)
+        tensor.index_fill_(dim, torch.from_numpy(gone).to(tensor.device), 0)
+
+
+def mask(model: nn.Module, plan: Plan) -> nn.Module:
+    """A twin of ``model`` in which everything the plan removes is zero; shapes stay, ``model`` is not changed.
+
+    Raises:
+        SlimError: when the plan was not made for this network.
+    """
+    model = unwrap(model)
+    plan.validate(model)
+    twin = copy.deepcopy(model)
+    with torch.no_grad():
+        cuts = _cuts(plan)
+        for name, tensor in _named(twin):
+            if name in cuts:
+                _zeroed(tensor, name, cuts[name], plan)
+    return twin
+
+
+def rebuild(
+    model: nn.Module, plan: Plan, *, in_place: bool = False, optimizer: torch.optim.Optimizer | None = None
+) -> nn.Module:
+    """The thinner network: every parameter, buffer and attribute sliced to what the plan keeps.
+
+    Args:
+        model: The dense network (wrappers of torch.compile and DataParallel are taken off). Not changed, and its weights
+            are not copied, only what stays of them, unless ``in_place``.
+        plan: Made for this network (:func:`slim.select`).
+        in_place: Change ``model`` itself; parameters keep their identity, so optimizers still know them.
+        optimizer: With ``in_place``: every state tensor shaped like its parameter is sliced with it.
+
+    Raises:
+        SlimError: when the plan was not made for this network, or the thin network cannot run because the model's
+            forward fixes a width (the module is named; ``model`` is untouched).
+    """
+    if optimizer is not None and not in_place:
+        raise SlimError("optimizer needs in_place=True. Got in_place=False (rebuild). Pass in_place=True with it.")
+    model = unwrap(model)
+    plan.validate(model)
+    earlier = plan_of(model)
+    if in_place:
+        if not plan.is_identity:
+            check_forward(_built(model, plan, lambda t: t.to("meta")), plan)
+        _in_place(model, plan, optimizer)
+        thin = model
+    else:
+        thin = _built(model, plan, lambda t: t)
+        if not plan.is_identity:
+            check_forward(thin, plan)
+    setattr(thin, PLAN, earlier.then(plan) if earlier is not None else plan)
+    return thin
+
+
+def _built(model: nn.Module, plan: Plan, prepare: Callable[[Tensor], Tensor]) -> nn.Module:
+    """A copy of the modules around sliced tensors."""
+    cuts = _cuts(plan)
+    memo: dict[int, Any] = {}
+    with torch.no_grad():
+        for name, tensor in _named(model):
+            if id(tensor) in memo:
+                continue
+            source = prepare(tensor.detach())
+            if name in cuts:
+                new = _sliced(source, name, cuts[name], plan)
+            else:
+                new = source.clone()
+            if isinstance(tensor, nn.Parameter):
+                memo[id(tensor)] = nn.Parameter(new, requires_grad=tensor.requires_grad)
+            else:
+                memo[id(tensor)] = new
+    thin = copy.deepcopy(model, memo)
+    _tell_the_truth(thin, plan)
+    return thin
+
+
+def _in_place(model: nn.Module, plan: Plan, optimizer: torch.optim.Optimizer | None) -> None:
+    cuts = _cuts(plan)
+    tensors = dict(_named(model))
+    with torch.no_grad():
+        for name, entries in cuts.items():
+            tensor = tensors[name]
+            shape = tensor.shape
+            state = optimizer.state.get(tensor, {}) if optimizer is not None else {}
+            for key, value in state.items():
+                if isinstance(value, Tensor) and value.shape == shape:
+                    state[key] = _sliced(value, name, entries, plan)
+            grad = tensor.grad if isinstance(tensor, nn.Parameter) else None
+            new = _sliced(tensor.detach(), name, entries, plan)
+            if isinstance(tensor, nn.Parameter):
+                tensor.grad = None
+                tensor.data = new
+                if grad is not None:
+                    tensor.grad = _sliced(grad, name, entries, plan)
+            else:
+                tensor.set_(new)  # type: ignore[call-overload]
+    _tell_the_truth(model, plan)
+
+
+def _tell_the_truth(model: nn.Module, plan: Plan) -> None:
+    """Set the widths that modules know of themselves, and the selection layers."""
+    modules = dict(model.named_modules())
+    for name in {key[0].rpartition(".")[0] for key in plan.axes}:
+        set_attributes(modules[name])
+    for name, groups in plan.regroup.items():
+        module: Any = modules[name]
+        if hasattr(module, "num_groups"):
+            module.num_groups = groups
+        else:
+            module.groups = groups
+            set_attributes(module)
+    for name, stream in plan.selects.items():
+        norm: Any = modules[name]
+        own = plan.axes.get((f"{name}.weight" if name else "weight", 0))
+        if hasattr(norm, "select"):
+            read = norm.select.index.cpu().numpy()
+            read = read[own.kept] if own is not None else read
+        else:
+            read = own.kept if own is not None else np.arange(stream.size)
+        position = np.searchsorted(stream.kept, read)
+        if hasattr(norm, "select") or not np.array_equal(position, np.arange(len(stream.kept))):
+            set_select(norm, torch.from_numpy(position))
+
+
+def set_attributes(module: Any) -> None:
+    """Make a module's attributes agree with the shapes of its parameters."""
+    weight = getattr(module, "weight", None)
+    if weight is None:
+        weight = getattr(module, "running_mean", None)
+    if weight is None:
+        return
+    if isinstance(module, _ConvNd):
+        first, second = (1, 0) if isinstance(module, _ConvTransposeNd) else (0, 1)
+        module.out_channels = weight.shape[first] * (module.groups if first else 1)
+        module.in_channels = weight.shape[second] * (module.groups if second else 1)
+    elif isinstance(module, nn.Linear):
+        module.out_features, module.in_features = weight.shape
+    elif isinstance(module, _NormBase) or (hasattr(module, "num_features") and weight.ndim == 1):
+        module.num_features = weight.shape[0]
+    elif isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
+        module.normalized_shape = tuple(weight.shape)
+    elif isinstance(module, nn.GroupNorm):
+        module.num_channels = weight.shape[0]
+    elif isinstance(module, nn.PReLU):
+        module.num_parameters = weight.shape[0]
+    elif isinstance(module, nn.Embedding):
+        module.embedding_dim = weight.shape[1]
+    elif isinstance(module, nn.Bilinear):
+        module.out_features, module.in1_features, module.in2_features = weight.shape
+
+
+# --- the check forward -----------------------------------------------------------------------------------------------
+
+
+class _OnMeta(TorchDispatchMode):
+    """Moves real tensors to meta where they meet meta tensors (index buffers, constants)."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        found: list[bool] = []
+        tree_map_only(torch.Tensor, lambda t: found.append(t.is_meta), (args, kwargs))
+        if any(found) and not all(found):
+            args, kwargs = tree_map_only(torch.Tensor, lambda t: t if t.is_meta else t.to("meta"), (args, kwargs))
+        return func(*args, **kwargs)
+
+
+def describe_inputs(value: Any) -> Any:
+    """Shapes and dtypes of example inputs as JSON data; None where they hold anything else."""
+    if isinstance(value, Tensor):
+        return {"shape": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
+    if isinstance(value, (tuple, list)):
+        parts = [describe_inputs(v) for v in value]
+        return None if any(p is None for p in parts) else {"list": parts, "tuple": isinstance(value, tuple)}
+    if isinstance(value, dict) and all(isinstance(k, str) for k in value):
+        items = {k: describe_inputs(v) for k, v in value.items()}
+        return None if any(p is None for p in items.values()) else {"dict": items}
+    return None
+
+
+def _example(spec: Any) -> Any:
+    if "shape" in spec:
+        dtype = getattr(torch, str(spec["dtype"]), None)
+        if not isinstance(dtype, torch.dtype):
+            raise ValueError("dtype")
+        return torch.empty([int(n) for n in spec["shape"]], dtype=dtype, device="meta")
+    if "dict" in spec:
+        return {str(k): _example(v) for k, v in spec["dict"].items()}
+    parts = [_example(v) for v in spec["list"]]
+    return tuple(parts) if spec["tuple"] else parts
+
+
+def check_forward(thin: nn.Module, plan: Plan) -> None:
+    """Run the thin network on meta tensors of the example's shapes.
+
+    Raises:
+        SlimError: naming the module whose forward fixes a width.
+    """
+    from slim.channels.trace import call_arguments
+
+    if plan.inputs is None:
+        return
+    try:
+        args, kwargs = call_arguments(_example(plan.inputs))
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise SlimError(
+            "A plan's inputs must give shapes and dtypes. Got something else (plan.inputs). Write it with plan.to_json()."
+        ) from None
+    names = {id(m): n for n, m in thin.named_modules()}
+    failed: list[nn.Module] = []
+    try:
+        with torch.no_grad(), borrowed(thin, meta=True, training=False), module_stack([], failed), _OnMeta():
+            thin(*args, **kwargs)
+    except Exception as error:
+        where = names.get(id(failed[-1]), "") if failed else ""
+        raise SlimError(
+            f"The thin network must run. Got {type(error).__name__}: {error} (module {where or 'forward'}). "
+            "Its forward seems to fix a width: compute it from the tensor's shape, or pass the layer in ignore."
+        ) from error

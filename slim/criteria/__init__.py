@@ -1,0 +1,19 @@
+"""Criteria: how important is a channel group? Each file holds one, and registers it by name."""
+
+# Importing a criterion's file registers it; the order is the one in which ``names()`` lists them.
+from slim.criteria import gamma, l1, l2, random, uniform  # noqa: F401
+from slim.criteria.marginal import marginal
+from slim.criteria.normalize import NORMALIZATIONS
+from slim.criteria.registry import CRITERIA, Criterion, criterion, find
+from slim.criteria.scores import Scores, score
+
+__all__ = ["CRITERIA", "NORMALIZATIONS", "Criterion", "Scores", "criterion", "find", "marginal", "names", "score"]
+
+
+def names() -> list[str]:
+    """Every registered criterion.
+
+    >>> "gamma" in names()
+    True
+    """
+    return list(CRITERIA)

@@ -1,0 +1,18 @@
+"""Chance: the first control of every comparison (Mittal et al. 2018, arXiv:1801.10447)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from slim.criteria.registry import Evidence, criterion
+
+if TYPE_CHECKING:
+    from slim.channels import ChannelGraph
+
+
+@criterion("random")
+def random(graph: ChannelGraph, seed: int = 0) -> Evidence:
+    """Uniform in (0, 1), the same on every machine for one ``seed`` and one network (PCG64 keeps its stream)."""
+    yield np.arange(len(graph)), np.random.Generator(np.random.PCG64(seed)).random(len(graph))

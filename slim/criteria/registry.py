@@ -1,0 +1,81 @@
+"""Criteria by name. A criterion is one function that says how important channels are; this file finds it by name.
+
+A criterion yields *evidence*: pairs ``(groups, values)`` with one value per channel of some axis, ``groups`` (C,) the
+channel group of every channel (-1 where there is none) and ``values`` (C,), small for what may go. Evidence about the same
+group from several places is reduced to one score by :func:`slim.criteria.score`. A group without evidence is not covered,
+and stays.
+
+    from slim.criteria import criterion
+
+    @criterion("gamma_squared")
+    def gamma_squared(graph):
+        for scale in graph.scales:
+            yield scale.groups, graph.model.get_parameter(scale.weight).detach() ** 2
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from slim.errors import SlimError, nearest
+
+Evidence = Iterable[tuple[Any, Any]]
+Rank = Callable[..., Evidence]
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """A named way to rank channels: its function, and how evidence about one group is reduced by default."""
+
+    name: str
+    rank: Rank
+    reduce: str = "mean"
+    layerwise: bool = False  # scores only say who goes first within a layer; comparing layers is meaningless
+
+
+CRITERIA: dict[str, Criterion] = {}
+
+
+def criterion(name: str, *, reduce: str = "mean", layerwise: bool = False) -> Callable[[Rank], Rank]:
+    """Register the decorated function as the criterion ``name``.
+
+    Args:
+        name: What users write, as in ``slim.score(graph, "gamma")``.
+        reduce: ``mean``, ``max``, ``sum`` or ``l2`` over what is said about one group; users can override it.
+        layerwise: The scores of different layers are not comparable by construction.
+    """
+
+    def register(rank: Rank) -> Rank:
+        CRITERIA[name] = Criterion(name, rank, reduce, layerwise)
+        return rank
+
+    return register
+
+
+def find(which: str | Rank) -> Criterion:
+    """The criterion called ``which``; a function, or its import path ``package.module.function``, is one too.
+
+    Raises:
+        SlimError: Nothing has this name; the nearest names are in the message.
+    """
+    if not isinstance(which, str):
+        if not callable(which):
+            raise SlimError(
+                f"A criterion is a name or a function. Got criterion={which!r}. Set criterion.name to one of {sorted(CRITERIA)}."
+            )
+        known = [c for c in CRITERIA.values() if c.rank is which]
+        return known[0] if known else Criterion(getattr(which, "__name__", "custom"), which)
+    if which in CRITERIA:
+        return CRITERIA[which]
+    module, _, function = which.rpartition(".")
+    if module:
+        try:
+            return find(getattr(importlib.import_module(module), function))
+        except (ImportError, AttributeError) as error:
+            raise SlimError(
+                f"A criterion with a dot is imported. Got criterion={which!r} ({error}). Set criterion.name to package.module.function."
+            ) from error
+    raise SlimError(f"No such criterion. Got criterion={which!r}. {nearest(which, CRITERIA)} Set criterion.name.")

@@ -1,0 +1,153 @@
+"""One score per channel group: reduce what a criterion says about each group, make layers comparable, check the result."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from slim.criteria.normalize import normalized
+from slim.criteria.registry import Rank, find
+from slim.errors import SlimError, nearest
+
+if TYPE_CHECKING:
+    from slim.channels import ChannelGraph
+
+REDUCTIONS = ("mean", "max", "sum", "l2")
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Importance of every channel group of a graph; small goes first.
+
+    Attributes:
+        values: (n_groups,) float64; 0 where a group is not covered.
+        covered: (n_groups,) bool; a group that the criterion says nothing about is kept.
+        counts: (n_groups,) int64; what removing the group counts against ``ratio``: its normalization scales, or 1 for a
+            covered group of a network without any.
+        criterion: Name of the criterion.
+    """
+
+    values: npt.NDArray[np.float64]
+    covered: npt.NDArray[np.bool_]
+    counts: npt.NDArray[np.int64]
+    criterion: str
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __repr__(self) -> str:
+        seen = self.values[self.covered]
+        span = f", {seen.min():.4g} to {seen.max():.4g}" if seen.size else ""
+        return f"Scores({self.criterion}: {len(seen)} of {len(self)} groups{span})"
+
+
+def score(
+    graph: ChannelGraph, criterion: str | Rank = "gamma", *, normalize: str = "none", reduce: str | None = None, **options: Any
+) -> Scores:
+    """Rank the channel groups of ``graph``; pure, the model is left bit for bit as it was.
+
+    Args:
+        graph: What :func:`slim.trace` returned.
+        criterion: A registered name (``gamma``, ``l1``, ``taylor``, ...), a function, or its import path.
+        normalize: How layers are made comparable: ``none``, ``max``, ``mean``, ``standard``, ``per_mac``, ``per_param``.
+        reduce: ``mean``, ``max``, ``sum`` or ``l2`` over the evidence about one group; the criterion's own by default.
+        options: The criterion's own options, e.g. ``loader=...`` and ``batches=8`` for data-driven ones.
+
+    Raises:
+        SlimError: Unknown criterion, option or normalization; nothing to rank; scores that are not numbers.
+    """
+    found = find(criterion)
+    how = found.reduce if reduce is None else reduce
+    if how not in REDUCTIONS:
+        raise SlimError(
+            f"reduce must be one of {', '.join(REDUCTIONS)}. Got reduce={how!r}. {nearest(str(how), REDUCTIONS)} Set criterion.reduce."
+        )
+    _check_options(found.name, found.rank, options)
+    values, covered = reduced(found.rank(graph, **options), len(graph), how)
+    if not covered.any():
+        raise SlimError(
+            f"The criterion finds no channel to rank. Got criterion={found.name!r} on a network with {len(graph)} channel"
+            " groups and none that it covers. Set criterion.name to one that reads what this network has, such as l1."
+        )
+    _check_numbers(graph, found.name, values, covered)
+    if normalize != "none":
+        values = normalized(graph, values, covered, normalize)
+    return Scores(values, covered, counts_of(graph, covered), found.name)
+
+
+def reduced(
+    evidence: Iterable[tuple[Any, Any]], n_groups: int, how: str
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
+    """Reduce evidence to (values, covered), both (n_groups,).
+
+    >>> reduced([([0, 1, -1], [3.0, 1.0, 9.0]), ([0, 0], [4.0, 2.0])], 3, "mean")
+    (array([3., 1., 0.]), array([ True,  True, False]))
+    """
+    ids, values = [np.empty(0, np.int64)], [np.empty(0, np.float64)]
+    for groups, numbers in evidence:
+        ids.append(np.asarray(groups, dtype=np.int64).ravel())
+        values.append(as_float64(numbers).ravel())
+    index, number = np.concatenate(ids), np.concatenate(values)
+    index, number = index[index >= 0], number[index >= 0]
+    count = np.bincount(index, minlength=n_groups)
+    covered = count > 0
+    if how == "max":
+        result = np.full(n_groups, -np.inf)
+        np.maximum.at(result, index, number)
+        result[~covered] = 0.0
+    elif how == "l2":
+        result = np.sqrt(np.bincount(index, number * number, minlength=n_groups))
+    else:
+        result = np.bincount(index, number, minlength=n_groups)
+        if how == "mean":
+            result = result / np.maximum(count, 1)
+    return result, covered
+
+
+def as_float64(numbers: Any) -> npt.NDArray[np.float64]:
+    """A tensor of any device and precision, or anything array-like, as float64."""
+    if hasattr(numbers, "detach"):
+        numbers = numbers.detach().cpu().double().numpy()
+    return np.asarray(numbers, dtype=np.float64)
+
+
+def counts_of(graph: ChannelGraph, covered: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+    """How many scales go with each group, (n_groups,); in a network without scales a covered group counts 1."""
+    scales = [s.groups for s in graph.scales if s.weight is not None]
+    groups = np.concatenate([np.empty(0, np.int64), *scales])
+    counts = np.bincount(groups[groups >= 0], minlength=len(graph)).astype(np.int64)
+    if not counts.any():
+        return covered.astype(np.int64)
+    return np.where(covered, np.maximum(counts, 1), counts)
+
+
+def _check_options(name: str, rank: Rank, options: dict[str, Any]) -> None:
+    """Name the option that the criterion does not have, before anything runs."""
+    import inspect
+
+    parameters = inspect.signature(rank).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return
+    known = list(parameters)[1:]
+    for key in options:
+        if key not in known:
+            hint = nearest(key, known) if known else "It has none."
+            raise SlimError(
+                f"Criterion {name} has no such option. Got {key}={str(options[key])[:40]!r}. {hint} Change criterion.{key}."
+            )
+
+
+def _check_numbers(
+    graph: ChannelGraph, name: str, values: npt.NDArray[np.float64], covered: npt.NDArray[np.bool_]
+) -> None:
+    bad = np.flatnonzero(covered & ~np.isfinite(values))
+    if bad.size:
+        where = graph.spaces[int(graph.space_of[bad[0]])].name
+        raise SlimError(
+            f"Scores must be finite numbers. Got score={values[bad[0]]} for {bad.size} channel groups (criterion {name}, first in"
+            f" {where}). The network or the data holds NaN or infinity: train again from the last good checkpoint."
+        )

@@ -1,0 +1,76 @@
+"""Where the numbers are: parameters by name, and the filters that make a graph's channels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from slim.channels import ChannelGraph
+
+
+def tensor(graph: ChannelGraph, name: str) -> torch.Tensor:
+    """The parameter or buffer ``name`` of the graph's model, detached."""
+    owner, _, leaf = name.rpartition(".")
+    found: torch.Tensor = getattr(graph.model.get_submodule(owner), leaf)
+    return found.detach()
+
+
+def out_dim(module: nn.Module) -> int:
+    """The axis of ``module.weight`` that makes channels; the other one of the first two reads them."""
+    return 1 if getattr(module, "transposed", False) else 0
+
+
+def weights(graph: ChannelGraph) -> Iterator[tuple[str, str, int]]:
+    """(module, weight name, output axis) of every convolution and linear layer, each weight once, in trace order."""
+    seen = set()
+    for layer in graph.layers:
+        if layer.weight is None or layer.weight in seen:
+            continue
+        seen.add(layer.weight)
+        yield layer.module, layer.weight, out_dim(graph.model.get_submodule(layer.weight.rpartition(".")[0]))
+
+
+def filters(graph: ChannelGraph) -> Iterator[tuple[npt.NDArray[np.int64], torch.Tensor]]:
+    """(groups (C,), rows (C, K) float32) for every layer that makes channels: one row of weights per channel."""
+    for _, name, dim in weights(graph):
+        groups = out_groups(graph, name, dim)
+        if groups is not None and (groups >= 0).any():
+            weight = tensor(graph, name).float()
+            yield groups, rows_of(weight, dim, len(groups))
+
+
+def rows_of(weight: torch.Tensor, dim: int, channels: int) -> torch.Tensor:
+    """``weight`` as (channels, K). A grouped transposed convolution (C_in, C_out / groups, ...) is unfolded first."""
+    if dim == 0:
+        return weight.flatten(1) if weight.ndim > 1 else weight[:, None]
+    per_block = weight.shape[1]
+    blocks = channels // per_block
+    return weight.reshape(blocks, -1, per_block, weight[0, 0].numel()).transpose(1, 2).reshape(channels, -1)
+
+
+def out_groups(graph: ChannelGraph, weight: str, dim: int) -> npt.NDArray[np.int64] | None:
+    """The channel group of every output of ``weight``, (C_out,), or None when the axis is not in the graph."""
+    for axis, groups in _axes_of(graph, weight):
+        if axis == dim:
+            return groups
+    return None
+
+
+def in_groups(graph: ChannelGraph, weight: str, dim: int) -> npt.NDArray[np.int64] | None:
+    """The channel group of every input of ``weight``, (C_in,), given its output axis ``dim``."""
+    return out_groups(graph, weight, 1 - dim)
+
+
+def _axes_of(graph: ChannelGraph, weight: str) -> list[tuple[int, npt.NDArray[np.int64]]]:
+    found = []
+    for dim in (0, 1):
+        groups = graph.axes.get((weight, dim))  # type: ignore[call-overload]
+        if groups is not None:
+            found.append((dim, groups))
+    return found

@@ -1,0 +1,120 @@
+"""Image files to byte tensors, with the names of those that cannot be read."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from slim.errors import SlimError
+
+_CHUNK = 256  # files per task: long enough to hide the queue, short enough for a smooth progress bar
+
+
+def read_image(path: str | Path, channels: int) -> torch.Tensor:
+    """One image file as uint8 (channels, H, W), turned upright by its EXIF orientation.
+
+    JPEG and PNG are read by torchvision's decoders, which leave the interpreter free for other threads; everything
+    else by Pillow.
+
+    Raises:
+        SlimError: it is missing, truncated or no image; the message is the reason without the name.
+    """
+    from torchvision.io import ImageReadMode, decode_image
+
+    try:
+        content = np.fromfile(path, dtype=np.uint8)
+    except OSError as error:
+        raise SlimError(error.strerror or str(error)) from error
+    if not len(content):
+        raise SlimError("empty file")
+    mode = ImageReadMode.GRAY if channels == 1 else ImageReadMode.RGB
+    try:
+        image: torch.Tensor = decode_image(torch.from_numpy(content), mode, apply_exif_orientation=True)
+    except RuntimeError:
+        return _by_pillow(path, channels)
+    if image.dtype == torch.uint16:
+        image = (image.to(torch.int32) // 257).to(torch.uint8)
+    # An animation has a leading axis of frames: the first stands for it.
+    return image if image.ndim == 3 else image[0]
+
+
+def _by_pillow(path: str | Path, channels: int) -> torch.Tensor:
+    from PIL import Image, ImageOps
+
+    try:
+        with warnings.catch_warnings():
+            # A picture of 10^8 pixels in a training set is a mistake or an attack, not a hint.
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as picture:
+                upright = ImageOps.exif_transpose(picture).convert("L" if channels == 1 else "RGB")
+                pixels = np.array(upright)
+    except Exception as error:
+        # Pillow's plugins raise many kinds (OSError, SyntaxError, struct.error); all mean the file is bad.
+        reason = "not an image" if type(error).__name__ == "UnidentifiedImageError" else str(error)
+        raise SlimError(reason or type(error).__name__) from error
+    return torch.from_numpy(pixels).reshape(*pixels.shape[:2], channels).permute(2, 0, 1)
+
+
+def squared(image: torch.Tensor, size: int) -> torch.Tensor:
+    """Scale the shorter side of uint8 (C, H, W) to ``size`` and cut the middle out: (C, size, size)."""
+    if tuple(image.shape[-2:]) == (size, size):
+        return image
+    from torchvision.transforms.v2 import functional
+
+    return functional.center_crop(functional.resize(image, [size], antialias=True), [size, size])  # type: ignore[no-any-return]
+
+
+def decode_all(root: Path, files: Sequence[str], size: int, channels: int, title: str) -> torch.Tensor:
+    """Decode ``files`` below ``root`` in parallel, with a progress bar.
+
+    Returns:
+        uint8 (N, channels, size, size).
+
+    Raises:
+        SlimError: files that cannot be read, by name.
+    """
+    from rich.progress import track
+
+    images = torch.empty(len(files), channels, size, size, dtype=torch.uint8)
+
+    def fill(start: int) -> list[tuple[str, str]]:
+        bad = []
+        for at in range(start, min(start + _CHUNK, len(files))):
+            try:
+                images[at] = squared(read_image(root / files[at], channels), size)
+            except SlimError as error:
+                bad.append((files[at], str(error)))
+        return bad
+
+    bad: list[tuple[str, str]] = []
+    starts = range(0, len(files), _CHUNK)
+    with ThreadPoolExecutor(_processors()) as pool:
+        # Small sets are done before a bar could be read.
+        hidden = len(files) < 8 * _CHUNK
+        for part in track(pool.map(fill, starts), title, total=len(starts), transient=True, disable=hidden):
+            bad += part
+    if bad:
+        raise unreadable(root, bad)
+    return images
+
+
+def unreadable(root: Path, bad: Sequence[tuple[str, str]]) -> SlimError:
+    """The error that names the files ``(file, reason)`` below ``root``."""
+    shown = ", ".join(f"{file} ({reason})" for file, reason in bad[:5]) + (", ..." if len(bad) > 5 else "")
+    return SlimError(
+        f"every image must be readable. Got {len(bad)} that {'is' if len(bad) == 1 else 'are'} not: {shown} "
+        f"(in {root}). Replace or remove {'it' if len(bad) == 1 else 'them'}."
+    )
+
+
+def _processors() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

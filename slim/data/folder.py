@@ -1,0 +1,138 @@
+"""Any user's own images: one subfolder per class."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import torch
+
+from slim.data.cache import decoded, statistics
+from slim.data.decode import read_image, squared, unreadable
+from slim.data.listing import Listing, class_folders, listing
+from slim.data.loader import Source
+from slim.data.memory import MemorySource
+from slim.data.splits import permutation
+from slim.data.stream import StreamSource
+from slim.errors import SlimError
+
+log = logging.getLogger(__name__)
+
+_TEST_SHARE = 0.2  # of a folder without one for testing
+_MEASURED = 2000  # images that give mean and deviation of a set too large to decode first
+
+
+class ImageFolder:
+    """Images below ``folder``.
+
+    Either ``train/<class>`` with ``test/<class>`` or ``val/<class>``, or ``<class>`` alone, of which a fixed fifth is
+    the test set. With all three, ``val`` is the validation set. Classes are the subfolders of the training images.
+
+    Args:
+        folder: The folder.
+        image_size: Images are scaled and cut to this height and width.
+        in_channels: 3 for colour, 1 for grey.
+        budget: Bytes that decoded images may take; more are streamed.
+        workers: Processes that decode when streaming.
+        zoom: Crops of random size, which need the files in every epoch: always streamed.
+
+    Raises:
+        SlimError: the folder is missing or empty or has one class, or its parts disagree.
+    """
+
+    name = "image_folder"
+    mirror = True
+
+    def __init__(
+        self, folder: str, *, image_size: int, in_channels: int, budget: float, workers: int, zoom: bool
+    ) -> None:
+        self.root = Path(folder).expanduser()
+        self.image_size, self.in_channels = image_size, in_channels
+        self.padding = image_size // 8
+        self.budget, self.workers, self.zoom = budget, workers, zoom
+        parts = {name: self.root / name for name in ("train", "val", "test") if (self.root / name).is_dir()}
+        self._whole = "train" not in parts
+        if self._whole:
+            parts = {"train": self.root}
+        elif "test" not in parts:
+            if "val" not in parts:
+                raise SlimError(
+                    f"a folder with train/ needs test/ or val/ beside it. Got neither (data.dir={self.root}). "
+                    "Add one, or set data.dir to the folder of the classes, which is then split."
+                )
+            parts["test"] = parts.pop("val")
+        self._parts = parts
+        self.class_names = class_folders(parts["train"])
+        for part in parts.values():
+            if (other := class_folders(part)) != self.class_names:
+                odd = sorted(set(other) ^ set(self.class_names))
+                raise SlimError(
+                    f"all parts must have the same classes. Got {', '.join(odd[:5])} in only one of "
+                    f"{parts['train']} and {part}. Add or remove the class (data.dir)."
+                )
+        self.num_classes = len(self.class_names)
+        self.has_val = "val" in parts
+        self.where = str(self.root)
+        self.mean: tuple[float, ...] | None = None
+        self.std: tuple[float, ...] | None = None
+        self._lists: dict[str, Listing] = {}
+
+    def prepare(self) -> None:
+        """Nothing to fetch."""
+
+    def count(self, split: str) -> int:
+        """Images of ``split`` (train, val, test)."""
+        return len(self._list(split).files)
+
+    def open(self, split: str, wanted: torch.Tensor) -> Source:
+        """The ``wanted`` images of ``split``: decoded once if they fit the budget, else streamed.
+
+        Raises:
+            SlimError: images that cannot be read, by name.
+        """
+        files = self._list(split)
+        size, channels = self.image_size, self.in_channels
+        each = channels * size**2
+        whole, some = len(files.files) * each, len(wanted) * each
+        title = f"{split} images"
+        if self.zoom or some > self.budget:
+            reason = "random zoom needs the files" if self.zoom else f"{some / 1e9:.1f} GB exceed the memory budget"
+            log.info("%s are streamed by %d workers: %s (data.memory_budget_gb)", title, self.workers, reason)
+            if split == "train":
+                self._measure(files.subset(wanted))
+            return StreamSource(files.subset(wanted), size, channels, self.workers, self.zoom)
+        if whole <= self.budget:
+            # The whole split is cached, so that runs with other limits find it; only what is wanted stays in memory.
+            content = decoded(files, size, channels, title)
+            images = content.images[wanted]
+        else:
+            content = decoded(files.subset(wanted), size, channels, title)
+            images = content.images
+        if split == "train":
+            self.mean, self.std = content.mean, content.std
+        return MemorySource(images, files.labels[wanted])
+
+    def _measure(self, files: Listing) -> None:
+        step = max(1, len(files.files) // _MEASURED)
+        images, bad = [], []
+        for file in files.files[::step]:
+            try:
+                images.append(squared(read_image(files.root / file, self.in_channels), self.image_size))
+            except SlimError as error:
+                bad.append((file, str(error)))
+        if bad:
+            raise unreadable(files.root, bad)
+        self.mean, self.std = statistics(torch.stack(images))
+
+    def _list(self, split: str) -> Listing:
+        if split not in self._lists:
+            if not self._whole:
+                self._lists[split] = listing(self._parts[split], self.class_names)
+            else:
+                files = listing(self._parts["train"], self.class_names)
+                order = permutation(len(files.files))
+                held_out = max(1, round(len(order) * _TEST_SHARE))
+                # Sorted again, so that limits count over files in their own order as with train/ and test/.
+                self._lists["train"] = files.subset(order[:-held_out].sort().values)
+                self._lists["test"] = files.subset(order[-held_out:].sort().values)
+        return self._lists[split]

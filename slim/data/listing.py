@@ -1,0 +1,110 @@
+"""What lies in a folder of images, one subfolder per class."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from slim.errors import SlimError
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff")
+
+
+class Listing(NamedTuple):
+    """Image files in the order of their class and path."""
+
+    root: Path
+    classes: tuple[str, ...]
+    files: tuple[str, ...]  # relative to root
+    stamps: tuple[tuple[int, int], ...]  # (bytes, time of change in ns) per file
+    labels: torch.Tensor  # int64 (N,)
+
+    def subset(self, index: torch.Tensor) -> Listing:
+        """The files at ``index``, in that order."""
+        at = index.tolist()
+        return self._replace(
+            files=tuple(self.files[i] for i in at),
+            stamps=tuple(self.stamps[i] for i in at),
+            labels=self.labels[index],
+        )
+
+    def fingerprint(self, *more: object) -> str:
+        """A checksum of names, sizes and times of change: another one means other images."""
+        digest = hashlib.sha256(repr(more).encode())
+        for file, stamp in zip(self.files, self.stamps, strict=True):
+            digest.update(f"{file}\0{stamp[0]}\0{stamp[1]}\n".encode("utf-8", "surrogateescape"))
+        return digest.hexdigest()
+
+
+def class_folders(root: Path) -> tuple[str, ...]:
+    """Names of the subfolders of ``root`` that are not hidden, sorted.
+
+    Raises:
+        SlimError: there is no such folder, or it has fewer than two subfolders.
+    """
+    try:
+        with os.scandir(root) as entries:
+            names = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+    except OSError as error:
+        raise SlimError(
+            f"data.dir must be a folder that can be read. Got data.dir={root} ({error.strerror}). "
+            "Set data.dir to a folder with one subfolder of images per class."
+        ) from error
+    if not names:
+        raise SlimError(
+            f"a folder of images needs one subfolder per class. Got no subfolder (data.dir={root}). "
+            "Put the images into <data.dir>/train/<class>/ and <data.dir>/test/<class>/."
+        )
+    if len(names) == 1:
+        raise SlimError(
+            f"a classifier needs at least two classes. Got one, {names[0]!r} (data.dir={root}). "
+            "Add a subfolder for every other class."
+        )
+    return tuple(names)
+
+
+def listing(root: Path, classes: Sequence[str]) -> Listing:
+    """All images below ``root/<class>``.
+
+    Raises:
+        SlimError: a class without images, or a folder that went away meanwhile.
+    """
+    found: list[tuple[str, int, int]] = []
+    labels: list[int] = []
+    for label, name in enumerate(classes):
+        before = len(found)
+        try:
+            _walk(root, name, found)
+        except OSError as error:
+            raise SlimError(
+                f"the images must stay where they are. Got {error.strerror} ({error.filename}). Set data.dir."
+            ) from error
+        if len(found) == before:
+            raise SlimError(
+                f"every class needs images. Got none in {root / name}. "
+                f"Add images ({', '.join(suffix[1:] for suffix in SUFFIXES)}) or remove the folder."
+            )
+        labels += [label] * (len(found) - before)
+    return Listing(
+        root,
+        tuple(classes),
+        tuple(file for file, _, _ in found),
+        tuple((size, changed) for _, size, changed in found),
+        torch.tensor(labels, dtype=torch.int64),
+    )
+
+
+def _walk(root: Path, folder: str, found: list[tuple[str, int, int]]) -> None:
+    with os.scandir(root / folder) as entries:
+        inside = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
+    for entry in inside:
+        if entry.is_dir():
+            _walk(root, f"{folder}/{entry.name}", found)
+        elif entry.name.lower().endswith(SUFFIXES):
+            stat = entry.stat()
+            found.append((f"{folder}/{entry.name}", stat.st_size, stat.st_mtime_ns))

@@ -1,0 +1,140 @@
+"""Bundles: the smallest sets of channel groups that keep every grouped convolution, split and shuffle balanced.
+
+A grouped convolution must lose equally many channels in each of its blocks, a ``chunk`` equally many in each piece. Bundles
+are built once, in ascending order of score and whatever the budget is, so that a smaller budget keeps a subset.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from slim.channels import Balance, ChannelGraph
+
+Ints = npt.NDArray[np.int64]
+# A bundle that needs more repairs than this per structure has gone astray; its first group is kept instead.
+MOST_REPAIRS = 64
+
+
+def bundles(
+    graph: ChannelGraph, candidates: npt.NDArray[np.bool_], values: npt.NDArray[np.float64]
+) -> tuple[Ints, list[str]]:
+    """Partition the candidates into bundles.
+
+    Returns:
+        The bundle of every group, (n_groups,) int64, -1 where a group must stay; and a line per structure that keeps any.
+    """
+    bundle_of = np.where(candidates, np.arange(len(graph)), -1)
+    balances = _distinct(graph.balance)
+    tables = [_occurrences(b, len(graph)) for b in balances]
+    lopsided = [(t != t[:, :1]).any(1) for t in tables]
+    meets = np.sum(lopsided, axis=0) if tables else np.zeros(len(graph), int)
+    hard: list[int] = []
+    for i, (table, uneven) in enumerate(zip(tables, lopsided, strict=True)):
+        inside = np.flatnonzero(uneven & candidates)
+        if ((meets[inside] == 1) & (table[inside].sum(1) == 1)).all():
+            _ranks(table, inside, values, bundle_of)
+        else:
+            hard.append(i)
+    if not hard:
+        return bundle_of, []
+    return bundle_of, _repaired([balances[i] for i in hard], [tables[i] for i in hard], candidates, values, bundle_of)
+
+
+def _distinct(balances: list[Balance]) -> list[Balance]:
+    seen: dict[tuple[bytes, ...], Balance] = {}
+    for b in balances:
+        seen.setdefault(tuple(np.asarray(block, np.int64).tobytes() for block in b.blocks), b)
+    return list(seen.values())
+
+
+def _occurrences(balance: Balance, n_groups: int) -> npt.NDArray[np.int32]:
+    """How often each group occurs in each block, (n_groups, blocks)."""
+    table = np.zeros((n_groups, len(balance.blocks)), dtype=np.int32)
+    for b, block in enumerate(balance.blocks):
+        block = np.asarray(block, dtype=np.int64)
+        table[:, b] = np.bincount(block[block >= 0], minlength=n_groups)
+    return table
+
+
+def _ranks(table: npt.NDArray[np.int32], inside: Ints, values: npt.NDArray[np.float64], bundle_of: Ints) -> None:
+    """Each group in one block of one structure: the r-th bundle is the r-th lowest of every block."""
+    block = table[inside].argmax(1)
+    order = np.lexsort((inside, values[inside], block))
+    ranked, block = inside[order], block[order]
+    size = np.bincount(block, minlength=table.shape[1])
+    place = np.arange(len(ranked)) - (np.cumsum(size) - size)[block]
+    whole = place < size.min()
+    # A bundle is called by its group of the first block, which no other bundle holds.
+    first = ranked[: size[0]]
+    bundle_of[ranked] = -1
+    bundle_of[ranked[whole]] = first[place[whole]]
+
+
+def _repaired(
+    balances: list[Balance],
+    tables: list[npt.NDArray[np.int32]],
+    candidates: npt.NDArray[np.bool_],
+    values: npt.NDArray[np.float64],
+    bundle_of: Ints,
+) -> list[str]:
+    """Structures that overlap (ShuffleNet): start from the lowest group and mend what it tips, structure by structure.
+
+    The earliest tipped structure is mended with the lowest group that occurs in its missing block and tips no earlier one,
+    so every repair moves on along the network and ends with it. What cannot be mended stays.
+    """
+    vectors: dict[int, dict[int, npt.NDArray[np.int32]]] = {}
+    for c, table in enumerate(tables):
+        for g in np.flatnonzero((table != table[:, :1]).any(1) & candidates):
+            vectors.setdefault(int(g), {})[c] = table[g]
+    order = sorted(vectors, key=lambda g: (values[g], g))
+    queues: dict[tuple[int, int], list[int]] = {}
+    for g in order:
+        c = min(vectors[g])
+        low = vectors[g][c].min()
+        for b in np.flatnonzero(vectors[g][c] > low):
+            queues.setdefault((c, int(b)), []).append(g)
+    heads = dict.fromkeys(queues, 0)
+    used: set[int] = set()
+
+    def lowest(key: tuple[int, int], inside: set[int]) -> int | None:
+        queue = queues.get(key, [])
+        i = heads.get(key, 0)
+        while i < len(queue) and queue[i] in used:
+            i += 1
+        heads[key] = i
+        while i < len(queue) and (queue[i] in used or queue[i] in inside):
+            i += 1
+        return queue[i] if i < len(queue) else None
+
+    stuck: dict[int, int] = {}
+    for g in order:
+        if g in used:
+            continue
+        members, tipped = {g}, dict(vectors[g])
+        blocked = -1
+        while tipped:
+            c = min(tipped)
+            partner = lowest((c, int(tipped[c].argmin())), members)
+            if partner is None or len(members) > MOST_REPAIRS * len(tables):
+                blocked = c
+                break
+            members.add(partner)
+            for d, vector in vectors[partner].items():
+                total = tipped.get(d, 0) + vector
+                if (total == total[0]).all():
+                    tipped.pop(d, None)
+                else:
+                    tipped[d] = total
+        group_list = sorted(members)
+        if blocked >= 0:
+            bundle_of[g] = -1
+            used.add(g)
+            stuck[blocked] = stuck.get(blocked, 0) + 1
+        else:
+            used |= members
+            bundle_of[group_list] = g
+    return [f"{count} channel groups stay: {balances[c].where} has no partner left for them." for c, count in sorted(stuck.items())]

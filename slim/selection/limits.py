@@ -1,0 +1,131 @@
+"""What each layer may lose: floors, caps, rounding and per-layer overrides, found by name pattern."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from slim.errors import SlimError, nearest
+
+if TYPE_CHECKING:
+    from slim.channels import ChannelGraph
+
+OVERRIDES = ("ratio", "max_layer_ratio", "min_channels", "round_to", "ignore")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Limits per space of a graph, each (n_spaces,).
+
+    Attributes:
+        floor: Channel groups that stay at least.
+        round_to: What the number of groups that stay is a multiple of, once any goes.
+        ratio: Share of the space that goes whatever the budget; NaN where the budget decides.
+        ignored: Nothing goes.
+    """
+
+    floor: npt.NDArray[np.int64]
+    round_to: npt.NDArray[np.int64]
+    ratio: npt.NDArray[np.float64]
+    ignored: npt.NDArray[np.bool_]
+
+
+def limits(
+    graph: ChannelGraph,
+    *,
+    min_channels: int = 1,
+    max_layer_ratio: float = 1.0,
+    round_to: int = 1,
+    ignore: Iterable[str] = (),
+    overrides: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Limits:
+    """Settle the limits of every space; a later override wins over an earlier one.
+
+    A pattern is matched (fnmatch) against the names of all modules of a space; a container's name stands for all inside.
+
+    Raises:
+        SlimError: A value out of range, an unknown override, or a pattern that matches nothing.
+    """
+    n = len(graph.spaces)
+    width = np.array([len(s.groups) for s in graph.spaces], dtype=np.int64)
+    settings: dict[str, list[Any]] = {
+        "min_channels": [_integer("min_channels", min_channels)] * n,
+        "max_layer_ratio": [_share("max_layer_ratio", max_layer_ratio)] * n,
+        "round_to": [_integer("round_to", round_to)] * n,
+        "ratio": [math.nan] * n,
+        "ignore": [False] * n,
+    }
+    if isinstance(ignore, str):
+        ignore = (ignore,)
+    wanted: list[tuple[str, Mapping[str, Any], str]] = [(p, {"ignore": True}, "ignore") for p in ignore]
+    wanted += [(p, values, f"overrides[{p!r}]") for p, values in (overrides or {}).items()]
+    for pattern, values, where in wanted:
+        spaces = matching(graph, pattern, where)
+        for key, value in values.items():
+            if key not in OVERRIDES:
+                raise SlimError(
+                    f"An override sets {', '.join(OVERRIDES)}. Got {key}={value!r} ({where})."
+                    f" {nearest(str(key), OVERRIDES)} Change select.overrides."
+                )
+            checked = _checked(key, value, where)
+            for s in spaces:
+                settings[key][s] = checked
+    cap = np.asarray(settings["max_layer_ratio"], dtype=np.float64)
+    # The subtraction is exact to an ulp only: 10 * (1 - 0.9) must ask for one channel, not two.
+    floor = np.maximum(np.asarray(settings["min_channels"], dtype=np.int64), np.ceil(width * (1.0 - cap) - 1e-9).astype(np.int64))
+    return Limits(
+        floor,
+        np.asarray(settings["round_to"], dtype=np.int64),
+        np.asarray(settings["ratio"], dtype=np.float64),
+        np.asarray(settings["ignore"], dtype=bool),
+    )
+
+
+def matching(graph: ChannelGraph, pattern: str, where: str) -> list[int]:
+    """Indices of the spaces with a module that ``pattern`` names.
+
+    Raises:
+        SlimError: It names none; the nearest module names are in the message.
+    """
+    found = [
+        i
+        for i, space in enumerate(graph.spaces)
+        if any(fnmatchcase(m, pattern) or fnmatchcase(m, f"{pattern}.*") for m in (space.name, *space.modules))
+    ]
+    if not found:
+        names = [m for space in graph.spaces for m in space.modules]
+        raise SlimError(
+            f"A pattern must match a layer. Got pattern={pattern!r} ({where}), which matches none of {len(names)}."
+            f" {nearest(pattern, names)} Change select.{where.split('[')[0]}."
+        )
+    return found
+
+
+def _checked(key: str, value: Any, where: str) -> Any:
+    if key == "ignore":
+        if not isinstance(value, bool):
+            raise SlimError(f"ignore must be true or false. Got ignore={value!r} ({where}). Change select.overrides.")
+        return value
+    if key == "ratio":
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value < 1:
+            raise SlimError(f"ratio must be in [0, 1). Got ratio={value!r} ({where}). Change select.overrides.")
+        return float(value)
+    return _share(key, value) if key == "max_layer_ratio" else _integer(key, value)
+
+
+def _integer(key: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+        raise SlimError(f"{key} must be a whole number of at least 1. Got {key}={value!r}. Set select.{key}.")
+    return int(value)
+
+
+def _share(key: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
+        raise SlimError(f"{key} must be in [0, 1]. Got {key}={value!r}. Set select.{key}.")
+    return float(value)

@@ -1,0 +1,226 @@
+"""From scores to a plan: one global order of units, cut off where the budget is met."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from slim.criteria.marginal import marginal
+from slim.criteria.scores import Scores
+from slim.errors import SlimError, nearest
+from slim.selection.budget import Target, cost_of, nearest_count, smallest_prefix, target_of
+from slim.selection.bundles import bundles
+from slim.selection.limits import Limits, limits
+from slim.selection.protect import protected
+from slim.selection.units import Units, units
+
+if TYPE_CHECKING:
+    from slim.channels import ChannelGraph, Plan
+
+STRATEGIES = ("global", "marginal", "layer")
+Removed = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which channel groups go, and how that compares with what was asked for.
+
+    Attributes:
+        removed: (n_groups,) bool, closed under what follows from it; ``graph.plan(removed)`` is the plan.
+        requested: The target as given, e.g. ``{"macs": 0.5}``; empty without one.
+        achieved: ``ratio`` of channels removed, and fractions of ``macs`` and ``params`` kept (and of the target's cost).
+        notes: One line for whatever the request could not have.
+    """
+
+    removed: Removed
+    requested: dict[str, float]
+    achieved: dict[str, float]
+    notes: tuple[str, ...] = field(default=())
+
+
+def select(graph: ChannelGraph, scores: Scores, **options: Any) -> Plan:
+    """The plan that :func:`select_groups` arrives at; same arguments."""
+    return graph.plan(select_groups(graph, scores, **options).removed)
+
+
+def select_groups(
+    graph: ChannelGraph,
+    scores: Scores,
+    *,
+    ratio: float | None = None,
+    macs: float | None = None,
+    params: float | None = None,
+    memory: float | None = None,
+    latency: Any = None,
+    min_channels: int = 1,
+    max_layer_ratio: float = 1.0,
+    round_to: int = 1,
+    ignore: Iterable[str] = (),
+    overrides: Mapping[str, Mapping[str, Any]] | None = None,
+    strategy: str = "global",
+    inexact: bool = False,
+    table: Any = None,
+) -> Selection:
+    """Choose the groups to remove. Deterministic; a smaller budget keeps a subset; no layer is ever emptied.
+
+    Args:
+        graph: The network's channels.
+        scores: From :func:`slim.score`; small goes first, ties by layer name and index.
+        ratio: Share of the channels to remove, in [0, 1): scales over scales, or groups over groups without any. The
+            nearest count is removed.
+        macs: Multiply-accumulates to keep, as a fraction in (0, 1] or an absolute number above 1. Never exceeded.
+        params: Parameters to keep, likewise.
+        memory: Elements of the largest input + output of one layer to keep, likewise.
+        latency: Milliseconds of a forward to keep, likewise; needs ``table``.
+        min_channels: Groups that every layer keeps at least.
+        max_layer_ratio: Largest share that any layer loses.
+        round_to: Every layer that loses channels keeps a multiple of this.
+        ignore: Patterns of module names whose layers stay whole.
+        overrides: Per pattern, any of ratio, max_layer_ratio, min_channels, round_to, ignore for the layers it names.
+            Layers with a ratio of their own lose it whatever the budget, and it counts towards the budget.
+        strategy: ``global``: by score. ``marginal``: by score per MAC saved. ``layer``: the same share of each layer.
+        inexact: Also remove groups whose removal changes the statistics of a normalization over channels.
+        table: Measured layer times, see :class:`slim.selection.latency.LatencyTable`.
+
+    Raises:
+        SlimError: A bad option, a pattern that matches nothing, or a budget that no removal meets.
+    """
+    target = target_of(ratio=ratio, macs=macs, params=params, memory=memory, latency=latency)
+    if strategy not in STRATEGIES:
+        raise SlimError(
+            f"strategy must be one of {', '.join(STRATEGIES)}. Got strategy={strategy!r}."
+            f" {nearest(str(strategy), STRATEGIES)} Set select.strategy."
+        )
+    if target is not None and target.kind == "latency" and table is None:
+        raise SlimError(
+            f"A latency target needs measured layer times. Got latency={latency} and no table."
+            " Pass table=slim.selection.latency.measure(graph), or set select.macs instead."
+        )
+    _check_scores(graph, scores)
+    bounds = limits(
+        graph,
+        min_channels=min_channels,
+        max_layer_ratio=max_layer_ratio,
+        round_to=round_to,
+        ignore=ignore,
+        overrides=overrides,
+    )
+    allowed = graph.prunable | graph.inexact if inexact else graph.prunable
+    able = allowed & scores.covered
+    candidates = able & ~bounds.ignored[graph.space_of]
+    if len(graph.implied):
+        candidates[graph.implied[:, 0]] = False  # a shared stream follows its readers
+    candidates &= ~protected(graph, scores.values, candidates, bounds)
+    bundle_of, notes = bundles(graph, candidates, scores.values)
+    found = units(graph, bundle_of, scores.values, bounds)
+    return _cut(graph, scores, found, bounds, target, strategy, able, table, notes + found.notes)
+
+
+def _cut(
+    graph: ChannelGraph,
+    scores: Scores,
+    found: Units,
+    bounds: Limits,
+    target: Target | None,
+    strategy: str,
+    able: Removed,
+    table: Any,
+    notes: list[str],
+) -> Selection:
+    order, fixed = _order(graph, scores, found, bounds, strategy)
+    rank = np.full(len(found) + 1, len(found), dtype=np.int64)  # the last entry answers for unit -1
+    rank[order] = np.arange(len(order))
+    rank_of = rank[found.of]
+
+    def removed_after(k: int) -> Removed:
+        return graph.closure(rank_of < k)
+
+    counts = scores.counts
+    total = int(counts[able].sum())
+    chosen = found.of >= 0
+    per_unit = np.bincount(found.of[chosen], counts[chosen], minlength=len(found)).astype(np.int64)
+    cumulative = np.cumsum(per_unit[order])
+    dense = np.zeros(len(graph), dtype=bool)
+    k = fixed
+    if target is not None and target.kind == "ratio":
+        wanted = target.amount * total
+        k = max(nearest_count(cumulative, wanted), fixed)
+        reached = int(cumulative[k - 1]) if k else 0
+        if not len(order) and target.amount > 0:
+            raise SlimError(
+                f"Something must be removable. Got ratio={target.amount:g} and no channel that may go"
+                f" ({int(graph.prunable.sum())} of {len(graph)} groups are prunable). {' '.join(notes[:1])}"
+                " Relax select.ignore and the floors, or see graph.report()."
+            )
+        if k == len(order) and wanted - reached > 0.5 * max(1, int(counts.max(initial=1))):
+            notes = [
+                f"Requested ratio={target.amount:g}, achieved {reached / total:.4f}: floors, ignored layers, rounding and"
+                " structure let no more channels go.",
+                *notes,
+            ]
+    elif target is not None:
+        cost = cost_of(graph, target.kind, table)
+        whole = cost(dense)
+        limit = target.amount * whole if target.amount <= 1 else target.amount
+        prefix = smallest_prefix(lambda j: cost(removed_after(j)), len(order), limit)
+        if prefix is None:
+            least = cost(removed_after(len(order)))
+            raise SlimError(
+                f"The budget must be within reach. Got {target.kind}={target.amount:g} ({limit:.6g} of {whole:.6g}); with all that"
+                f" may go, {least:.6g} remain ({least / whole:.4f}). Set {target.kind} to at least that, or relax min_channels,"
+                " max_layer_ratio, round_to and ignore."
+            )
+        k = max(prefix, fixed)
+    removed = removed_after(k)
+    achieved = {
+        "ratio": float(counts[removed].sum() / total) if total else 0.0,
+        "macs": graph.macs(removed) / max(graph.macs(), 1),
+        "params": graph.params(removed) / max(graph.params(), 1),
+    }
+    if target is not None and target.kind not in achieved:
+        cost = cost_of(graph, target.kind, table)
+        achieved[target.kind] = cost(removed) / max(cost(dense), 1e-30)
+    requested = {target.kind: target.amount} if target is not None else {}
+    return Selection(removed, requested, achieved, tuple(notes))
+
+
+def _order(
+    graph: ChannelGraph, scores: Scores, found: Units, bounds: Limits, strategy: str
+) -> tuple[npt.NDArray[np.int64], int]:
+    """Units in the order in which they go, and how many of the first go whatever the budget is."""
+    key = found.value
+    if strategy == "layer":
+        key = found.share
+    elif strategy == "marginal" and len(found):
+        inside = np.flatnonzero(found.of >= 0)
+        # Scores below zero (standard scores) would turn the quotient around.
+        shifted = scores.values - min(0.0, float(scores.values[inside].min()))
+        score = np.bincount(found.of[inside], shifted[inside], minlength=len(found))
+        saved = np.bincount(found.of[inside], marginal(graph, "macs")[inside], minlength=len(found))
+        key = score / np.maximum(saved, 1.0)
+    own = bounds.ratio[found.space]
+    # share is the middle of a unit: at or below the ratio, the nearest count of the layer has gone.
+    first = ~np.isnan(own) & (found.share <= np.nan_to_num(own))
+    never = ~np.isnan(own) & ~first
+    by_name = np.argsort(np.argsort([s.name for s in graph.spaces], kind="stable"), kind="stable")
+    order = np.lexsort((found.index, by_name[found.space], key, ~first))
+    order = order[~never[order]]
+    return order.astype(np.int64), int(first.sum())
+
+
+def _check_scores(graph: ChannelGraph, scores: Scores) -> None:
+    if len(scores.values) != len(graph):
+        raise SlimError(
+            f"Scores must belong to the graph. Got {len(scores.values)} scores for {len(graph)} channel groups."
+            " Call slim.score on the graph that is selected from."
+        )
+    bad = int((~np.isfinite(scores.values) & scores.covered).sum())
+    if bad:
+        raise SlimError(
+            f"Scores must be finite numbers. Got {bad} that are NaN or infinite (criterion {scores.criterion})."
+            " Score again with finite weights and data."
+        )

@@ -1,0 +1,218 @@
+"""L0 by hard concrete gates. Louizos, Welling & Kingma 2018, arXiv:1712.01312, section 2.2.
+
+Every channel group owns a random gate z in [0, 1] that multiplies its gammas and betas. The gates live in the penalty,
+not in the network: around each optimizer step the law swaps the gated scales for the plain ones and back, so structure,
+state dict and forward pass of the model stay as they were.
+
+    after_step   theta <- gamma; draw z; gamma <- z * theta        (the next forward and backward see the gated scales)
+    before_step  gradient of theta = z * gradient of gamma; gradient of log alpha from theta * gradient of gamma;
+                 gamma <- theta                                    (the optimizer steps the plain scales)
+
+After the last step, and whenever `settle` is called, the gates take their deterministic value (equation 13), which is
+exactly zero for closed ones. Between, a validation sees a drawn network, as training does; call `settle` before it and
+`draw` after it to look at the deterministic one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from slim.errors import SlimError
+from slim.sparsity.forecast import Forecast
+from slim.sparsity.gammas import Gammas, collect, member_table
+from slim.sparsity.progress import Progress
+from slim.sparsity.strength import Strength
+
+if TYPE_CHECKING:
+    from slim.channels import ChannelGraph
+
+# The paper's beta, gamma and zeta: temperature and the interval the concrete distribution is stretched to.
+TEMPERATURE, LOW, HIGH = 2 / 3, -0.1, 1.1
+
+
+class L0:
+    """lam * expected number of open gates, one gate per channel group.
+
+    Args:
+        lam: price of an open gate, in units of the loss. The paper divides by the number of images; this does not.
+        gate_lr: learning rate of Adam on log alpha.
+        open_at_start: probability that a gate is not closed at the start.
+        warmup, schedule: see `Strength`.
+        norms, prunable_only: which scales, see `collect`.
+        seed: of the gates' own random generator.
+    """
+
+    exact_zeros = True
+
+    def __init__(self, lam: float = 1e-4, *, gate_lr: float = 0.02, open_at_start: float = 0.95, warmup: float = 0.0,
+                 schedule: str = "constant", norms: str = "batch", prunable_only: bool = True, seed: int = 0) -> None:  # fmt: skip
+        if not 0 < open_at_start < 1:
+            raise SlimError(f"open_at_start must be in (0, 1). Got open_at_start={open_at_start}. "
+                            "Set penalty.open_at_start.")  # fmt: skip
+        if not gate_lr > 0:
+            raise SlimError(f"gate_lr must be > 0. Got gate_lr={gate_lr}. Set penalty.gate_lr.")
+        self.strength = Strength(lam, warmup, schedule)
+        self.gate_lr, self.open_at_start, self.seed = gate_lr, open_at_start, seed
+        self.norms, self.prunable_only = norms, prunable_only
+        self._progress = Progress("l0")
+        self._gammas: Gammas
+
+    def attach(self, model: nn.Module, graph: ChannelGraph, total_steps: int) -> None:
+        """See `Penalty.attach`; the first forward already sees drawn gates."""
+        if hasattr(self, "_theta") and not self._progress.pending:
+            self._swap_in()
+        self._find(model, graph)
+        state = self._progress.attach(total_steps)
+        device = self._gammas.device
+        shift = TEMPERATURE * math.log(-LOW / HIGH)
+        start = math.log(self.open_at_start / (1 - self.open_at_start)) + shift
+        self._make_gates(torch.full((len(self._table),), start, device=device))
+        self._generator = torch.Generator(device).manual_seed(self.seed)
+        if state:
+            self._restore(state)
+        else:
+            self._keep_theta()
+            self.draw()
+
+    @torch.no_grad()
+    def before_step(self, lr: float) -> None:
+        """Step the gates; hand plain scales with their own gradients to the optimizer."""
+        lam = self.strength.at(self._progress.before_step(), self._progress.total)
+        g = self._gammas
+        grads = [w.grad if w.grad is not None else torch.zeros_like(w) for w in g.weights]
+        shifts = [b.grad if b.grad is not None else torch.zeros_like(b) for b in g.biases]
+        effect = self._theta * torch.cat(grads)
+        if shifts:
+            effect[self._bias_entries] += self._theta_bias * torch.cat(shifts)
+        per_gate = torch.nn.functional.pad(effect, (0, 1))[self._table].sum(1)
+        # d z / d log alpha through the stretched sigmoid, 0 where the clamp holds z at 0 or 1.
+        inside = (self._z > 0) & (self._z < 1)
+        slope = (HIGH - LOW) * self._s * (1 - self._s) / TEMPERATURE * inside
+        probability = torch.sigmoid(self._log_alpha - TEMPERATURE * math.log(-LOW / HIGH))
+        self._log_alpha.grad = per_gate * slope + lam * probability * (1 - probability)
+        self._adam.step()
+        entry = self._z[self._index]
+        torch._foreach_mul_(grads, g.views(entry))
+        if shifts:
+            torch._foreach_mul_(shifts, g.bias_views(entry[self._bias_entries]))
+        self._swap_in()
+
+    @torch.no_grad()
+    def after_step(self, lr: float) -> None:
+        """Keep the stepped scales, draw the next gates; after the last step the deterministic ones."""
+        self._keep_theta()
+        self._progress.step += 1
+        if self._progress.step >= self._progress.total:
+            self.settle()
+        else:
+            self.draw()
+
+    @torch.no_grad()
+    def draw(self) -> None:
+        """Draw the gates and gate the model's scales."""
+        u = torch.rand(len(self._log_alpha), device=self._log_alpha.device, generator=self._generator)
+        u.clamp_(1e-6, 1 - 1e-6)
+        self._s = torch.sigmoid((u.log() - (1 - u).log() + self._log_alpha) / TEMPERATURE)
+        self._gate(self._s)
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        """Gate the model's scales with the deterministic gates; closed ones are exactly zero."""
+        self._s = torch.sigmoid(self._log_alpha.detach())
+        self._gate(self._s)
+
+    def value(self) -> Tensor:
+        """Lam * expected number of open gates."""
+        lam = self.strength.at(self._progress.step, self._progress.total)
+        return lam * torch.sigmoid(self._log_alpha.detach() - TEMPERATURE * math.log(-LOW / HIGH)).sum()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Step, plain scales, gates as drawn, Adam's moments and the generator."""
+        adam = self._adam.state.get(self._log_alpha, {})
+        return {
+            **self._progress.state(),
+            **{k: getattr(self, "_" + k).detach().clone() for k in ("theta", "theta_bias", "log_alpha", "s")},
+            "adam": {k: v.clone() for k, v in adam.items()},
+            "generator": self._generator.get_state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """See `Penalty.load_state_dict`."""
+        self._progress.load(state)
+        if hasattr(self, "_theta"):
+            self._restore(state)
+
+    def resize(self, model: nn.Module, graph: ChannelGraph) -> None:
+        """Refused: the gates of a run cannot follow a rebuild; cut after the phase."""
+        raise SlimError("penalty l0 cannot follow a rebuild during training. Got slim_every with penalty=l0. "
+                        "Set slim_every=0, or use penalty=target or prox.")  # fmt: skip
+
+    def summary(self) -> dict[str, float]:
+        """``zero``: share of gates whose deterministic value is exactly zero."""
+        settled = torch.sigmoid(self._log_alpha.detach()) * (HIGH - LOW) + LOW
+        return {"zero": float((settled[self._index] <= 0).float().mean())}
+
+    def forecast(self, lrs: Sequence[float] | float, momentum: float) -> Forecast:
+        """Adam moves log alpha by about gate_lr a step: whether that can close a gate in the phase."""
+        steps = self._progress.total
+        median = float(self._gammas.flat().abs().median())
+        # A deterministic gate is closed when sigmoid(log alpha) <= -LOW / (HIGH - LOW).
+        way = float(self._log_alpha.detach().median()) - math.log(-LOW / HIGH)
+        reach = self.gate_lr * steps
+        line = f"l0: a gate can move by {reach:.3g} over this phase and closes after {way:.3g}."
+        if reach < way:
+            line += f" Too slow to close: set penalty.gate_lr to {way / steps:.1g} or more, or train longer."
+        return Forecast(reach, median, reach >= way, line)
+
+    def _find(self, model: nn.Module, graph: ChannelGraph) -> None:
+        self._gammas = g = collect(model, graph, norms=self.norms, prunable_only=self.prunable_only)
+        table, index, _ = member_table(g.groups)
+        self._table = torch.as_tensor(table, device=g.device)
+        self._index = torch.as_tensor(index, device=g.device)
+        self._bias_entries = torch.as_tensor(g.bias_entries, device=g.device)
+
+    def _make_gates(self, log_alpha: Tensor) -> None:
+        self._log_alpha = log_alpha.requires_grad_()
+        self._adam = torch.optim.Adam([self._log_alpha], lr=self.gate_lr)
+
+    def _keep_theta(self) -> None:
+        self._theta = self._gammas.flat()
+        biases = self._gammas.biases
+        self._theta_bias = torch.cat([b.detach() for b in biases]) if biases else self._theta[:0]
+
+    @torch.no_grad()
+    def _swap_in(self) -> None:
+        """The plain scales into the model."""
+        torch._foreach_copy_(self._gammas.weights, self._gammas.views(self._theta))
+        if self._gammas.biases:
+            torch._foreach_copy_(self._gammas.biases, self._gammas.bias_views(self._theta_bias))
+
+    def _gate(self, s: Tensor) -> None:
+        """The gated scales into the model, with gates from ``s`` in (0, 1)."""
+        g = self._gammas
+        self._z = (s * (HIGH - LOW) + LOW).clamp(0, 1)
+        entry = self._z[self._index]
+        torch._foreach_copy_(g.weights, g.views(self._theta * entry))
+        if g.biases:
+            torch._foreach_copy_(g.biases, g.bias_views(self._theta_bias * entry[self._bias_entries]))
+
+    @torch.no_grad()
+    def _restore(self, state: dict[str, Any]) -> None:
+        if len(state["theta"]) != len(self._gammas):
+            raise SlimError(
+                f"a state must fit the network. Got {len(state['theta'])} gammas for {len(self._gammas)}. "
+                "Resume on the network the run was started with."
+            )
+        device = self._gammas.device
+        self._theta, self._theta_bias = state["theta"].to(device), state["theta_bias"].to(device)
+        self._make_gates(state["log_alpha"].to(device).clone())
+        if state["adam"]:
+            self._adam.state[self._log_alpha] = {k: v.clone() for k, v in state["adam"].items()}
+        self._generator.set_state(state["generator"])
+        self._s = state["s"].to(device)
+        self._gate(self._s)
