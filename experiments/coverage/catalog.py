@@ -1,0 +1,124 @@
+"""Which networks are tried, found by asking the libraries: no list of names. Each is built with random weights."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+SIZES = (64, 96, 128, 160, 192, 224, 256, 288, 384)
+FAMILY_SAMPLE = 8  # members of a timm family that are sized up to find its smallest
+
+
+def torchvision_names() -> Iterator[str]:
+    """All classifiers, then the segmentation networks whole, then the backbones of the detection networks."""
+    from torchvision import models
+
+    for kind, module in (
+        ("classifier", models),
+        ("segmentation", models.segmentation),
+        ("detection", models.detection),
+    ):
+        for name in models.list_models(module=module):
+            yield f"torchvision/{kind}/{name}"
+
+
+def timm_names(every: bool = False) -> Iterator[str]:
+    """One small network per family and file of timm; with ``every`` all networks of timm.
+
+    A family is the name up to its first digit or underscore (`resnet`, `ecaresnet`, `seresnext`, ...). Its representative
+    is the one with the fewest parameters, of all members or of eight spread evenly over them.
+    """
+    import timm
+
+    for module in timm.list_modules():
+        families: dict[str, list[str]] = {}
+        for name in timm.list_models(module=module):
+            families.setdefault(re.match(r"(tf_)?[a-z]+", name).group(), []).append(name)  # type: ignore[union-attr]
+        for members in families.values():
+            if every:
+                yield from (f"timm/{module}/{name}" for name in members)
+                continue
+            step = -(-len(members) // FAMILY_SAMPLE)
+            yield f"timm/{module}/{min(members[::step], key=_timm_size)}"
+
+
+def _timm_size(name: str) -> int:
+    import timm
+
+    with torch.device("meta"):
+        return sum(p.numel() for p in timm.create_model(name).parameters())
+
+
+def build(path: str) -> tuple[nn.Module, Tensor]:
+    """The network and an example image ``(2, C, H, W)``, of the smallest size of ``SIZES`` that it accepts.
+
+    Norms have random scales, shifts and statistics fitted to a random batch, and layer scales are large: at their
+    defaults a channel removed by mistake would hardly show.
+    """
+    source, kind, name = path.split("/")
+    channels, fixed = 3, None
+    if source == "timm":
+        import timm
+
+        model = timm.create_model(name)
+        shape = model.pretrained_cfg.get("input_size", (3, 224, 224))
+        channels = shape[0]
+        fixed = shape[1] if model.pretrained_cfg.get("fixed_input_size") else None
+    else:
+        model = _torchvision(kind, name)
+        fixed = getattr(model, "image_size", None)
+    stir(model)
+    for size in (fixed,) if isinstance(fixed, int) else SIZES:
+        image = torch.randn(2, channels, size, size, generator=torch.Generator().manual_seed(0))
+        try:
+            fit_statistics(model, image)
+            return model.eval(), image
+        except (RuntimeError, ValueError, AssertionError, IndexError) as error:
+            last = error
+    raise RuntimeError(f"no image of {SIZES} fits: {' '.join(str(last).split())[:100]}")
+
+
+def _torchvision(kind: str, name: str) -> nn.Module:
+    from torchvision import models
+
+    options = {} if kind == "classifier" else {"weights_backbone": None}
+    if name in ("googlenet", "inception_v3"):
+        options = {"init_weights": False, "aux_logits": False}
+    model = models.get_model(name, weights=None, **options)
+    return model.backbone if kind == "detection" else model
+
+
+def stir(model: nn.Module) -> None:
+    """Give every vector of parameters (scales, shifts, ...) values between 0.3 and 1, a quarter of them negative."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.numel() == max(parameter.shape, default=0):
+                value = torch.rand(parameter.shape, generator=generator) * 0.7 + 0.3
+                sign = torch.where(torch.rand(parameter.shape, generator=generator) < 0.25, -1.0, 1.0)
+                parameter.copy_(value * sign)
+
+
+def norms(model: nn.Module) -> list[nn.Module]:
+    """The layers with running statistics."""
+    return [module for module in model.modules() if getattr(module, "running_mean", None) is not None]
+
+
+def fit_statistics(model: nn.Module, image: Tensor) -> None:
+    """One forward in which every BatchNorm takes its statistics from the batch, so that activations keep their size."""
+    model.eval()
+    momenta = []
+    for module in norms(model):
+        momenta.append((module, module.momentum))
+        module.momentum = 1.0
+        module.train()
+    try:
+        with torch.no_grad():
+            model(image)
+    finally:
+        for module, momentum in momenta:
+            module.momentum = momentum
+        model.eval()

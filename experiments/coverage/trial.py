@@ -1,0 +1,96 @@
+"""One network through the whole of surgery at 50%, and the law checked on it."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+import slim
+from experiments.coverage.catalog import norms
+from slim.channels import ChannelGraph
+from slim.errors import SlimError
+
+RATIO = 0.5
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
+DOUBLE_BELOW = 2e8  # parameters; larger networks are compared in float32, for memory
+
+
+def trial(model: nn.Module, image: Tensor) -> dict[str, Any]:
+    """Trace, rank, select, rebuild and mask ``model`` (eval mode) on ``image`` and compare.
+
+    Returns:
+        Plain data: counts, ratios, MACs, errors, seconds, and ``verdict``: ``ok``, ``short`` (fewer channels than
+        asked for, the law holds; ``why`` says what is pinned), ``broken`` (the law does not hold) or ``nothing`` (no channel may go).
+    """
+    size = sum(p.numel() for p in model.parameters())
+    dtype = torch.float64 if size < DOUBLE_BELOW else torch.float32
+    model, image = model.to(dtype), image.to(dtype)
+    start = time.perf_counter()
+    graph = slim.trace(model, image)
+    traced = time.perf_counter()
+    criterion = "gamma" if any(scale.weight for scale in graph.scales if scale.mean) else "l1"
+    row: dict[str, Any] = {"parameters": size, "dtype": str(dtype).removeprefix("torch."), "criterion": criterion}
+    row |= {"input": "x".join(map(str, image.shape)), "groups": len(graph), "prunable": int(graph.prunable.sum())}
+    if not graph.prunable.any():
+        return row | {"verdict": "nothing", "seconds": traced - start, "why": reasons(graph)}
+    try:
+        chosen = slim.select_groups(graph, slim.score(graph, criterion=criterion), ratio=RATIO)
+    except SlimError as error:
+        return row | {"verdict": "nothing", "seconds": traced - start, "why": str(error)[:200]}
+    plan = graph.plan(chosen.removed)
+    thin = slim.rebuild(model, plan)
+    seconds = time.perf_counter() - start
+    masked = slim.mask(model, plan)
+
+    errors, change = {}, 0.0
+    with torch.no_grad():
+        dense = outputs(model, image)
+        for mode in ("eval", "train"):
+            for network in (masked, thin):
+                # Only the norms: dropout and stochastic depth draw other numbers for other widths.
+                for module in norms(network):
+                    module.train(mode == "train")
+            want, got = outputs(masked, image), outputs(thin, image)
+            errors[mode] = relative_error(got, want)
+            if mode == "eval":
+                change = relative_error(want, dense)
+    before, after = graph.macs(), graph.macs(chosen.removed)
+    exact = after == slim.channels.count_macs(thin, image) and before == slim.channels.count_macs(model, image)
+    achieved = chosen.achieved
+    row |= {"requested": RATIO, "achieved": achieved, "macs": [before, after], "macs exact": exact, "seconds": seconds}
+    row |= {"trace seconds": traced - start, "error": errors, "change": change, "plan bytes": len(plan.to_json())}
+    holds = max(errors.values()) <= TOLERANCE[dtype] and exact and np.isfinite(change)
+    # One channel per layer may be missing: floors and balance cannot always be met to the channel.
+    slack = len(graph.spaces) / max(1, int(graph.prunable.sum()))
+    verdict = "broken" if not holds else "short" if achieved < RATIO - slack else "ok"
+    return row | {"verdict": verdict, "why": reasons(graph) if verdict != "ok" else ""}
+
+
+def outputs(model: nn.Module, image: Tensor) -> list[Tensor]:
+    """Every floating tensor that the network returns, whatever holds it."""
+    return [leaf for leaf in tree_leaves(model(image)) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+
+
+def relative_error(got: list[Tensor], want: list[Tensor]) -> float:
+    """Largest difference over the largest value, over all outputs; infinite when shapes or finiteness differ."""
+    worst = 0.0
+    for a, b in zip(got, want, strict=True):
+        if a.shape != b.shape or not torch.isfinite(b).all():
+            return float("inf")
+        worst = max(worst, float((a - b).abs().max() / b.abs().max().clamp_min(1e-12)))
+    return worst
+
+
+def reasons(graph: ChannelGraph) -> str:
+    """The commonest reasons for which groups may not go."""
+    kept = np.flatnonzero(~graph.prunable)
+    counts: dict[str, int] = {}
+    for index in kept[:: max(1, len(kept) // 500)].tolist():
+        reason = str(graph.groups[index].reason)
+        counts[reason] = counts.get(reason, 0) + 1
+    return "; ".join(sorted(counts, key=lambda reason: -counts[reason])[:2])[:240]
