@@ -4,10 +4,22 @@
 from slim.criteria import gamma, l1, l2, random, uniform  # noqa: F401
 from slim.criteria.marginal import marginal
 from slim.criteria.normalize import NORMALIZATIONS
-from slim.criteria.registry import CRITERIA, Criterion, criterion, find
+from slim.criteria.registry import CRITERIA, Criterion, Evidence, Rank, criterion, find
 from slim.criteria.scores import Scores, score
 
-__all__ = ["CRITERIA", "NORMALIZATIONS", "Criterion", "Scores", "criterion", "find", "marginal", "names", "score"]
+__all__ = [
+    "CRITERIA",
+    "NORMALIZATIONS",
+    "Criterion",
+    "Evidence",
+    "Rank",
+    "Scores",
+    "criterion",
+    "find",
+    "marginal",
+    "names",
+    "score",
+]
 
 
 def names() -> list[str]:

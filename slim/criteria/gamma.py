@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 def gamma(graph: ChannelGraph) -> Evidence:
     """|gamma| of every scale; groups that pass no normalization are not covered.
 
-    The paper ranks single BatchNorms. A group of a residual stream passes several: ``reduce`` (mean, max, sum, l2) decides.
+    The paper ranks single BatchNorms. A group of a residual stream passes several: ``reduce`` decides what they make.
     """
-    scales = [s for s in graph.scales if s.weight is not None]
+    scales = [(s.groups, s.weight) for s in graph.scales if s.weight is not None]
     if not scales:
         raise SlimError(
             "Criterion gamma ranks the scales of normalization layers. Got a network without any."
             " Set criterion=l1, or add BatchNorm layers to the network."
         )
-    for scale in scales:
-        yield scale.groups, tensor(graph, scale.weight).abs()
+    for groups, weight in scales:
+        yield groups, tensor(graph, weight).abs()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
+
 from slim.criteria.registry import Evidence, criterion
 from slim.criteria.tensors import filters
 
@@ -15,4 +17,4 @@ if TYPE_CHECKING:
 def l2(graph: ChannelGraph) -> Evidence:
     """Euclidean norm of the filter that makes a channel; the mean over the layers of a residual stream."""
     for groups, rows in filters(graph):
-        yield groups, rows.square().sum(1).sqrt()
+        yield groups, torch.linalg.vector_norm(rows, ord=2, dim=1)

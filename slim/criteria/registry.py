@@ -1,9 +1,9 @@
 """Criteria by name. A criterion is one function that says how important channels are; this file finds it by name.
 
 A criterion yields *evidence*: pairs ``(groups, values)`` with one value per channel of some axis, ``groups`` (C,) the
-channel group of every channel (-1 where there is none) and ``values`` (C,), small for what may go. Evidence about the same
-group from several places is reduced to one score by :func:`slim.criteria.score`. A group without evidence is not covered,
-and stays.
+channel group of every channel (-1 where there is none) and ``values`` (C,), small for what may go. Evidence about the
+same group from several places is reduced to one score by :func:`slim.criteria.score`. A group without evidence is not
+covered, and stays.
 
     from slim.criteria import criterion
 
@@ -64,7 +64,8 @@ def find(which: str | Rank) -> Criterion:
     if not isinstance(which, str):
         if not callable(which):
             raise SlimError(
-                f"A criterion is a name or a function. Got criterion={which!r}. Set criterion.name to one of {sorted(CRITERIA)}."
+                f"A criterion is a name or a function. Got criterion={which!r}."
+                f" Set criterion.name to one of {', '.join(sorted(CRITERIA))}."
             )
         known = [c for c in CRITERIA.values() if c.rank is which]
         return known[0] if known else Criterion(getattr(which, "__name__", "custom"), which)
@@ -76,6 +77,7 @@ def find(which: str | Rank) -> Criterion:
             return find(getattr(importlib.import_module(module), function))
         except (ImportError, AttributeError) as error:
             raise SlimError(
-                f"A criterion with a dot is imported. Got criterion={which!r} ({error}). Set criterion.name to package.module.function."
+                f"A criterion with a dot is imported. Got criterion={which!r} ({error})."
+                " Set criterion.name to package.module.function."
             ) from error
     raise SlimError(f"No such criterion. Got criterion={which!r}. {nearest(which, CRITERIA)} Set criterion.name.")

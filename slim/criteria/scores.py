@@ -1,4 +1,4 @@
-"""One score per channel group: reduce what a criterion says about each group, make layers comparable, check the result."""
+"""One score per channel group: reduce what a criterion says about each, make layers comparable, check the result."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class Scores:
     Attributes:
         values: (n_groups,) float64; 0 where a group is not covered.
         covered: (n_groups,) bool; a group that the criterion says nothing about is kept.
-        counts: (n_groups,) int64; what removing the group counts against ``ratio``: its normalization scales, or 1 for a
-            covered group of a network without any.
+        counts: (n_groups,) int64; what removing the group counts against ``ratio``: its normalization scales, or 1 for
+            a covered group that has none.
         criterion: Name of the criterion.
     """
 
@@ -46,14 +46,20 @@ class Scores:
 
 
 def score(
-    graph: ChannelGraph, criterion: str | Rank = "gamma", *, normalize: str = "none", reduce: str | None = None, **options: Any
+    graph: ChannelGraph,
+    criterion: str | Rank = "gamma",
+    *,
+    normalize: str = "none",
+    reduce: str | None = None,
+    **options: Any,
 ) -> Scores:
     """Rank the channel groups of ``graph``; pure, the model is left bit for bit as it was.
 
     Args:
         graph: What :func:`slim.trace` returned.
         criterion: A registered name (``gamma``, ``l1``, ``taylor``, ...), a function, or its import path.
-        normalize: How layers are made comparable: ``none``, ``max``, ``mean``, ``standard``, ``per_mac``, ``per_param``.
+        normalize: How layers are made comparable: ``none``, ``max``, ``mean``, ``standard``, ``per_mac`` or
+            ``per_param``; see :func:`slim.criteria.normalize.normalized`.
         reduce: ``mean``, ``max``, ``sum`` or ``l2`` over the evidence about one group; the criterion's own by default.
         options: The criterion's own options, e.g. ``loader=...`` and ``batches=8`` for data-driven ones.
 
@@ -64,14 +70,15 @@ def score(
     how = found.reduce if reduce is None else reduce
     if how not in REDUCTIONS:
         raise SlimError(
-            f"reduce must be one of {', '.join(REDUCTIONS)}. Got reduce={how!r}. {nearest(str(how), REDUCTIONS)} Set criterion.reduce."
+            f"reduce must be one of {', '.join(REDUCTIONS)}. Got reduce={how!r}."
+            f" {nearest(str(how), REDUCTIONS)} Set criterion.reduce."
         )
     _check_options(found.name, found.rank, options)
     values, covered = reduced(found.rank(graph, **options), len(graph), how)
     if not covered.any():
         raise SlimError(
-            f"The criterion finds no channel to rank. Got criterion={found.name!r} on a network with {len(graph)} channel"
-            " groups and none that it covers. Set criterion.name to one that reads what this network has, such as l1."
+            f"The criterion finds no channel to rank. Got criterion={found.name!r} on a network with {len(graph)}"
+            " channel groups and none that it covers. Set criterion to one that reads what this network has, like l1."
         )
     _check_numbers(graph, found.name, values, covered)
     if normalize != "none":
@@ -137,7 +144,8 @@ def _check_options(name: str, rank: Rank, options: dict[str, Any]) -> None:
         if key not in known:
             hint = nearest(key, known) if known else "It has none."
             raise SlimError(
-                f"Criterion {name} has no such option. Got {key}={str(options[key])[:40]!r}. {hint} Change criterion.{key}."
+                f"Criterion {name} has no such option. Got {key}={str(options[key])[:40]!r}. {hint}"
+                f" Change criterion.{key}."
             )
 
 
@@ -148,6 +156,6 @@ def _check_numbers(
     if bad.size:
         where = graph.spaces[int(graph.space_of[bad[0]])].name
         raise SlimError(
-            f"Scores must be finite numbers. Got score={values[bad[0]]} for {bad.size} channel groups (criterion {name}, first in"
-            f" {where}). The network or the data holds NaN or infinity: train again from the last good checkpoint."
+            f"Scores must be finite numbers. Got score={values[bad[0]]} for {bad.size} channel groups (criterion {name},"
+            f" first in {where}). The network or the data holds NaN or infinity: start from the last good checkpoint."
         )

@@ -35,7 +35,9 @@ def target_of(*, ratio: Any = None, **costs: Any) -> Target | None:
     given = {k: v for k, v in {"ratio": ratio, **costs}.items() if v is not None}
     if len(given) > 1:
         shown = ", ".join(f"{k}={v}" for k, v in given.items())
-        raise SlimError(f"One target decides. Got {shown}. Set one of ratio, {', '.join(COSTS)} and leave the others null.")
+        raise SlimError(
+            f"One target decides. Got {shown}. Set one of ratio, {', '.join(COSTS)} and leave the others null."
+        )
     for kind, amount in given.items():
         number = isinstance(amount, (int, float, np.integer, np.floating)) and not isinstance(amount, bool)
         if kind == "ratio":
@@ -43,7 +45,8 @@ def target_of(*, ratio: Any = None, **costs: Any) -> Target | None:
                 raise SlimError(f"ratio must be in [0, 1). Got ratio={amount!r}. Set prune.ratio below 1.")
         elif not number or not 0 < amount < np.inf:
             raise SlimError(
-                f"{kind} must be a fraction kept in (0, 1] or an absolute number above 1. Got {kind}={amount!r}. Set prune.{kind}."
+                f"{kind} must be a fraction kept in (0, 1] or an absolute number above 1. Got {kind}={amount!r}."
+                f" Set prune.{kind}."
             )
         return Target(kind, float(amount))
     return None

@@ -1,7 +1,7 @@
 """Bundles: the smallest sets of channel groups that keep every grouped convolution, split and shuffle balanced.
 
-A grouped convolution must lose equally many channels in each of its blocks, a ``chunk`` equally many in each piece. Bundles
-are built once, in ascending order of score and whatever the budget is, so that a smaller budget keeps a subset.
+A grouped convolution must lose equally many channels in each of its blocks, a ``chunk`` equally many in each piece.
+Bundles are built once, in ascending order of score and whatever the budget is, so that a smaller budget keeps a subset.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def bundles(
     """Partition the candidates into bundles.
 
     Returns:
-        The bundle of every group, (n_groups,) int64, -1 where a group must stay; and a line per structure that keeps any.
+        The bundle of every group, (n_groups,) int64, -1 where it must stay; and a line per structure that keeps any.
     """
     bundle_of = np.where(candidates, np.arange(len(graph)), -1)
     balances = _distinct(graph.balance)
@@ -83,13 +83,13 @@ def _repaired(
 ) -> list[str]:
     """Structures that overlap (ShuffleNet): start from the lowest group and mend what it tips, structure by structure.
 
-    The earliest tipped structure is mended with the lowest group that occurs in its missing block and tips no earlier one,
-    so every repair moves on along the network and ends with it. What cannot be mended stays.
+    The earliest tipped structure is mended with the lowest group that occurs in its missing block and tips no earlier
+    one, so every repair moves on along the network and ends with it. What cannot be mended stays.
     """
     vectors: dict[int, dict[int, npt.NDArray[np.int32]]] = {}
     for c, table in enumerate(tables):
-        for g in np.flatnonzero((table != table[:, :1]).any(1) & candidates):
-            vectors.setdefault(int(g), {})[c] = table[g]
+        for tipping in np.flatnonzero((table != table[:, :1]).any(1) & candidates).tolist():
+            vectors.setdefault(tipping, {})[c] = table[tipping]
     order = sorted(vectors, key=lambda g: (values[g], g))
     queues: dict[tuple[int, int], list[int]] = {}
     for g in order:
@@ -137,4 +137,7 @@ def _repaired(
         else:
             used |= members
             bundle_of[group_list] = g
-    return [f"{count} channel groups stay: {balances[c].where} has no partner left for them." for c, count in sorted(stuck.items())]
+    return [
+        f"{count} channel groups stay: {balances[c].where} has no partner left for them."
+        for c, count in sorted(stuck.items())
+    ]

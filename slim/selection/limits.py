@@ -47,7 +47,7 @@ def limits(
 ) -> Limits:
     """Settle the limits of every space; a later override wins over an earlier one.
 
-    A pattern is matched (fnmatch) against the names of all modules of a space; a container's name stands for all inside.
+    A pattern is matched (fnmatch) against the names of all modules of a space; a container's name means its inside.
 
     Raises:
         SlimError: A value out of range, an unknown override, or a pattern that matches nothing.
@@ -78,7 +78,9 @@ def limits(
                 settings[key][s] = checked
     cap = np.asarray(settings["max_layer_ratio"], dtype=np.float64)
     # The subtraction is exact to an ulp only: 10 * (1 - 0.9) must ask for one channel, not two.
-    floor = np.maximum(np.asarray(settings["min_channels"], dtype=np.int64), np.ceil(width * (1.0 - cap) - 1e-9).astype(np.int64))
+    floor = np.maximum(
+        np.asarray(settings["min_channels"], dtype=np.int64), np.ceil(width * (1.0 - cap) - 1e-9).astype(np.int64)
+    )
     return Limits(
         floor,
         np.asarray(settings["round_to"], dtype=np.int64),

@@ -32,7 +32,7 @@ class Selection:
     Attributes:
         removed: (n_groups,) bool, closed under what follows from it; ``graph.plan(removed)`` is the plan.
         requested: The target as given, e.g. ``{"macs": 0.5}``; empty without one.
-        achieved: ``ratio`` of channels removed, and fractions of ``macs`` and ``params`` kept (and of the target's cost).
+        achieved: ``ratio`` of channels removed, and fractions of ``macs``, ``params`` and the target's cost kept.
         notes: One line for whatever the request could not have.
     """
 
@@ -145,7 +145,7 @@ def _cut(
     per_unit = np.bincount(found.of[chosen], counts[chosen], minlength=len(found)).astype(np.int64)
     cumulative = np.cumsum(per_unit[order])
     dense = np.zeros(len(graph), dtype=bool)
-    k = fixed
+    k, short = fixed, False
     if target is not None and target.kind == "ratio":
         wanted = target.amount * total
         k = max(nearest_count(cumulative, wanted), fixed)
@@ -156,10 +156,11 @@ def _cut(
                 f" ({int(graph.prunable.sum())} of {len(graph)} groups are prunable). {' '.join(notes[:1])}"
                 " Relax select.ignore and the floors, or see graph.report()."
             )
-        if k == len(order) and wanted - reached > 0.5 * max(1, int(counts.max(initial=1))):
+        short = k == len(order) and wanted - reached > 0.5 * max(1, int(per_unit.max(initial=1)))
+        if short:
             notes = [
-                f"Requested ratio={target.amount:g}, achieved {reached / total:.4f}: floors, ignored layers, rounding and"
-                " structure let no more channels go.",
+                f"Requested ratio={target.amount:g}, achieved {reached / total:.4f}: floors, ignored layers, rounding"
+                " and structure let no more channels go.",
                 *notes,
             ]
     elif target is not None:
@@ -170,9 +171,9 @@ def _cut(
         if prefix is None:
             least = cost(removed_after(len(order)))
             raise SlimError(
-                f"The budget must be within reach. Got {target.kind}={target.amount:g} ({limit:.6g} of {whole:.6g}); with all that"
-                f" may go, {least:.6g} remain ({least / whole:.4f}). Set {target.kind} to at least that, or relax min_channels,"
-                " max_layer_ratio, round_to and ignore."
+                f"The budget must be within reach. Got {target.kind}={target.amount:g} ({limit:.6g} of {whole:.6g});"
+                f" with all that may go, {least:.6g} remain ({least / whole:.4f}). Set {target.kind} to at least that,"
+                " or relax min_channels, max_layer_ratio, round_to and ignore."
             )
         k = max(prefix, fixed)
     removed = removed_after(k)
@@ -185,7 +186,7 @@ def _cut(
         cost = cost_of(graph, target.kind, table)
         achieved[target.kind] = cost(removed) / max(cost(dense), 1e-30)
     requested = {target.kind: target.amount} if target is not None else {}
-    return Selection(removed, requested, achieved, tuple(notes))
+    return Selection(removed, requested, achieved, tuple(notes if short else ()))
 
 
 def _order(

@@ -85,7 +85,7 @@ def _families(n_spaces: int, low: Ints, high: Ints, space: Ints, bundle: Ints) -
 
 
 def _chunk_alone(order: Ints, low: Ints, size: Ints, width: Ints, limits: Limits, unit: Ints, share: Floats) -> int:
-    """Spaces of their own, all at once: a unit ends wherever the width that is left is legal. Returns the units made."""
+    """Spaces of their own, all at once: a unit ends wherever the width left is legal. Returns how many were made."""
     if not len(order):
         return 0
     space = low[order]
@@ -117,7 +117,7 @@ def _chunk_together(
     fresh: int,
     notes: list[str],
 ) -> int:
-    """Spaces that share bundles: take bundles in order, skip those below a floor, end a unit where all widths are legal."""
+    """Spaces that share bundles: in order, skip those below a floor, end a unit where all widths are legal."""
     by_bundle = np.argsort(bundle, kind="stable")
     bounds = np.searchsorted(bundle[by_bundle], np.arange(int(bundle.max()) + 2))
     gone = np.zeros(len(width), dtype=np.int64)
@@ -140,16 +140,22 @@ def _chunk_together(
             pending = []
     if pending and len(pending) == len(order):
         name = graph.spaces[int(graph.space_of[members[by_bundle[bounds[order[0]]]]])].name
-        notes.append(f"{name} and the layers it is balanced with stay whole: round_to cannot be met in all of them at once.")
+        notes.append(
+            f"{name} and the layers it is balanced with stay whole: round_to cannot be met in all of them at once."
+        )
     return fresh
 
 
 def _rounding_notes(graph: ChannelGraph, kept: Ints, cut: Ints, limits: Limits) -> list[str]:
-    whole = [s for s in np.setdiff1d(kept, cut) if limits.round_to[s] > 1 and len(graph.spaces[s].groups) > limits.floor[s]]
+    whole = [
+        s for s in np.setdiff1d(kept, cut) if limits.round_to[s] > 1 and len(graph.spaces[s].groups) > limits.floor[s]
+    ]
     if not whole:
         return []
     names = ", ".join(graph.spaces[s].name for s in whole[:3]) + (", ..." if len(whole) > 3 else "")
-    return [f"{len(whole)} layers stay whole: no smaller width is a multiple of round_to within their floors ({names})."]
+    return [
+        f"{len(whole)} layers stay whole: no smaller width is a multiple of round_to within their floors ({names})."
+    ]
 
 
 def _collected(

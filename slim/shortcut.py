@@ -1,0 +1,114 @@
+"""Trace, score, select and rebuild in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from slim.channels import ChannelGraph, Plan, rebuild, trace
+from slim.criteria import Rank, score
+from slim.selection import Selection, select_groups
+
+
+@dataclass(frozen=True)
+class PruneReport:
+    """What was removed, in numbers.
+
+    Attributes:
+        criterion: Name of the criterion that ranked the channels.
+        requested: The target, e.g. ``{"macs": 0.5}``.
+        achieved: ``ratio`` removed; fractions of ``macs`` and ``params`` kept.
+        macs: (dense, thin) multiply-accumulates of one forward on the example inputs.
+        params: (dense, thin) parameters.
+        input_shapes: What the MACs belong to, e.g. ``1x3x32x32``.
+        widths: (dense, kept) channels per module.
+        notes: One line for whatever the request could not have.
+    """
+
+    criterion: str
+    requested: dict[str, float]
+    achieved: dict[str, float]
+    macs: tuple[int, int]
+    params: tuple[int, int]
+    input_shapes: str
+    widths: dict[str, tuple[int, int]]
+    notes: tuple[str, ...]
+
+    def __str__(self) -> str:
+        asked = ", ".join(f"{k}={v:g}" for k, v in self.requested.items()) or "no target"
+        lines = [
+            f"criterion {self.criterion}, {asked}: {self.achieved['ratio']:.1%} of the channels removed",
+            f"MACs   {self.macs[0]:>15,} -> {self.macs[1]:>15,}  ({self.achieved['macs']:.1%} kept;"
+            f" FLOPs = 2 x MACs; input {self.input_shapes})",
+            f"params {self.params[0]:>15,} -> {self.params[1]:>15,}  ({self.achieved['params']:.1%} kept)",
+        ]
+        lines += [
+            f"  {name:<40} {dense:>6} -> {kept:>6}" for name, (dense, kept) in self.widths.items() if dense != kept
+        ]
+        return "\n".join([*lines, *self.notes])
+
+
+@dataclass(frozen=True)
+class PruneResult:
+    """A thinner network, the plan that made it, and the numbers."""
+
+    model: nn.Module
+    plan: Plan
+    report: PruneReport
+
+
+def prune(
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    criterion: str | Rank = "gamma",
+    criterion_options: Mapping[str, Any] | None = None,
+    residual: str = "group",
+    grouped: str = "balance",
+    **options: Any,
+) -> PruneResult:
+    """A thinner copy of ``model``, which is left as it was.
+
+    Args:
+        model: Any network.
+        example_inputs: A tensor, a tuple, or a dict of keyword arguments.
+        criterion: Name, function or import path; see :func:`slim.score`.
+        criterion_options: Options of the criterion and ``normalize``.
+        residual: How shared streams are treated; see :func:`slim.trace`.
+        grouped: How grouped convolutions are treated; see :func:`slim.trace`.
+        options: The target and constraints; see :func:`slim.selection.select_groups`.
+
+    Raises:
+        SlimError: As :func:`slim.trace`, :func:`slim.score` and :func:`slim.select` do.
+
+    >>> import torch
+    >>> from torch import nn
+    >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 1))
+    >>> result = prune(net, torch.zeros(1, 3, 8, 8), ratio=0.5)
+    >>> result.model[0]
+    Conv2d(3, 4, kernel_size=(3, 3), stride=(1, 1))
+    >>> result.report.macs
+    (8928, 4464)
+    """
+    graph = trace(model, example_inputs, residual=residual, grouped=grouped)
+    scores = score(graph, criterion, **dict(criterion_options or {}))
+    selection = select_groups(graph, scores, **options)
+    plan = graph.plan(selection.removed)
+    return PruneResult(rebuild(model, plan), plan, report(graph, selection, plan, scores.criterion))
+
+
+def report(graph: ChannelGraph, selection: Selection, plan: Plan, criterion: str) -> PruneReport:
+    """The numbers of a selection."""
+    return PruneReport(
+        criterion=criterion,
+        requested=selection.requested,
+        achieved=selection.achieved,
+        macs=(graph.macs(), graph.macs(selection.removed)),
+        params=(graph.params(), graph.params(selection.removed)),
+        input_shapes=graph.input_shapes,
+        widths=dict(plan.widths),
+        notes=selection.notes,
+    )
