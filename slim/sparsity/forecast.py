@@ -34,6 +34,7 @@ def shrink_forecast(
     lam_at: Callable[[int, int], float],
     lam: float,
     momentum: float,
+    slope: float = 1.0,
 ) -> Forecast:
     """Compare the shrink budget with the gammas.
 
@@ -44,6 +45,7 @@ def shrink_forecast(
         lam_at: strength at ``(step, total)``.
         lam: full strength.
         momentum: of the optimizer, in [0, 1); 0 for a law that acts after the optimizer's step.
+        slope: subgradient of the law at a small gamma, in units of lam.
     """
     if not 0 <= momentum < 1:
         raise SlimError(f"momentum must be in [0, 1). Got momentum={momentum}. Set optimizer.momentum.")
@@ -52,12 +54,12 @@ def shrink_forecast(
     else:
         steps = len(lrs)
         budget, total_lr = sum(lr * lam_at(i, steps) for i, lr in enumerate(lrs)), float(sum(lrs))
-    budget /= 1 - momentum
+    budget *= slope / (1 - momentum)
     median = float(gammas.abs().median())
     reachable = budget >= median
-    line = f"{law}: lam={lam:g} can shrink a gamma by at most {budget:.3g} over this phase; the median gamma is {median:.3g}."
+    line = f"{law}: lam={lam:g} can shrink a gamma by at most {budget:.3g} in this phase; the median is {median:.3g}."
     if not reachable:
-        needed = median * (1 - momentum) / total_lr if total_lr > 0 else float("inf")
+        needed = median * (1 - momentum) / (slope * total_lr) if total_lr > 0 else float("inf")
         line += (
             f" Too weak to reach zero: set penalty.lam to {needed:.1g} or more, train longer, or use penalty=target."
         )

@@ -60,11 +60,11 @@ class Gammas:
 
     def views(self, flat: Tensor) -> list[Tensor]:
         """A flat vector ``(N,)`` as views shaped like ``weights``."""
-        return list(flat.split(self.sizes))
+        return list(torch.split(flat, self.sizes))
 
     def bias_views(self, flat: Tensor) -> list[Tensor]:
         """A vector over ``bias_entries`` as views shaped like ``biases``."""
-        return list(flat.split([b.numel() for b in self.biases]))
+        return list(torch.split(flat, [b.numel() for b in self.biases]))
 
 
 def collect(model: nn.Module, graph: ChannelGraph, *, norms: str = "batch", prunable_only: bool = False) -> Gammas:
@@ -109,7 +109,7 @@ def collect(model: nn.Module, graph: ChannelGraph, *, norms: str = "batch", prun
     if not weights:
         raise SlimError(
             f"a penalty needs a normalization layer with a trainable scale. Got 0 of {len(graph.scales)} "
-            f"({frozen} frozen, norms={norms}). Unfreeze one, set penalty.norms=all, or choose a criterion without gamma."
+            f"({frozen} frozen, norms={norms}). Unfreeze one, set penalty.norms=all, or prune by another criterion."
         )
     return Gammas(names, weights, biases, groups)
 
@@ -130,7 +130,8 @@ def member_table(groups: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray
         groups: int64 ``(N,)``; every -1 becomes a group of its own.
 
     Returns:
-        ``table`` ``(G, K)`` of flat positions, padded with N; ``index`` ``(N,)``, row of every entry; ``counts`` ``(G,)``.
+        ``table`` ``(G, K)`` of flat positions, padded with N; ``index`` ``(N,)``, row of every entry; ``counts``
+        ``(G,)``.
     """
     own = groups.copy()
     loose = np.flatnonzero(own < 0)

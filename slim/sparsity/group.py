@@ -1,7 +1,7 @@
 """L2 norm over the gammas of each channel group: the members of a residual stream shrink together or not at all.
 
-Group lasso (Yuan & Lin 2006) on BatchNorm scales. Plain L1 lets one member of a stream stay large and so keeps the whole
-group; the norm over the group presses on all of them until the last is gone.
+Group lasso (Yuan & Lin 2006) on BatchNorm scales. Plain L1 lets one member of a stream stay large and so keeps the
+whole group; the norm over the group presses on all of them until the last is gone.
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ class Group:
         slope = flat * (self._root / norm.clamp_min(torch.finfo(flat.dtype).tiny))[self._index]
         pairs = [(w.grad, s) for w, s in zip(self._gammas.weights, self._gammas.views(slope), strict=True)]
         live = [(grad, s) for grad, s in pairs if grad is not None]
-        torch._foreach_add_([grad for grad, _ in live], [s for _, s in live], alpha=lam)
+        if live:
+            torch._foreach_add_([grad for grad, _ in live], [s for _, s in live], alpha=lam)
 
     def after_step(self, lr: float) -> None:
         """Count the step."""

@@ -50,7 +50,8 @@ class L0:
     exact_zeros = True
 
     def __init__(self, lam: float = 1e-4, *, gate_lr: float = 0.02, open_at_start: float = 0.95, warmup: float = 0.0,
-                 schedule: str = "constant", norms: str = "batch", prunable_only: bool = True, seed: int = 0) -> None:  # fmt: skip
+                 schedule: str = "constant", norms: str = "batch", prunable_only: bool = True,
+                 seed: int = 0) -> None:  # fmt: skip
         if not 0 < open_at_start < 1:
             raise SlimError(f"open_at_start must be in (0, 1). Got open_at_start={open_at_start}. "
                             "Set penalty.open_at_start.")  # fmt: skip

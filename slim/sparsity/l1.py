@@ -44,9 +44,10 @@ class L1:
     def before_step(self, lr: float) -> None:
         """gamma.grad += lam * sign(gamma)."""
         lam = self.strength.at(self._progress.before_step(), self._progress.total)
-        live = [w for w in self._gammas.weights if w.grad is not None]
+        pairs = [(w.grad, w.detach()) for w in self._gammas.weights]
+        live = [(grad, w) for grad, w in pairs if grad is not None]
         if lam and live:
-            torch._foreach_add_([w.grad for w in live], torch._foreach_sign([w.detach() for w in live]), alpha=lam)
+            torch._foreach_add_([grad for grad, _ in live], torch._foreach_sign([w for _, w in live]), alpha=lam)
 
     def after_step(self, lr: float) -> None:
         """Count the step."""

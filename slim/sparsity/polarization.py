@@ -62,7 +62,8 @@ class Polarization:
         slope = torch.sign(flat).mul_(self.t).sub_(side).add_(side.mean())
         pairs = [(w.grad, s) for w, s in zip(self._gammas.weights, self._gammas.views(slope), strict=True)]
         live = [(grad, s) for grad, s in pairs if grad is not None]
-        torch._foreach_add_([grad for grad, _ in live], [s for _, s in live], alpha=lam)
+        if live:
+            torch._foreach_add_([grad for grad, _ in live], [s for _, s in live], alpha=lam)
 
     @torch.no_grad()
     def after_step(self, lr: float) -> None:
@@ -96,7 +97,7 @@ class Polarization:
 
     def forecast(self, lrs: Sequence[float] | float, momentum: float) -> Forecast:
         """Shrink budget of a gamma below the mean, whose slope is about t + 1, against the median gamma."""
-        lam, slope = self.strength.lam, self.t + 1
+        strength = self.strength
         return shrink_forecast(
-            "polarization", self._gammas.flat(), lrs, lambda i, n: slope * self.strength.at(i, n), slope * lam, momentum
+            "polarization", self._gammas.flat(), lrs, strength.at, strength.lam, momentum, slope=self.t + 1
         )

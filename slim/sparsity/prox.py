@@ -1,6 +1,7 @@
 """L1 on gamma by its proximal step: a soft threshold after the optimizer's, so that zeros are exact.
 
-ISTA as in Parikh & Boyd 2014, "Proximal Algorithms", section 6.5.2; on BatchNorm scales Ye et al. 2018, arXiv:1802.00124.
+The step of Parikh & Boyd 2014, "Proximal Algorithms", section 6.5.2; on BatchNorm scales Ye et al. 2018,
+arXiv:1802.00124.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
 class Prox:
     """After each step gamma becomes sign(gamma) * max(|gamma| - lr * lam, 0).
 
-    Momentum does not multiply this step as it does a subgradient, so at momentum 0.9 the same pressure as `L1` needs ten
-    times its lam.
+    Momentum does not multiply this step as it does a subgradient, so at momentum 0.9 the same pressure as `L1` needs
+    ten times its lam.
 
     Args:
         lam: strength.

@@ -5,8 +5,8 @@ law knows the budget. On a cubic schedule (Zhu & Gupta 2017, arXiv:1710.01878) i
 growing part of the budget would remove, scales their gamma and beta down to exactly zero over a short window, and lets
 the others train unpenalized. A channel that ranks higher again before it reached zero is released.
 
-The ranking is data-driven and free: a running mean of (gamma * d loss/d gamma + beta * d loss/d beta)^2, the first-order
-effect of removing the channel (Molchanov et al. 2019, arXiv:1906.10771, gate placed after the normalization).
+The ranking is data-driven and free: a running mean of (gamma * d loss/d gamma + beta * d loss/d beta)^2, the
+first-order effect of removing the channel (Molchanov et al. 2019, arXiv:1906.10771, gate after the normalization).
 """
 
 from __future__ import annotations
@@ -98,6 +98,8 @@ class Target:
         self._left = torch.full((n,), torch.inf, device=device)
         if state:
             self._restore(state)
+        else:
+            self._select(1.0)  # a budget out of reach is said before training, not after
 
     def before_step(self, lr: float) -> None:
         """Note the scores; no gradient for what is already zero."""
@@ -159,8 +161,10 @@ class Target:
             self._restore(state)
 
     def summary(self) -> dict[str, float]:
-        """Shares of the dense network: gammas at ``zero`` and on their way there (``target``), ``macs`` after a cut now;
-        ``ready``: 1 when nothing is left to shrink."""
+        """Shares of the dense network, and ``ready``: 1 when nothing is left to shrink.
+
+        ``zero`` of the scales are zero or gone, ``target`` will be, ``macs`` remain after a cut now.
+        """
         inside = torch.as_tensor(self._gammas.groups >= 0, device=self._gammas.device)
         zero = inside & (self._gammas.flat() == 0)
         doomed = inside & ~torch.isinf(self._left)
@@ -183,7 +187,7 @@ class Target:
         return Forecast(float("inf"), median, True, line)
 
     def resize(self, model: nn.Module, graph: ChannelGraph) -> None:
-        """See `Penalty.resize`: scores and ways left are cut like the gammas; the budget stays that of the dense network."""
+        """See `Penalty.resize`: the state is cut like the gammas; the budget stays that of the dense network."""
         before = dict(zip(self._gammas.names, zip(self._gammas.sizes, self._kept, strict=True), strict=True))
         scores = dict(zip(self._gammas.names, self._gammas.views(self._score), strict=True))
         lefts = dict(zip(self._gammas.names, self._gammas.views(self._left), strict=True))
@@ -191,10 +195,9 @@ class Target:
         score, left = [], []
         for name, size, now in zip(self._gammas.names, self._gammas.sizes, self._kept, strict=True):
             old_size, then = before[name]
-            if now is None:
-                stays = np.arange(old_size)
-            else:
-                stays = now if then is None else np.searchsorted(then, now)
+            stays = np.arange(old_size) if now is None else now
+            if now is not None and then is not None:
+                stays = np.searchsorted(then, now)
             if len(stays) != size:
                 raise SlimError(f"a penalty follows a rebuild made by slim.rebuild. Got {name} with {size} channels, "
                                 f"{len(stays)} in its plan. Use slim.rebuild(model, plan, in_place=True).")  # fmt: skip
@@ -261,21 +264,25 @@ class Target:
         return min(1.0, (1 - (1 - self.budget) * share) * self._dense[self.kind] / now)
 
     def _rank(self, share: float) -> None:
+        groups = self._gammas.groups
+        own = groups >= 0
+        doomed = np.zeros(len(groups), bool)
+        doomed[own] = self._select(share)[groups[own]]
+        left = self._left.cpu().numpy()
+        self._left.copy_(torch.as_tensor(np.where(doomed, np.minimum(left, self._window), np.inf)))
+
+    def _select(self, share: float) -> np.ndarray:
+        """Bool ``(n_groups,)``: what the budget removes after ``share`` of the way; what is zero stays zero."""
         g, graph = self._gammas, self._graph
         own = g.groups >= 0
-        left = self._left.cpu().numpy()
         settled = np.zeros(len(graph), bool)
-        settled[g.groups[own & (left <= 1)]] = True
+        settled[g.groups[own & (self._left <= 1).cpu().numpy()]] = True
         counts = np.bincount(g.groups[own], minlength=len(graph))
         values = np.where(settled, -1.0, self._scores())
-        options = {**self.select, "overrides": {
+        options: dict[str, Any] = {**self.select, "overrides": {
             **{name: {"min_channels": least} for name, least in self._floor.items()},
             **self.select.get("overrides", {}),
-        }}  # fmt: skip
-        selection = select_groups(
-            graph, Scores(values, counts > 0, counts, self.criterion), **{self.kind: self._budget(share)}, **options
-        )
-        doomed = np.zeros(len(g), bool)
-        doomed[own] = (selection.removed | settled)[g.groups[own]]
-        fresh = np.where(doomed, np.minimum(left, self._window), np.inf)
-        self._left.copy_(torch.as_tensor(fresh))
+        }, self.kind: self._budget(share)}  # fmt: skip
+        scores = Scores(values, counts > 0, counts, self.criterion)
+        selection = select_groups(graph, scores, **options)
+        return selection.removed | settled
