@@ -64,7 +64,7 @@ def statistics(images: torch.Tensor) -> tuple[tuple[float, ...], tuple[float, ..
     """Mean and standard deviation per channel of byte images (N, C, H, W), as fractions of 255."""
     total = torch.zeros(images.shape[1], dtype=torch.float64)
     squares = torch.zeros_like(total)
-    for part in images.split(1024):
+    for part in torch.split(images, 1024):
         # Whole numbers up to 2^53 are exact in doubles, so the order of the sum does not matter.
         values = part.to(torch.int64)
         total += values.sum((0, 2, 3))
@@ -89,7 +89,7 @@ def _write(path: Path, fingerprint: str, content: Decoded) -> bool:
     pixels = content.images.numpy()
     header = {
         "fingerprint": fingerprint,
-        "checksum": hashlib.sha256(pixels).hexdigest(),
+        "checksum": hashlib.sha256(pixels.data).hexdigest(),
         "mean": content.mean,
         "std": content.std,
     }
@@ -114,7 +114,7 @@ def _read(path: Path, fingerprint: str, shape: tuple[int, ...]) -> Decoded | Non
             if header["fingerprint"] != fingerprint:
                 return None
             pixels = np.fromfile(file, dtype=np.uint8)
-        if hashlib.sha256(pixels).hexdigest() != header["checksum"]:
+        if hashlib.sha256(pixels.data).hexdigest() != header["checksum"]:
             log.warning("cache %s is damaged; the images are decoded again", path)
             return None
         images = torch.from_numpy(pixels).view(shape)

@@ -152,7 +152,7 @@ class BatchLoader:
         """Positions within ``index`` of this rank's batches in ``epoch``."""
         order = shuffled(len(self.index), self.seed, epoch) if self.train else torch.arange(len(self.index))
         mine = order[self.rank :: self.world_size][: self.samples]
-        return list(mine.split(self.batch_size))
+        return list(torch.split(mine, self.batch_size))
 
     def _draws(self, epoch: int) -> Draws | None:
         look = self.look

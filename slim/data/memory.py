@@ -53,5 +53,7 @@ class MemorySource:
         free, _ = torch.cuda.mem_get_info(device)
         if self.images.nbytes <= free * _DEVICE_SHARE:
             return True
-        log.info("images stay in host memory: %.1f GB, %.1f GB free on %s", self.images.nbytes / 1e9, free / 1e9, device)
+        log.info(
+            "images stay in host memory: %.1f GB, %.1f GB free on %s", self.images.nbytes / 1e9, free / 1e9, device
+        )
         return False

@@ -1,0 +1,275 @@
+"""The data module: any data set as training, validation and test batches for Lightning."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from pytorch_lightning import LightningDataModule
+
+from slim.data import options
+from slim.data.loader import BatchLoader, Look, Source
+from slim.data.splits import limited, permutation, split
+from slim.errors import SlimError
+
+log = logging.getLogger(__name__)
+
+
+class Origin(Protocol):
+    """A data set: what is known about it, and its images by split (``train``, ``val``, ``test``)."""
+
+    name: str
+    where: str
+    num_classes: int
+    in_channels: int
+    image_size: int
+    class_names: tuple[str, ...]
+    mean: Any  # tuple[float, ...] per channel, or None until the training images were opened
+    std: Any
+    padding: int  # pixels of the images as stored
+    mirror: bool
+    has_val: bool
+
+    def prepare(self) -> None:
+        """Fetch what is missing; called by one process."""
+
+    def count(self, split: str) -> int:
+        """Images of ``split``."""
+
+    def open(self, split: str, wanted: torch.Tensor) -> Source:
+        """The ``wanted`` images of ``split``, in that order."""
+
+
+class ImageData(LightningDataModule):
+    """Training, validation and test batches ``(images float32 (B, C, H, W), labels int64 (B,))`` of an origin.
+
+    Validation is cut from the training images by a fixed shuffle that does not depend on ``seed``; the test images
+    are not read before :meth:`test_dataloader` is called. Batches live on the trainer's device.
+
+    Args:
+        origin: The data set.
+        batch_size: Training images per batch and process.
+        eval_batch_size: Images per batch in validation, test and calibration.
+        seed: Of order and augmentation.
+        augment: ``True`` or ``"crop"``: shift by ``padding`` pixels, mirror if ``mirror``. ``"zoom"``: crops of random
+            size, image_folder only. ``False`` or ``"none"``.
+        padding: Pixels of the random shift; None for the data set's own.
+        mirror: Whether to mirror half of the images; None for the data set's own.
+        val_fraction: Share of the training images held out for validation; 0 for none.
+        limit_train: Train on the first so many of the fixed shuffle
+            ``torch.randperm(n, generator=torch.Generator().manual_seed(0))`` of the training images.
+        limit_test: Test on so many images.
+        mean: Per channel, of pixels in [0, 1]; None for the data set's own.
+        std: Likewise.
+
+    Raises:
+        SlimError: an option out of its range.
+    """
+
+    def __init__(
+        self,
+        origin: Origin,
+        *,
+        batch_size: int = 64,
+        eval_batch_size: int = 256,
+        seed: int = 0,
+        augment: bool | str = True,
+        padding: int | None = None,
+        mirror: bool | None = None,
+        val_fraction: float = 0.1,
+        limit_train: int | None = None,
+        limit_test: int | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+    ) -> None:
+        super().__init__()
+        self.origin = origin
+        self.name: str = origin.name
+        self.batch_size = options.whole("batch_size", batch_size, 1)
+        self.eval_batch_size = options.whole("eval_batch_size", eval_batch_size, 1)
+        self.seed = options.whole("seed", seed, 0)
+        self.augment = options.augmentation(augment)
+        if self.augment == "zoom" and not hasattr(origin, "zoom"):
+            raise SlimError(
+                f"augment=zoom needs files. Got augment='zoom' (data={origin.name}). Set data.augment=crop."
+            )
+        self.padding = origin.padding if padding is None else options.whole("padding", padding, 0)
+        self.mirror = origin.mirror if mirror is None else bool(mirror)
+        self.val_fraction = options.fraction("val_fraction", val_fraction)
+        self.limit_train = options.limit("limit_train", limit_train)
+        self.limit_test = options.limit("limit_test", limit_test)
+        self._mean = options.per_channel("mean", mean, origin.in_channels, positive=False)
+        self._std = options.per_channel("std", std, origin.in_channels, positive=True)
+        self._fit: tuple[Source, torch.Tensor, Source, torch.Tensor] | None = None
+        self._test: Source | None = None
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return self.origin.num_classes
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of the images."""
+        return self.origin.in_channels
+
+    @property
+    def image_size(self) -> int:
+        """Height and width of the images in a batch, pixels."""
+        return self.origin.image_size
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes in the order of their labels."""
+        return self.origin.class_names
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        """Per channel, of pixels in [0, 1]; measured on the training images where it is not known."""
+        if self._mean is not None:
+            return self._mean
+        if self.origin.mean is None:
+            self.setup("fit")
+        return tuple(self.origin.mean)
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        """Standard deviation per channel; see :attr:`mean`."""
+        if self._std is not None:
+            return self._std
+        if self.origin.std is None:
+            self.setup("fit")
+        return tuple(self.origin.std)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Images of ``train``, ``val`` and, once they were read, ``test``."""
+        _, train, _, val = self._fitted()
+        found = {"train": len(train), "val": len(val)}
+        return found if self._test is None else {**found, "test": len(self._test)}
+
+    def describe(self) -> str:
+        """The data in one line."""
+        source, train, _, val = self._fitted()
+        size = f"{self.in_channels}x{self.image_size}x{self.image_size}"
+        return (
+            f"{self.name}: {len(train):,} training and {len(val):,} validation images {size}, "
+            f"{self.num_classes} classes, {source.describe()}"
+        )
+
+    def prepare_data(self) -> None:
+        """Download what is missing; Lightning calls it in one process."""
+        self.origin.prepare()
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read the images of ``stage`` (``fit``, ``validate``, ``test``; None is ``fit``) unless they were.
+
+        Raises:
+            SlimError: data that are missing, unreadable or fewer than one batch.
+        """
+        if stage in ("test", "predict"):
+            self._tested()
+        else:
+            self._fitted()
+
+    def train_dataloader(self) -> BatchLoader:
+        """Shuffled, augmented training batches."""
+        source, train, _, _ = self._fitted()
+        return self._loader(source, train, train=True)
+
+    def val_dataloader(self) -> BatchLoader | list[BatchLoader]:
+        """Validation batches in a fixed order; an empty list with ``val_fraction=0``, as Lightning wants it."""
+        _, _, source, val = self._fitted()
+        return self._loader(source, val, train=False) if len(val) else []
+
+    def test_dataloader(self) -> BatchLoader:
+        """Test batches in a fixed order. The first call reads the test images."""
+        source = self._tested()
+        return self._loader(source, torch.arange(len(source)), train=False)
+
+    def calibration_batches(
+        self, count: int, device: torch.device | str | None = None
+    ) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """``count`` batches of ``eval_batch_size`` training images without augmentation, always the same.
+
+        Fewer if the training set is smaller. For BatchNorm's statistics and criteria that look at data.
+        """
+        source, train, _, _ = self._fitted()
+        index = train[permutation(len(train))][: count * self.eval_batch_size]
+        loader = BatchLoader(
+            source,
+            index,
+            self._look(),
+            batch_size=self.eval_batch_size,
+            seed=self.seed,
+            train=False,
+            device=self._device() if device is None else device,
+        )
+        return list(loader)
+
+    def _fitted(self) -> tuple[Source, torch.Tensor, Source, torch.Tensor]:
+        if self._fit is None:
+            origin = self.origin
+            origin.prepare()
+            # With images of its own validation takes nothing from training.
+            share = 0.0 if origin.has_val else self.val_fraction
+            train, val = split(origin.count("train"), share, self.limit_train)
+            self._check_batch(len(train))
+            source = origin.open("train", torch.cat((train, val)))
+            at = torch.arange(len(train)), torch.arange(len(train), len(train) + len(val))
+            if origin.has_val and self.val_fraction > 0:
+                own = origin.open("val", torch.arange(origin.count("val")))
+                self._fit = source, at[0], own, torch.arange(len(own))
+            else:
+                self._fit = source, at[0], source, at[1]
+            log.info(self.describe())
+        return self._fit
+
+    def _tested(self) -> Source:
+        if self._test is None:
+            self.origin.prepare()
+            self._test = self.origin.open("test", limited(self.origin.count("test"), self.limit_test))
+            log.info("%s: %s test images read", self.name, f"{len(self._test):,}")
+        return self._test
+
+    def _check_batch(self, images: int) -> None:
+        _, world_size = _process()
+        if self.batch_size * world_size > images:
+            times = f" x {world_size} processes" if world_size > 1 else ""
+            raise SlimError(
+                f"a batch must not be larger than the training set. Got batch_size={self.batch_size}{times} for "
+                f"{images} images ({self.name}). Set data.batch_size to at most {images // world_size}."
+            )
+
+    def _loader(self, source: Source, index: torch.Tensor, train: bool) -> BatchLoader:
+        rank, world_size = _process()
+        if train:
+            self._check_batch(len(index))
+        return BatchLoader(
+            source,
+            index,
+            self._look(),
+            batch_size=self.batch_size if train else self.eval_batch_size,
+            seed=self.seed,
+            train=train,
+            device=self._device(),
+            rank=rank,
+            world_size=world_size,
+        )
+
+    def _look(self) -> Look:
+        # The zoom is drawn where the files are decoded; only the mirror is left to do.
+        padding = self.padding if self.augment == "crop" else 0
+        return Look(self.mean, self.std, self.image_size, padding, self.mirror, self.augment != "none")
+
+    def _device(self) -> torch.device:
+        return torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
+
+
+def _process() -> tuple[int, int]:
+    """Rank and number of processes."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1

@@ -1,0 +1,196 @@
+"""MNIST, Fashion-MNIST, CIFAR and SVHN by torchvision's own classes, downloaded once."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from slim.data.memory import MemorySource
+from slim.errors import SlimError
+
+log = logging.getLogger(__name__)
+
+_PATIENCE = 20.0  # seconds without an answer before a download counts as impossible
+
+
+class Facts(NamedTuple):
+    """What is known about a data set before it is read; mean and deviation are of its training images."""
+
+    loader: str  # class in torchvision.datasets
+    num_classes: int
+    in_channels: int
+    image_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    padding: int
+    mirror: bool
+    files: str  # what to put where, for those without a network
+
+
+_IDX = "{train,t10k}-{images-idx3,labels-idx1}-ubyte.gz"
+# Augmentation is Network Slimming's (section 4.1): shift and mirror for CIFAR, none for SVHN.
+FACTS = {
+    "mnist": Facts("MNIST", 10, 1, 28, (0.1307,), (0.3081,), 2, False, f"MNIST/raw/{_IDX}"),
+    "fashion_mnist": Facts("FashionMNIST", 10, 1, 28, (0.2860,), (0.3530,), 2, True, f"FashionMNIST/raw/{_IDX}"),
+    "cifar10": Facts(
+        "CIFAR10",
+        10,
+        3,
+        32,
+        (0.4914, 0.4822, 0.4465),
+        (0.2470, 0.2435, 0.2616),
+        4,
+        True,
+        "cifar-10-python.tar.gz",
+    ),
+    "cifar100": Facts(
+        "CIFAR100",
+        100,
+        3,
+        32,
+        (0.5071, 0.4865, 0.4409),
+        (0.2673, 0.2564, 0.2762),
+        4,
+        True,
+        "cifar-100-python.tar.gz",
+    ),
+    "svhn": Facts(
+        "SVHN",
+        10,
+        3,
+        32,
+        (0.4377, 0.4438, 0.4728),
+        (0.1980, 0.2010, 0.1970),
+        0,
+        False,
+        "train_32x32.mat and test_32x32.mat",
+    ),
+}
+
+
+class TorchvisionSet:
+    """One of :data:`FACTS`, held in memory in its own size and scaled per batch if ``image_size`` differs.
+
+    Args:
+        name: Which.
+        root: Folder of the downloaded files.
+        download: Whether missing files may be downloaded.
+        image_size: Height and width of batches; None for the data set's own.
+    """
+
+    has_val = False
+
+    def __init__(self, name: str, root: str, download: bool, image_size: int | None) -> None:
+        self.name, self.facts = name, FACTS[name]
+        self.root = Path(root).expanduser().absolute()
+        self.download = download
+        self.num_classes, self.in_channels = self.facts.num_classes, self.facts.in_channels
+        self.image_size = image_size or self.facts.image_size
+        self.mean: tuple[float, ...] = self.facts.mean
+        self.std: tuple[float, ...] = self.facts.std
+        self.padding, self.mirror = self.facts.padding, self.facts.mirror
+        self.class_names = tuple(str(index) for index in range(self.num_classes))
+        self.where = str(self.root)
+        self._read: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def prepare(self) -> None:
+        """Download what is missing.
+
+        Raises:
+            SlimError: nothing on disk and no way to get it.
+        """
+        try:
+            self._dataset("train", download=False)
+        except RuntimeError as missing:
+            if not self.download:
+                raise self._absent(missing) from missing
+        else:
+            return
+        before = _existing(self.root)
+        try:
+            # Some of torchvision's classes print every failed mirror.
+            with _patience(), contextlib.redirect_stdout(io.StringIO()):
+                for split in ("train", "test"):
+                    self._dataset(split, download=True)
+        except Exception as error:
+            # URLError, a checksum that differs, a broken archive, a full disk: all end in the same advice.
+            _remove_empty(self.root, before)
+            raise self._absent(error) from error
+
+    def count(self, split: str) -> int:
+        """Images of ``split``."""
+        return len(self._arrays(split)[1])
+
+    def open(self, split: str, wanted: torch.Tensor) -> MemorySource:
+        """The ``wanted`` images of ``split``."""
+        images, labels = self._arrays(split)
+        return MemorySource(images[wanted], labels[wanted])
+
+    def _arrays(self, split: str) -> tuple[torch.Tensor, torch.Tensor]:
+        if split not in self._read:
+            self.prepare()
+            try:
+                dataset = self._dataset(split, download=False)
+                pixels = torch.as_tensor(np.asarray(dataset.data))
+                labels = torch.as_tensor(np.asarray(getattr(dataset, "targets", getattr(dataset, "labels", None))))
+            except Exception as error:
+                raise self._absent(error) from error
+            # MNIST has no channel axis, CIFAR has it last, SVHN first.
+            if pixels.ndim == 3:
+                pixels = pixels.unsqueeze(1)
+            elif pixels.shape[1] != self.in_channels:
+                pixels = pixels.permute(0, 3, 1, 2)
+            self._read[split] = pixels.contiguous(), labels.to(torch.int64)
+            self.class_names = tuple(map(str, getattr(dataset, "classes", self.class_names)))
+        return self._read[split]
+
+    def _dataset(self, split: str, download: bool) -> Any:
+        from torchvision import datasets
+
+        which: dict[str, Any] = {"split": split} if self.name == "svhn" else {"train": split == "train"}
+        return getattr(datasets, self.facts.loader)(str(self.root), download=download, **which)
+
+    def _absent(self, error: Exception) -> SlimError:
+        return SlimError(
+            f"{self.name} must be on disk or downloadable. Got {type(error).__name__}: {error} "
+            f"(data.root={self.root}). Put {self.facts.files} into {self.root}, "
+            "or use data=digits, which needs no network."
+        )
+
+
+@contextlib.contextmanager
+def _patience() -> Iterator[None]:
+    """Let a network that swallows packets fail instead of hang."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(_PATIENCE)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+def _existing(root: Path) -> Path:
+    """The deepest folder on the way to ``root`` that is already there."""
+    return next(folder for folder in (root, *root.parents) if folder.exists())
+
+
+def _remove_empty(root: Path, keep: Path) -> None:
+    """Remove the empty folders that a failed download left below ``keep``."""
+    for folder, _, _ in os.walk(root, topdown=False):
+        with contextlib.suppress(OSError):
+            if Path(folder) != keep:
+                os.rmdir(folder)
+    for parent in root.parents:
+        if parent == keep or keep not in parent.parents:
+            return
+        with contextlib.suppress(OSError):
+            os.rmdir(parent)
