@@ -214,14 +214,14 @@ def _spaces(
     """Partition the groups by the set of layers that make them."""
     label = np.zeros(count, dtype=np.int64)
     fresh = 1
-    makers: list[tuple[str, IntArray]] = []
+    makers: list[tuple[str, bool, IntArray]] = []
 
-    def mark(name: str, mine: IntArray) -> None:
+    def mark(name: str, mine: IntArray, makes: bool = True) -> None:
         nonlocal fresh
         mine = np.unique(mine[mine >= 0])
         if not len(mine):
             return
-        makers.append((name, mine))
+        makers.append((name, makes, mine))
         values, inverse = np.unique(label[mine], return_inverse=True)
         label[mine] = fresh + inverse
         fresh += len(values)
@@ -234,22 +234,24 @@ def _spaces(
     for axis, mine in axes.items():
         alone = mine[mine >= 0]
         if len(alone) and (label[alone] == 0).any():
-            mark(axis.param.rpartition(".")[0], alone[label[alone] == 0])
+            mark(f"{axis.param.rpartition('.')[0]} (input)", alone[label[alone] == 0], makes=False)
 
     values, first, space_of = np.unique(label, return_index=True, return_inverse=True)
     rank = np.argsort(np.argsort(first))
     space_of = rank[space_of].astype(np.int64)
+    titles: list[str] = [""] * len(values)
     members: list[list[str]] = [[] for _ in values]
-    for name, mine in makers:
+    for name, makes, mine in makers:
         for s in np.unique(space_of[mine]).tolist():
-            if name not in members[s]:
+            titles[s] = titles[s] or name
+            if makes and name not in members[s]:
                 members[s].append(name)
     order = np.argsort(space_of, kind="stable")
     parts = np.split(order, np.cumsum(np.bincount(space_of, minlength=len(values)))[:-1]) if count else []
     seen: Counter[str] = Counter()
     spaces = []
     for s, part in enumerate(parts):
-        name = members[s][0]
+        name = titles[s]
         seen[name] += 1
         title = name if seen[name] == 1 else f"{name}#{seen[name]}"
         spaces.append(Space(title, tuple(members[s]), part.astype(np.int64)))
@@ -289,10 +291,8 @@ def _selections(facts: Facts, groups: Any) -> tuple[IntArray, list[tuple[str, In
             pairs.append(np.stack([groups(note.read), groups(note.own)], axis=1))
             selects.append((note.module, groups(note.read)))
     for name, read, own in facts.selects:
-        stream = facts.axes.get(Axis(name, -1))
         if own is not read:
             pairs.append(np.stack([groups(read), groups(own)], axis=1))
-        if stream is not None:
-            selects.append((name.rpartition(".")[0], groups(stream)))
+        selects.append((name.rpartition(".")[0], groups(facts.streams[name])))
     merged = np.concatenate(pairs) if pairs else np.zeros((0, 2), dtype=np.int64)
     return merged[(merged >= 0).all(axis=1)], selects

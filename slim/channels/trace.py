@@ -79,6 +79,7 @@ class Facts:
     inexact: list[tuple[IntArray, str]] = dataclasses.field(default_factory=list)
     assumptions: list[tuple[str, IntArray]] = dataclasses.field(default_factory=list)
     selects: list[tuple[str, IntArray, IntArray]] = dataclasses.field(default_factory=list)
+    streams: dict[str, IntArray] = dataclasses.field(default_factory=dict)
     producers: list[tuple[str, IntArray]] = dataclasses.field(default_factory=list)
     raw_reads: list[IntArray] = dataclasses.field(default_factory=list)
     outputs: list[IntArray] = dataclasses.field(default_factory=list)
@@ -305,7 +306,7 @@ class Tracer(TorchDispatchMode):
         if self.known:
             return next(own for where, _, own in self.facts.selects if where == name)
         own = self.ids.fresh(len(read)) if self.residual == "select" else read
-        self.facts.axes.setdefault(Axis(name, -1), stream)  # the stream's own order, for a new index
+        self.facts.streams.setdefault(name, stream)  # in the stream's own order, for a new index
         self.facts.selects.append((name, read, own))
         return own
 
@@ -528,11 +529,11 @@ class Tracer(TorchDispatchMode):
             self.facts.raw_reads.append(read)
         m, k, n = out.numel() // out.shape[-1], a.shape[ka], out.shape[-1]
         rows: list[Term] = []
-        for layer in passing:
-            for d in varying(layer):
-                if d < rank - 1 and len(varying(layer)) == 1:
-                    rows.append(Term(layer.ravel()))
-                    m //= layer.shape[d]
+        for d in range(rank - 1):
+            mine = [layer for layer in passing if layer.shape[d] > 1]
+            if len(mine) == 1 and varying(mine[0]) == (d,):
+                rows.append(Term(mine[0].ravel()))
+                m //= mine[0].size
         terms = [t for t in (width, Term(read) if read is not None else None) if t is not None] + rows
         constant = m * (1 if read is not None else k) * (1 if width is not None else n)
         ends = [

@@ -1,0 +1,178 @@
+"""One safe file: the thin network's weights, and the plan that thins a dense network to fit them.
+
+The file is safetensors (no code can hide in it) with a JSON header: the plan, a checksum of every byte of the weights, and
+what the caller wants to say about them. Nothing here unpickles.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from slim.channels import Plan, plan_of, rebuild, unwrap
+from slim.errors import SlimError
+from slim.files import write_atomic
+
+FORMAT = "slim-artifact-1"
+MAX_HEADER = 16 * 2**20  # bytes; ResNet-152's plan takes well under one MB
+
+
+@dataclasses.dataclass(frozen=True)
+class Header:
+    """What an artifact says of itself, read without touching its weights."""
+
+    plan: Plan | None
+    metadata: Mapping[str, str]
+    checksum: str
+    aliases: Mapping[str, str]
+
+
+def save(
+    path: str | Path, model: nn.Module, plan: Plan | None = None, *, metadata: Mapping[str, str] | None = None
+) -> Path:
+    """Write a network and the plan that made it, atomically.
+
+    Args:
+        path: Where to write, usually ``*.safetensors``.
+        model: The thin network.
+        plan: From the dense network to ``model``; by default the one that ``model`` carries.
+        metadata: Text to keep beside the weights (names of classes, accuracy, ...).
+
+    Raises:
+        SlimError: a weight is NaN or infinite, a state entry is no tensor, or the place is not writable.
+    """
+    from safetensors.torch import save as to_bytes
+
+    model = unwrap(model)
+    plan = plan if plan is not None else plan_of(model)
+    tensors: dict[str, Tensor] = {}
+    aliases: dict[str, str] = {}
+    seen: dict[tuple[int, torch.Size, torch.dtype], str] = {}
+    for name, value in model.state_dict().items():
+        if not isinstance(value, Tensor):
+            raise SlimError(f"An artifact holds tensors only. Got {name}={type(value).__name__}. Drop its extra state.")
+        key = (value.data_ptr(), value.shape, value.dtype)
+        if value.numel() and key in seen:
+            aliases[name] = seen[key]
+            continue
+        seen[key] = name
+        _finite(name, value, path)
+        tensors[name] = value.detach().cpu().contiguous().clone()
+    header = {
+        "format": FORMAT,
+        "checksum": _checksum(tensors),
+        "plan": plan.to_json() if plan is not None else "",
+        "aliases": json.dumps(aliases),
+        "metadata": json.dumps(dict(metadata or {})),
+    }
+    return write_atomic(path, to_bytes(tensors, header))
+
+
+def read_header(path: str | Path) -> Header:
+    """Read the plan and the metadata of an artifact.
+
+    Raises:
+        SlimError: the file is missing, truncated, foreign, or its header is larger than 16 MB.
+    """
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            start = file.read(8)
+            length = struct.unpack("<Q", start)[0] if len(start) == 8 else -1
+            if not 2 <= length <= MAX_HEADER:
+                raise _bad(path, f"a header of {length} bytes")
+            text = file.read(length)
+    except OSError as error:
+        raise SlimError(
+            f"An artifact must be readable. Got {path} ({error.strerror}). Give the path of a model.safetensors."
+        ) from None
+    try:
+        if len(text) != length:
+            raise ValueError("it is truncated")
+        meta = json.loads(text).get("__metadata__", {})
+        if meta.get("format") != FORMAT:
+            raise ValueError("it was not written by slim.save")
+        aliases, metadata = json.loads(meta["aliases"]), json.loads(meta["metadata"])
+        if not isinstance(aliases, dict) or not isinstance(metadata, dict):
+            raise ValueError("its header is malformed")
+        plan_text, checksum = str(meta["plan"]), str(meta["checksum"])
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+        raise _bad(path, str(error)) from None
+    return Header(Plan.from_json(plan_text) if plan_text else None, metadata, checksum, aliases)
+
+
+def load(path: str | Path, model: nn.Module) -> nn.Module:
+    """The network of an artifact: the plan thins a copy of ``model`` (dense), then the weights are filled in.
+
+    Args:
+        path: Written by :func:`save`.
+        model: A freshly built dense network of the architecture the artifact was made from; not changed.
+
+    Raises:
+        SlimError: the file is truncated, corrupted or foreign, holds NaN, or belongs to another architecture.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    header = read_header(path)
+    thin = rebuild(model, header.plan) if header.plan is not None else rebuild(model, _identity())
+    target = thin.state_dict()
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+            _match(path, shapes, {k: tuple(v.shape) for k, v in target.items() if k not in header.aliases})
+            tensors = {name: file.get_tensor(name) for name in shapes}
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        raise _bad(Path(path), str(error)) from None
+    if _checksum(tensors) != header.checksum:
+        raise _bad(Path(path), "its weights do not match their checksum")
+    for name, tensor in tensors.items():
+        _finite(name, tensor, path)
+    for name, source in header.aliases.items():
+        if source not in tensors or name not in target:
+            raise _bad(Path(path), f"{name} is said to share {source}")
+        tensors[name] = tensors[source]
+    thin.load_state_dict(tensors)
+    return thin
+
+
+def _identity() -> Plan:
+    return Plan(axes={}, grouped={}, regroup={}, selects={}, widths={})
+
+
+def _match(path: str | Path, found: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, ...]]) -> None:
+    for name in dict.fromkeys((*expected, *found)):
+        if found.get(name) != expected.get(name):
+            have = "nothing" if name not in found else f"shape {found[name]}"
+            want = "nothing" if name not in expected else f"shape {expected[name]}"
+            raise SlimError(
+                f"An artifact must match its network. Got {have} for {name!r}, expected {want} ({path}). "
+                "Build the dense network it was made from."
+            )
+
+
+def _finite(name: str, tensor: Tensor, path: str | Path) -> None:
+    if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        raise SlimError(
+            f"Weights must be finite. Got NaN or infinity in {name} ({path}). Use the last good checkpoint."
+        )
+
+
+def _checksum(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        # Bytes through a view: numpy knows no bfloat16.
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _bad(path: Path, what: str) -> SlimError:
+    return SlimError(f"An artifact must be whole and written by slim.save. Got {what} ({path}). Copy or save it again.")
