@@ -46,7 +46,7 @@ class ImageData(LightningDataModule):
     """Training, validation and test batches ``(images float32 (B, C, H, W), labels int64 (B,))`` of an origin.
 
     Validation is cut from the training images by a fixed shuffle that does not depend on ``seed``; the test images
-    are not read before :meth:`test_dataloader` is called. Batches live on the trainer's device.
+    are not read before :meth:`test_dataloader` is called.
 
     Args:
         origin: The data set.
@@ -63,6 +63,9 @@ class ImageData(LightningDataModule):
         limit_test: Test on so many images.
         mean: Per channel, of pixels in [0, 1]; None for the data set's own.
         std: Likewise.
+
+    Attributes:
+        device: Where batches live; None (default) is the trainer's, or the CPU without one.
 
     Raises:
         SlimError: an option out of its range.
@@ -87,6 +90,7 @@ class ImageData(LightningDataModule):
         super().__init__()
         self.origin = origin
         self.name: str = origin.name
+        self.device: torch.device | None = None
         self.batch_size = options.whole("batch_size", batch_size, 1)
         self.eval_batch_size = options.whole("eval_batch_size", eval_batch_size, 1)
         self.seed = options.whole("seed", seed, 0)
@@ -265,6 +269,8 @@ class ImageData(LightningDataModule):
         return Look(self.mean, self.std, self.image_size, padding, self.mirror, self.augment != "none")
 
     def _device(self) -> torch.device:
+        if self.device is not None:
+            return self.device
         return torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 from slim.data import options
@@ -9,7 +10,7 @@ from slim.data.digits import Digits
 from slim.data.folder import ImageFolder
 from slim.data.module import ImageData
 from slim.data.torchvision_sets import TorchvisionSet
-from slim.errors import SlimError
+from slim.errors import SlimError, nearest
 
 
 class DigitsData(ImageData):
@@ -111,9 +112,14 @@ def _known(common: dict[str, Any]) -> dict[str, Any]:
     """``common`` without the options that say how files are read, which sets without files do not need.
 
     They are accepted everywhere so that one command line fits every data set.
+
+    Raises:
+        SlimError: an option that no data set has, with the nearest names.
     """
-    if "memory_budget_gb" in common:
-        options.gigabytes("memory_budget_gb", common["memory_budget_gb"])
-    if "num_workers" in common:
-        options.whole("num_workers", common["num_workers"], 0)
-    return {key: value for key, value in common.items() if key not in ("memory_budget_gb", "num_workers")}
+    options.gigabytes("memory_budget_gb", common.pop("memory_budget_gb", 0))
+    options.whole("num_workers", common.pop("num_workers", 0), 0)
+    known = [key for key in inspect.signature(ImageData.__init__).parameters if key not in ("self", "origin")]
+    for key, value in common.items():
+        if key not in known:
+            raise SlimError(f"data.{key} must be an option of the data set. Got {key}={value!r}. {nearest(key, known)}")
+    return common

@@ -4,22 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import io
-import logging
-import os
-import socket
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
+from slim.data.downloads import existing, patience, remove_empty
 from slim.data.memory import MemorySource
 from slim.errors import SlimError
-
-log = logging.getLogger(__name__)
-
-_PATIENCE = 20.0  # seconds without an answer before a download counts as impossible
 
 
 class Facts(NamedTuple):
@@ -115,15 +108,15 @@ class TorchvisionSet:
                 raise self._absent(missing) from missing
         else:
             return
-        before = _existing(self.root)
+        before = existing(self.root)
         try:
             # Some of torchvision's classes print every failed mirror.
-            with _patience(), contextlib.redirect_stdout(io.StringIO()):
+            with patience(), contextlib.redirect_stdout(io.StringIO()):
                 for split in ("train", "test"):
                     self._dataset(split, download=True)
         except Exception as error:
             # URLError, a checksum that differs, a broken archive, a full disk: all end in the same advice.
-            _remove_empty(self.root, before)
+            remove_empty(self.root, before)
             raise self._absent(error) from error
 
     def count(self, split: str) -> int:
@@ -165,32 +158,3 @@ class TorchvisionSet:
             f"(data.root={self.root}). Put {self.facts.files} into {self.root}, "
             "or use data=digits, which needs no network."
         )
-
-
-@contextlib.contextmanager
-def _patience() -> Iterator[None]:
-    """Let a network that swallows packets fail instead of hang."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(_PATIENCE)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
-
-
-def _existing(root: Path) -> Path:
-    """The deepest folder on the way to ``root`` that is already there."""
-    return next(folder for folder in (root, *root.parents) if folder.exists())
-
-
-def _remove_empty(root: Path, keep: Path) -> None:
-    """Remove the empty folders that a failed download left below ``keep``."""
-    for folder, _, _ in os.walk(root, topdown=False):
-        with contextlib.suppress(OSError):
-            if Path(folder) != keep:
-                os.rmdir(folder)
-    for parent in root.parents:
-        if parent == keep or keep not in parent.parents:
-            return
-        with contextlib.suppress(OSError):
-            os.rmdir(parent)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from slim.data.downloads import patience
 from slim.errors import SlimError, nearest
 from slim.models.sizes import whole
 from slim.models.start import fill_gamma
@@ -68,9 +69,9 @@ def torchvision_model(
             arguments.setdefault("image_size", image_size)
         if image_size is not None and name == "maxvit_t":
             arguments.setdefault("input_size", (image_size, image_size))
-            arguments.setdefault("partition_size", 7 if image_size % 7 == 0 else max(image_size // 32, 1))
     try:
-        model: nn.Module = builder(weights=weights, **arguments)
+        with patience():
+            model: nn.Module = builder(weights=weights, **arguments)
     except (ValueError, TypeError, RuntimeError, OSError, AssertionError) as error:
         raise _explained(error, name, weights, arguments) from error
     if weights is not None:
