@@ -82,6 +82,7 @@ class Target:
         self._graph: ChannelGraph
         self._dense: dict[str, float] = {}
         self._floor: dict[str, int] = {}
+        self._notes: tuple[str, ...] = ()
 
     def attach(self, model: nn.Module, graph: ChannelGraph, total_steps: int) -> None:
         """See `Penalty.attach`."""
@@ -99,7 +100,7 @@ class Target:
         if state:
             self._restore(state)
         else:
-            self._select(1.0)  # a budget out of reach is said before training, not after
+            self._select(1.0)  # a budget out of reach is an error or a note before training, not after
 
     def before_step(self, lr: float) -> None:
         """Note the scores; no gradient for what is already zero."""
@@ -178,13 +179,15 @@ class Target:
         }
 
     def forecast(self, lrs: Sequence[float] | float, momentum: float) -> Forecast:
-        """Always reaches zero, whatever the learning rate, unless the phase has too few steps for a window."""
+        """Reaches zero whatever the learning rate; only floors can keep it from the whole budget."""
         median = float(self._gammas.flat().abs().median())
         line = (
             f"target: {self.kind}={self.budget:g} will be at exactly zero after {self._last + self._window} of "
             f"{self._progress.total} steps, ranked {len(self._moments)} times."
         )
-        return Forecast(float("inf"), median, True, line)
+        if self._notes:
+            line += f" Floors and balance keep it from the whole budget: {' '.join(self._notes)}"
+        return Forecast(float("inf"), median, not self._notes, line)
 
     def resize(self, model: nn.Module, graph: ChannelGraph) -> None:
         """See `Penalty.resize`: the state is cut like the gammas; the budget stays that of the dense network."""
@@ -246,8 +249,9 @@ class Target:
         """Score of every group: entries over their layer's mean, summed over the group's members."""
         g = self._gammas
         raw = (self._score if self.criterion == "taylor" else g.flat().abs()).double().cpu().numpy()
-        sizes = np.array(g.sizes)
-        mean = np.bincount(g.layers, raw) / sizes
+        # Only what is alive counts in a layer's mean, so that removing zeros for good changes nothing.
+        alive = (self._left > 1).cpu().numpy()
+        mean = np.bincount(g.layers, raw * alive) / np.maximum(np.bincount(g.layers, alive), 1)
         entry = raw / np.maximum(mean[g.layers], 1e-300) ** self.balance
         own = g.groups >= 0
         total = np.bincount(g.groups[own], entry[own], minlength=len(self._graph))
@@ -285,4 +289,5 @@ class Target:
         }, self.kind: self._budget(share)}  # fmt: skip
         scores = Scores(values, counts > 0, counts, self.criterion)
         selection = select_groups(graph, scores, **options)
+        self._notes = selection.notes
         return selection.removed | settled

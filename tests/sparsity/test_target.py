@@ -1,0 +1,168 @@
+"""The controller: what it promises about zeros, budgets, floors and surgery during training."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from slim.channels import mask, rebuild
+from slim.errors import SlimError
+from slim.sparsity import build
+from tests.sparsity.networks import Residual, chain, gammas, graph_of, sgd, started, steps
+
+TOTAL = 40
+PHASE = {"start": 0.1, "end": 0.8, "window": 0.15, "rankings": 12, "memory": 0.05}
+
+
+def trained(make, budget, *, until=TOTAL, **options):
+    net = started(make)
+    penalty = build("target", **{**PHASE, **budget, **options})
+    penalty.attach(net, graph_of(net), TOTAL)
+    steps(net, sgd(net), penalty, 0, until)
+    return net, penalty
+
+
+def betas(net):
+    return torch.cat([m.bias.detach() for m in net.modules() if isinstance(m, torch.nn.BatchNorm2d)])
+
+
+@pytest.mark.parametrize("make", [chain, Residual])
+@pytest.mark.parametrize("criterion", ["taylor", "gamma"])
+@pytest.mark.parametrize("ratio", [0.25, 0.5, 0.75])
+def test_the_ratio_is_at_exactly_zero_when_the_phase_ends(make, criterion, ratio):
+    net, penalty = trained(make, {"ratio": ratio}, criterion=criterion)
+    zero = gammas(net) == 0
+    graph = graph_of(net)
+    largest = max(sum((s.groups == g).sum() for s in graph.scales) for g in range(len(graph)))
+    assert abs(int(zero.sum()) - ratio * len(zero)) <= largest
+    assert (betas(net)[zero] == 0).all()
+    assert penalty.summary()["ready"] == 1.0
+    assert penalty.value() == 0
+
+
+@pytest.mark.parametrize("make", [chain, Residual])
+@pytest.mark.parametrize("macs", [0.7, 0.3])
+def test_the_cut_meets_the_budget_of_macs_and_changes_nothing(make, macs):
+    net, penalty = trained(make, {"macs": macs})
+    graph = graph_of(net)
+    plan = graph.plan(penalty.removed())
+    x = torch.randn(4, 3, 8, 8)
+    net.eval()
+    for other in (mask(net, plan), rebuild(net, plan)):
+        torch.testing.assert_close(other.eval()(x), net(x), rtol=1e-4, atol=1e-5)
+    assert graph.macs(penalty.removed()) <= macs * graph.macs()
+    assert penalty.summary()["macs"] == graph.macs(penalty.removed()) / graph.macs()
+
+
+def test_zeros_stay_zero_and_untouched_channels_feel_nothing():
+    net, penalty = trained(chain, {"ratio": 0.5}, until=20)
+    zero = gammas(net) == 0
+    assert zero.any()
+    steps(net, sgd(net), penalty, 20, TOTAL)
+    assert (gammas(net)[zero] == 0).all()
+    assert (torch.cat([net[1].weight.grad, net[4].weight.grad])[zero] == 0).all()
+
+    net, plain = started(chain), started(chain)
+    penalty = build("target", ratio=0.5, **{**PHASE, "start": 0.5})
+    penalty.attach(net, graph_of(net), TOTAL)
+    steps(net, sgd(net), penalty, 0, 20)
+    steps(plain, sgd(plain), None, 0, 20)
+    assert torch.equal(gammas(net), gammas(plain))
+
+
+def test_a_channel_takes_a_straight_line_to_zero():
+    net = started(chain)
+    penalty = build("target", ratio=0.5, start=0.0, end=0.5, window=0.5, rankings=2)
+    penalty.attach(net, graph_of(net), 20)
+    before, seen = gammas(net), []
+    for _ in range(12):
+        penalty.before_step(0.1)
+        penalty.after_step(0.1)
+        seen.append(gammas(net))
+    doomed = seen[-1] == 0
+    expected = torch.linspace(0.9, 0, 10)[:, None] * before[doomed]
+    torch.testing.assert_close(torch.stack(seen)[:10, doomed], expected, rtol=1e-4, atol=1e-6)
+    assert torch.equal(seen[-1][~doomed], before[~doomed])
+
+
+def test_no_layer_loses_more_than_its_cap():
+    net, _ = trained(chain, {"ratio": 0.7}, max_layer_ratio=0.75, balance=0.0)
+    assert int((net[1].weight != 0).sum()) >= 3
+    assert int((net[4].weight != 0).sum()) >= 5
+
+
+def test_a_budget_out_of_reach_is_said_before_training():
+    net = started(chain)
+    penalty = build("target", ratio=0.95, max_layer_ratio=0.5)
+    penalty.attach(net, graph_of(net), TOTAL)
+    forecast = penalty.forecast([0.1] * TOTAL, 0.9)
+    assert not forecast.reachable
+    assert "Floors" in forecast.line
+    with pytest.raises(SlimError):
+        build("target", macs=0.01, max_layer_ratio=0.5).attach(net, graph_of(net), TOTAL)
+
+
+@pytest.mark.parametrize("budget", [{"ratio": 0.6}, {"macs": 0.3}, {"params": 0.4}])
+@pytest.mark.parametrize("make", [chain, Residual])
+def test_slimming_while_training_is_the_same_as_one_late_cut(make, budget):
+    late, late_penalty = trained(make, budget)
+    late = rebuild(late, graph_of(late).plan(late_penalty.removed()))
+
+    net = started(make)
+    penalty, optimizer = build("target", **{**PHASE, **budget}), sgd(net)
+    graph = graph_of(net)
+    penalty.attach(net, graph, TOTAL)
+    sizes = []
+    for first in range(0, TOTAL, 8):
+        steps(net, optimizer, penalty, first, first + 8)
+        gone = penalty.removed()
+        if gone.any():
+            rebuild(net, graph.plan(gone), in_place=True, optimizer=optimizer)
+            graph = graph_of(net)
+            penalty.resize(net, graph)
+        sizes.append(len(gammas(net)))
+    assert len(set(sizes)) > 2
+    assert penalty.summary() == pytest.approx(late_penalty.summary())
+    for (name, ours), theirs in zip(net.state_dict().items(), late.state_dict().values(), strict=True):
+        assert ours.shape == theirs.shape, name
+        torch.testing.assert_close(ours, theirs, rtol=1e-2, atol=1e-4, msg=name)
+
+
+def test_resumes_on_a_network_that_was_slimmed():
+    def begin():
+        net = started(chain)
+        penalty, optimizer = build("target", ratio=0.6, **PHASE), sgd(net)
+        graph = graph_of(net)
+        penalty.attach(net, graph, TOTAL)
+        steps(net, optimizer, penalty, 0, 24)
+        rebuild(net, graph.plan(penalty.removed()), in_place=True, optimizer=optimizer)
+        penalty.resize(net, graph_of(net))
+        return net, optimizer, penalty
+
+    net, optimizer, penalty = begin()
+    state = penalty.state_dict()
+    steps(net, optimizer, penalty, 24, TOTAL)
+    again, optimizer, _ = begin()
+    penalty = build("target", ratio=0.6, **PHASE)
+    penalty.load_state_dict(state)
+    penalty.attach(again, graph_of(again), TOTAL)
+    steps(again, optimizer, penalty, 24, TOTAL)
+    assert torch.equal(gammas(net), gammas(again))
+
+
+def test_mistakes():
+    for bad in ({}, {"ratio": 0.5, "macs": 0.5}, {"ratio": 1.0}, {"macs": 0.0}, {"ratio": 0.5, "start": 0.6, "end": 0.5},
+                {"ratio": 0.5, "criterion": "beta"}):  # fmt: skip
+        with pytest.raises(SlimError, match="Set penalty"):
+            build("target", **bad)
+    net, penalty = trained(chain, {"ratio": 0.5}, until=2)
+    state = penalty.state_dict()
+    other = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4), torch.nn.Flatten(), torch.nn.Linear(256, 4)
+    )
+    again = build("target", ratio=0.5)
+    again.load_state_dict(state)
+    with pytest.raises(SlimError, match="fit the network"):
+        again.attach(other, graph_of(other), TOTAL)
+    assert np.isinf(penalty.forecast([0.1] * TOTAL, 0.9).shrink_budget)
