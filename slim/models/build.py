@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -26,6 +26,8 @@ FAMILIES: dict[str, Callable[..., nn.Module]] = {
     "mlp": mlp,
     "torchvision": torchvision_model,
 }
+
+Parameters = Mapping[str, inspect.Parameter]
 
 # What the data know about a network, and the other names that libraries use for it.
 OFFERED = {
@@ -60,10 +62,10 @@ def build(
         SlimError: unknown name, a path that cannot be imported, arguments the target does not take, another result.
     """
     builder = FAMILIES.get(target) or _imported(target)
-    arguments = _arguments(builder, target, options)
+    parameters = _parameters(builder)
+    arguments = _arguments(parameters, target, options)
     offers = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
-    parameters = inspect.signature(builder).parameters
-    for key, value in offers.items():
+    for key, value in offers.items() if parameters is not None else ():
         taken = next((name for name in OFFERED[key] if name in parameters), None)
         if taken is None and _takes_anything(parameters) and key != "image_size":
             # timm's factory hands everything on to the network, under timm's names.
@@ -155,9 +157,16 @@ def _imported(target: str) -> Callable[..., nn.Module]:
     return found  # type: ignore[no-any-return]
 
 
-def _arguments(builder: Callable[..., nn.Module], target: str, options: dict[str, Any]) -> dict[str, Any]:
-    parameters = inspect.signature(builder).parameters
-    if not _takes_anything(parameters):
+def _parameters(builder: Callable[..., nn.Module]) -> Parameters | None:
+    """What ``builder`` takes; None for a built-in that does not say."""
+    try:
+        return inspect.signature(builder).parameters
+    except (TypeError, ValueError):
+        return None
+
+
+def _arguments(parameters: Parameters | None, target: str, options: dict[str, Any]) -> dict[str, Any]:
+    if parameters is not None and not _takes_anything(parameters):
         for key in options:
             if key not in parameters:
                 raise SlimError(
@@ -167,5 +176,5 @@ def _arguments(builder: Callable[..., nn.Module], target: str, options: dict[str
     return dict(options)
 
 
-def _takes_anything(parameters: Any) -> bool:
+def _takes_anything(parameters: Parameters) -> bool:
     return any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
