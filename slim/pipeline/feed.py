@@ -33,64 +33,62 @@ def seed_all(*key: int) -> None:
 
 
 class Feed:
-    """Wraps any loader for Lightning; the order and the augmentation of an epoch depend on nothing but the key.
+    """Wraps any loader for Lightning and remembers the position of the next batch.
 
-    The loader draws from generators of its own: the network's dropout, say, does not change the batches. Lightning saves
-    ``state_dict`` with its loops and hands it back, and the feed goes on with the next batch.
+    Lightning saves ``state_dict`` with its loops and hands it back, and the feed goes on with the next batch. Our own loaders
+    jump there (``set_position``). Any other loader is made repeatable: it draws from generators of its own, seeded by
+    (key, epoch), and the batches before the position are read and dropped.
 
     Args:
-        loader: Sized iterable of batches; re-iterable.
+        loader: Sized iterable of batches; re-iterable. It gives this process its share already.
         key: Non-negative integers, such as (seed, phase).
-        rank, world: This process takes every ``world``-th batch, beginning with ``rank``.
-        limit: At most so many batches per epoch (of this process).
+        limit: At most so many batches per epoch.
     """
 
-    def __init__(
-        self, loader: Iterable[Any], key: tuple[int, ...], *, rank: int = 0, world: int = 1, limit: int | None = None
-    ) -> None:
-        self.loader = loader
+    def __init__(self, loader: Iterable[Any], key: tuple[int, ...], *, limit: int | None = None) -> None:
+        self.loader: Any = loader
         self.key = key
-        self.rank, self.world = rank, world
-        self.length = len(loader) // world  # type: ignore[arg-type]
-        if limit is not None:
-            self.length = min(self.length, limit)
+        self.length = len(self.loader) if limit is None else min(len(self.loader), limit)
         self.epoch = 0
         self.batch = 0
-        self._walk = 0
 
     def __len__(self) -> int:
         return self.length
 
     def __iter__(self) -> Iterator[Any]:
-        self._walk += 1
-        return self._batches(self._walk)
-
-    def _batches(self, walk: int) -> Iterator[Any]:
-        # Lightning makes an iterator before it needs one and drops it again: nothing happens before the first batch.
+        # Lightning makes an iterator before it needs one and may drop it again: nothing happens before the first batch.
         if self.batch >= self.length:
             self.epoch, self.batch = self.epoch + 1, 0
-        begin = self.batch
+        jumps = hasattr(self.loader, "set_position")
+        source = self._ours() if jumps else self._foreign()
+        for index, batch in enumerate(source, start=self.batch):
+            if index >= self.length:
+                return
+            self.batch = index + 1
+            yield batch
+
+    def _ours(self) -> Iterator[Any]:
+        self.loader.set_position(self.epoch, self.batch)
+        return iter(self.loader)
+
+    def _foreign(self) -> Iterator[Any]:
         outside = random_state()
         seed_all(*self.key, self.epoch)
-        if hasattr(self.loader, "set_epoch"):
-            self.loader.set_epoch(self.epoch)
-        source = iter(self.loader)
-        inside = random_state()
-        set_random_state(outside)
-        for index in range(self.length):
-            outside = random_state()
-            set_random_state(inside)
+        source, dropped = iter(self.loader), self.batch
+        while True:
             try:
-                shares = [next(source) for _ in range(self.world)]
+                batch = next(source)
+            except StopIteration:
+                return
             finally:
                 inside = random_state()
                 set_random_state(outside)
-            if index < begin:
-                continue
-            if walk != self._walk:
-                return  # a newer iterator has taken over
-            self.batch = index + 1
-            yield shares[self.rank]
+            if dropped:
+                dropped -= 1
+            else:
+                yield batch
+            outside = random_state()
+            set_random_state(inside)
 
     def state_dict(self) -> dict[str, int]:
         """Where the next batch comes from."""

@@ -1,0 +1,184 @@
+"""A whole run: its phases in order, each kept when it is done, and the report at the end."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import slim
+from slim import report
+from slim.callbacks.signals import Interrupted, Signals
+from slim.channels import Plan
+from slim.errors import RunFailed
+from slim.files import write_atomic
+from slim.pipeline import cut, judge, record
+from slim.pipeline.settings import plain
+from slim.pipeline.source import load_network
+from slim.pipeline.state import Lock, State, check_same
+from slim.pipeline.training import train
+from slim.pipeline.workspace import Workspace
+
+NETWORK = "network.safetensors"
+"""What every finished phase leaves in its folder."""
+
+
+def run(work: Workspace, directory: Path, overrides: list[str], say: Callable[[str], None] | None = None) -> dict[str, Any]:
+    """Run, or go on with, the phases of ``work.settings`` in ``directory``.
+
+    Args:
+        work: Built and checked.
+        directory: The run directory; it is made here. One with a state in it is continued.
+        overrides: What the user typed, kept for resuming.
+        say: Prints a line for the user (stderr by default).
+
+    Returns:
+        The record, as in report.json.
+
+    Raises:
+        SlimError: The directory is taken, or belongs to another configuration.
+        RunFailed: The run cannot go on. What was done is kept.
+        Interrupted: A signal asked it to stop; the message has the command that goes on.
+    """
+    say = say or (lambda line: print(line, file=sys.stderr, flush=True))
+    with Lock(directory), Signals() as signals:
+        if (directory / "state.json").is_file():
+            state = State.load(directory)
+            check_same(state.config, plain(work.settings))
+            state.config = plain(work.settings)
+        else:
+            state = State(directory, plain(work.settings), overrides)
+        state.save()
+        try:
+            return _Run(work, directory, state, signals, say).all()
+        except Interrupted as stop:
+            raise Interrupted(
+                stop.name, f"Stopped by {stop.name}; nothing is lost. Go on with: python train.py resume={directory}"
+            ) from None
+        except RunFailed as error:
+            write_atomic(directory / "error.txt", f"{error}\n")
+            raise
+
+
+class _Run:
+    def __init__(
+        self, work: Workspace, directory: Path, state: State, signals: Signals, say: Callable[[str], None]
+    ) -> None:
+        self.work, self.directory, self.state, self.signals, self.say = work, directory, state, signals, say
+
+    def all(self) -> dict[str, Any]:
+        """Every phase of every pass, then the report."""
+        settings = self.work.settings
+        torch.set_float32_matmul_precision("high" if self.work.hardware.accelerator == "gpu" else "highest")
+        if settings.trainer.threads is not None:
+            torch.set_num_threads(settings.trainer.threads)
+        self.say(f"{settings.name}: {self.work.data.describe()}; {self.work.hardware.line}; {self.directory}")
+        network = self._start()
+        for number in range(settings.passes):
+            for kind in settings.phases:
+                if number and kind == "baseline":
+                    continue
+                name = kind if number == 0 else f"{kind}-{number + 1}"
+                network = self._phase(name, kind, number, network)
+        return self._report()
+
+    # Phases
+
+    def _start(self) -> nn.Module:
+        checkpoint = self.work.settings.checkpoint
+        if checkpoint is None:
+            return self.work.dense()
+        if "start" in self.state.phases:
+            return self._load("start")
+        network = load_network(self.work, Path(checkpoint))
+        self._keep("start", network, {})
+        return network
+
+    def _phase(self, name: str, kind: str, number: int, network: nn.Module) -> nn.Module:
+        if name in self.state.phases:
+            self.say(f"{name}: done before")
+            # The baseline is a run of its own: what follows begins from the untrained network again.
+            return network if kind == "baseline" else self._load(name)
+        self._banner(name, kind)
+        if kind == "prune":
+            return self._prune(name, network)
+        before = copy.deepcopy(network) if kind == "baseline" else network
+        cut_next = kind == "sparse" and "prune" in self.work.settings.phases
+        done = train(
+            self.work, self.directory, name, network, self.signals, number=number, cut_next=cut_next, note=self._note
+        )
+        if done.plan is not None:
+            self._keep_plan(name.replace("sparse", "prune"), done.plan)
+        self._keep(name, done.network, {**done.record, "history": done.history})
+        return before if kind == "baseline" else done.network
+
+    def _prune(self, name: str, network: nn.Module) -> nn.Module:
+        work = self.work
+        graph = work.trace(network)
+        selection = cut.select(work, graph)
+        plan = graph.plan(selection.removed)
+        self._keep_plan(name, plan)
+        masked, rebuilt = slim.mask(network, plan), slim.rebuild(network, plan)
+        difference = judge.check_equal(masked, rebuilt, work.batch(work.data.val_dataloader()))
+        recovered = cut.recover(work, network, graph, selection.removed, plan)
+        networks = {"sparse": network, "masked": masked, "rebuilt": rebuilt, "recovered": recovered}
+        val = judge.accuracies(networks, work.data.val_dataloader(), work.hardware.device)
+        told = ", ".join(f"{key} {100 * value:.2f} %" for key, value in val.items())
+        self.say(f"{name:9} validation: {told}; {100 * selection.achieved['macs']:.1f} % of the MACs left")
+        for line in selection.notes:
+            self._note(line)
+        if val["recovered"] < 1.5 / work.data.num_classes <= val["sparse"]:
+            self._note(f"The cut took the network to chance ({told}); fine-tuning starts from there.")
+        self._curves(name, graph, selection, plan)
+        self._keep(
+            name,
+            recovered,
+            {"val": val["recovered"], "validation": val, "difference": difference, **cut.describe(graph, selection, plan)},
+        )
+        return recovered
+
+    def _curves(self, name: str, graph: Any, selection: Any, plan: Plan) -> None:
+        from slim.callbacks.dashboard import log_cut
+
+        told = cut.describe(graph, selection, plan)
+        log_cut(
+            self.directory / name,
+            widths=told["widths"],
+            gammas=told["gammas"],
+            cut=told["cut"],
+            removed=told["removed"],
+        )
+
+    # Keeping
+
+    def _keep(self, name: str, network: nn.Module, figures: Mapping[str, Any]) -> None:
+        slim.save(self.directory / name / NETWORK, network, cut.plan_of(network))
+        self.state.finish(name, figures)
+
+    def _keep_plan(self, name: str, plan: Plan) -> None:
+        write_atomic(self.directory / name / "plan.json", plan.to_json())
+
+    def _load(self, name: str) -> nn.Module:
+        return slim.load(self.directory / name / NETWORK, self.work.dense())
+
+    def _note(self, line: str) -> None:
+        self.say(line)
+        self.state.note(line)
+
+    def _banner(self, name: str, kind: str) -> None:
+        epochs = "" if kind == "prune" else f" {getattr(self.work.settings, kind).epochs} epochs "
+        self.say(f"── {name} ──{epochs}".ljust(72, "─"))
+
+    # The end
+
+    def _report(self) -> dict[str, Any]:
+        from slim.pipeline.ending import finish
+
+        return finish(self.work, self.directory, self.state, self.say)
+
+

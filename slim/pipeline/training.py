@@ -1,0 +1,251 @@
+"""One training phase: a fresh Trainer, from the network before it to the network after it."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.loggers import TensorBoardLogger
+from torch import nn
+
+from slim.callbacks.checkpoint import SafeFiles, Saver, read
+from slim.callbacks.guard import Guard
+from slim.callbacks.progress import Progress
+from slim.callbacks.signals import Signals
+from slim.callbacks.slimming import Slimming
+from slim.channels import ChannelGraph, Plan
+from slim.errors import RunFailed, SlimError
+from slim.module import Classifier
+from slim.pipeline import cut, rates
+from slim.pipeline.feed import Feed, seed_all
+from slim.pipeline.settings import PHASES, Sparse
+from slim.pipeline.workspace import Workspace, plan_json
+
+QUIET = (
+    ".*does not have many workers.*",
+    ".*smaller than the logging interval.*",
+    ".*Checkpoint directory .* exists and is not empty.*",
+    ".*in eval mode at the start of training.*",
+    ".*GPU available but not used.*",
+    ".*TPU available.*",
+    ".*The `srun` command is available.*",
+    ".*isinstance.treespec, LeafSpec.*",
+    ".*`.*_module_state_dict`.*",
+)
+"""Lightning's warnings about choices that are ours on purpose."""
+
+
+@dataclass
+class Trained:
+    """What a training phase leaves."""
+
+    network: nn.Module
+    record: dict[str, Any]
+    history: dict[str, list[float]]
+    plan: Plan | None
+
+
+def train(
+    work: Workspace,
+    directory: Path,
+    name: str,
+    network: nn.Module,
+    signals: Signals,
+    *,
+    number: int = 0,
+    cut_next: bool = False,
+    note: Any = None,
+) -> Trained:
+    """Train ``network`` for the phase ``name``, or go on with it where its checkpoint ends.
+
+    Args:
+        work: What the run works with.
+        directory: The run directory; curves and the checkpoint go to ``directory/name``.
+        name: ``baseline``, ``sparse``, ``finetune``, with ``-2`` and so on for later passes.
+        network: Trained in place, unless a checkpoint holds a thinner one.
+        signals: Looked at between steps.
+        number: Of the pass, 0-based.
+        cut_next: Rank all gammas when training ends.
+        note: Called with lines for the report.
+    """
+    settings, hardware = work.settings, work.hardware
+    kind = name.partition("-")[0]
+    training = getattr(settings, kind)
+    checkpoint = directory / name / "last.ckpt"
+    saved = read(checkpoint) if checkpoint.is_file() else None
+    if saved is not None and saved["slim"]["plan"] != plan_json(network):
+        network = work.with_plan(saved["slim"]["plan"])
+    feed = Feed(work.data.train_dataloader(), (settings.seed, number), limit=settings.trainer.limit_batches)
+    steps = -(-len(feed) // settings.trainer.accumulate) * training.epochs
+    lr = training.lr or settings.optimizer.get("lr", 0.1)
+    factor = rates.rate(settings.scheduler, steps)
+    graph = work.trace(network)
+    penalty = None
+    if kind == "sparse":
+        penalty = _penalty(work, training, network, graph, rates.total(factor, lr, steps), note or (lambda line: None))
+    if hardware.channels_last:
+        network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    module = Classifier(
+        network,
+        optimizer=lambda parameters: work.optimizer(parameters, lr),
+        rate=factor,
+        total_steps=steps,
+        penalty=penalty,
+        graph=graph,
+        label_smoothing=training.label_smoothing,
+        channels_last=hardware.channels_last,
+        compile=settings.trainer.compile,
+        log_every=settings.trainer.log_every,
+    )
+    slimming = Slimming(
+        work.trace,
+        choose=(lambda traced: traced.plan(cut.select(work, traced).removed)) if cut_next else None,
+        every=training.slim_every if isinstance(training, Sparse) else 0,
+        absorb=_absorb,
+        min_channels=settings.prune.min_channels,
+    )
+    saver = Saver(
+        checkpoint,
+        plan=lambda: plan_json(network),
+        signals=signals,
+        every_steps=settings.trainer.checkpoint_every,
+    )
+    callbacks: list[pl.Callback] = [
+        Guard(kind),
+        Progress(name, steps, settings.trainer.progress),
+        slimming,
+        *_dashboard(module),
+        saver,
+    ]
+    seed_all(settings.seed, number, PHASES.index(kind))
+    began = time.monotonic()
+    with quiet(), explained(settings.data.get("batch_size")):
+        trainer = _trainer(work, training.epochs, directory, name, saved, callbacks)
+        trainer.fit(module, feed, work.data.val_dataloader(), ckpt_path=checkpoint if saved is not None else None)
+    seconds = time.monotonic() - began + (saved["slim"].get("seconds", 0.0) if saved else 0.0)
+    network.cpu().eval()
+    return Trained(network, _record(module, training.epochs, steps, seconds, slimming), module.history, slimming.plan)
+
+
+def _penalty(
+    work: Workspace, training: Sparse, network: nn.Module, graph: ChannelGraph, lrs: list[float], note: Any
+) -> Any:
+    """The law, its lam scaled to the run when ``shrink`` says so, and its forecast spoken."""
+    momentum = float(work.settings.optimizer.get("momentum", 0.0))
+    lam = None
+    if training.shrink is not None:
+        lam = training.shrink * (1 - momentum) / sum(lrs)
+    penalty = work.penalty(lam)
+    penalty.attach(network, graph, len(lrs))
+    forecast = penalty.forecast(lrs, momentum)
+    note(forecast.line)
+    return penalty
+
+
+def _absorb(network: nn.Module, graph: ChannelGraph, removed: npt.NDArray[np.bool_]) -> None:
+    from slim import recovery
+
+    if hasattr(recovery, "absorb"):
+        recovery.absorb(network, removed, graph)
+
+
+def _dashboard(module: Classifier) -> list[pl.Callback]:
+    from slim.callbacks.dashboard import Dashboard
+
+    return [Dashboard()]
+
+
+def _trainer(
+    work: Workspace, epochs: int, directory: Path, name: str, saved: dict[str, Any] | None, callbacks: list[pl.Callback]
+) -> pl.Trainer:
+    wanted, hardware = work.settings.trainer, work.hardware
+    # Points after the checkpoint belong to a past that did not happen; TensorBoard drops what is purged.
+    purge = None if saved is None else int(saved["global_step"]) + 1
+    return pl.Trainer(
+        accelerator=hardware.accelerator,
+        devices=wanted.devices,
+        strategy="ddp" if wanted.devices > 1 else "auto",
+        precision=hardware.precision,  # type: ignore[arg-type]
+        max_epochs=epochs,
+        accumulate_grad_batches=wanted.accumulate,
+        gradient_clip_val=wanted.clip,
+        limit_val_batches=wanted.limit_batches or 1.0,
+        num_sanity_val_steps=0,
+        deterministic=wanted.deterministic,
+        logger=TensorBoardLogger(directory, name="", version=name, purge_step=purge),
+        callbacks=callbacks,
+        plugins=[SafeFiles()],
+        enable_checkpointing=True,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        log_every_n_steps=wanted.log_every,
+        use_distributed_sampler=False,
+        default_root_dir=directory,
+    )
+
+
+def _record(module: Classifier, epochs: int, steps: int, seconds: float, slimming: Slimming) -> dict[str, Any]:
+    record: dict[str, Any] = {"epochs": epochs, "steps": steps, "seconds": seconds}
+    scores = module.history.get("val_accuracy", [])
+    if scores:
+        best = max(range(len(scores)), key=lambda epoch: scores[epoch])
+        record |= {"val": scores[-1], "best_val": scores[best], "best_epoch": best + 1}
+    if slimming.history:
+        record["slimmed"] = slimming.history
+    return record
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Lightning without its tips, hardware lists and warnings about what we chose on purpose."""
+    loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch")]
+    levels = [(logger, logger.level) for logger in loggers]
+    with warnings.catch_warnings():
+        for message in QUIET:
+            warnings.filterwarnings("ignore", message)
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in levels:
+                logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def explained(batch_size: Any) -> Iterator[None]:
+    """Failures of a training run that have a known reason, as one line.
+
+    Raises:
+        RunFailed: Out of memory, or a dead data loader worker.
+    """
+    try:
+        yield
+    except SlimError:
+        raise
+    except (RuntimeError, MemoryError) as error:
+        text = str(error)
+        half = f"{max(int(batch_size) // 2, 1)}" if isinstance(batch_size, int) else "half of it"
+        if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in text:
+            raise RunFailed(
+                f"The batch must fit in memory. Got data.batch_size={batch_size} (out of memory). Set data.batch_size={half} "
+                f"and trainer.accumulate=2; the last checkpoint is kept."
+            ) from error
+        if "DataLoader worker" in text:
+            raise RunFailed(
+                f"Data loader workers must live. Got {text.splitlines()[0][:200]}. Lower data.workers or free memory; the "
+                "last checkpoint is kept."
+            ) from error
+        raise
+
+

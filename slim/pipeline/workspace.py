@@ -1,0 +1,156 @@
+"""Everything a run works with, built and checked before anything is written."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import slim
+from slim import criteria, models, sparsity
+from slim.channels import ChannelGraph, Plan, plan_of
+from slim.errors import SlimError
+from slim.pipeline.construct import check, construct, target
+from slim.pipeline.feed import seed_all
+from slim.pipeline.hardware import Choice, choose
+from slim.pipeline.settings import Settings, read
+
+
+class Workspace:
+    """Settings, data, hardware, and builders for the rest.
+
+    Attributes:
+        settings: What the user wants.
+        hardware: What the machine offers.
+        data: LightningDataModule, set up.
+        example: One image of zeros ``(1, C, H, W)``; MACs are counted on it.
+    """
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        """Build and check.
+
+        Raises:
+            SlimError: One line per kind of mistake, before anything touches the disk.
+        """
+        self.settings = read(config)
+        self.hardware = choose(self.settings.trainer)
+        self._check_parts()
+        self.data = construct(self.settings.data, "data")
+        self.data.prepare_data()
+        self.data.setup("fit")
+        size = self.data.image_size
+        self.example = torch.zeros(1, self.data.in_channels, size, size)
+        dense = self.dense()
+        models.check(dense, self.data.num_classes, self.data.in_channels, size)
+        self._check_graph(self.trace(dense))
+        self._check_batches()
+
+    # Builders
+
+    def dense(self) -> nn.Module:
+        """The untrained dense network; the same weights every time."""
+        seed_all(self.settings.seed)
+        options = dict(self.settings.model)
+        path = options.pop("_target_", None)
+        if not isinstance(path, str):
+            raise SlimError(f"model._target_ must be a dotted path. Got {path!r}. Set model=<family> or model._target_.")
+        return models.build(
+            path,
+            self.data.num_classes,
+            self.data.in_channels,
+            **({"image_size": self.data.image_size} | options),
+        )
+
+    def with_plan(self, plan: str | None) -> nn.Module:
+        """A network of the shape that ``plan`` (JSON, from the dense network) gives; its weights mean nothing yet."""
+        dense = self.dense()
+        return dense if plan is None else slim.rebuild(dense, Plan.from_json(plan))
+
+    def trace(self, network: nn.Module) -> ChannelGraph:
+        """The channel graph of a network of this run."""
+        prune = self.settings.prune
+        return slim.trace(network, self.example, residual=prune.residual, grouped=prune.grouped)
+
+    def penalty(self, lam: float | None = None) -> sparsity.Penalty:
+        """The sparsity law of the configuration; ``lam`` replaces its strength."""
+        options = dict(self.settings.penalty)
+        if lam is not None:
+            options["lam"] = lam
+        return sparsity.build(options.pop("name"), **options)
+
+    def optimizer(self, parameters: Iterable[nn.Parameter], lr: float) -> torch.optim.Optimizer:
+        """The optimizer of the configuration, at learning rate ``lr``."""
+        made: torch.optim.Optimizer = construct(self.settings.optimizer, "optimizer", parameters, lr=lr)
+        return made
+
+    def input_shape(self) -> str:
+        """As printed beside MACs, such as ``1x3x32x32``."""
+        return "x".join(map(str, self.example.shape))
+
+    def batch(self, loader: Iterable[Any]) -> Tensor:
+        """The images of a loader's first batch, on the CPU."""
+        images: Tensor = next(iter(loader))[0]
+        return images.cpu()
+
+    # Checks
+
+    def _check_parts(self) -> None:
+        settings = self.settings
+        for key in ("criterion", "penalty"):
+            if not isinstance(getattr(settings, key).get("name"), str):
+                raise SlimError(f"{key}.name must be text. Got {getattr(settings, key).get('name')!r}. Set {key}=<name>.")
+        if "sparse" in settings.phases:
+            self.penalty()
+        if "prune" in settings.phases:
+            found = criteria.find(settings.criterion["name"])
+            known = {"name", "normalize", "reduce", *list(inspect.signature(found.rank).parameters)[1:]}
+            for option in settings.criterion:
+                if option not in known:
+                    raise SlimError(
+                        f"criterion.{option} must be an option of {found.name}. Got {option}={settings.criterion[option]}. "
+                        f"{slim.errors.nearest(option, known)}"
+                    )
+        # A parameter of its own: the point is that the options fit, before data and model take their time.
+        self.optimizer([nn.Parameter(torch.zeros(1))], 0.1 if self.settings.optimizer.get("lr") is None else self.settings.optimizer["lr"])
+        check(target(settings.data.get("_target_"), "data"), {k: v for k, v in settings.data.items() if k != "_target_"}, "data")
+
+    def _check_graph(self, graph: ChannelGraph) -> None:
+        phases = self.settings.phases
+        if any(scale.weight is not None for scale in graph.scales):
+            return
+        by_gamma = "prune" in phases and self.settings.criterion["name"] == "gamma"
+        if "sparse" in phases or by_gamma:
+            raise SlimError(
+                "Sparse training needs normalization layers with a scale. Got none in "
+                f"model={self.settings.model.get('_target_')}. Choose a model with BatchNorm, or phases=[prune,finetune] with criterion=l1."
+            )
+
+    def _check_batches(self) -> None:
+        train = self.data.train_dataloader()
+        if len(train) == 0:
+            size = self.settings.data.get("batch_size")
+            raise SlimError(f"The batch size must not exceed the training images. Got batch_size={size}. Lower data.batch_size.")
+
+
+def check_writable(directory: Path) -> None:
+    """Refuse a run directory that cannot be made, without making it.
+
+    Raises:
+        SlimError: Its nearest existing parent is no folder, or not writable.
+    """
+    place = directory.absolute()
+    while not place.exists():
+        place = place.parent
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        raise SlimError(f"The output directory must be writable. Got output={directory} ({place} is not). Set output=<dir>.")
+
+
+def plan_json(network: nn.Module) -> str | None:
+    """The plan that made ``network`` from the dense one, as JSON."""
+    plan = plan_of(network)
+    return None if plan is None else plan.to_json()
