@@ -1,7 +1,21 @@
 """Criteria: how important is a channel group? Each file holds one, and registers it by name."""
 
 # Importing a criterion's file registers it; the order is the one in which ``names()`` lists them.
-from slim.criteria import gamma, l1, l2, random, uniform  # noqa: F401
+from slim.criteria import (  # noqa: F401
+    activation,
+    apoz,
+    bn_mean,
+    bn_variance,
+    combination,
+    fisher,
+    gamma,
+    geometric_median,
+    l1,
+    l2,
+    random,
+    taylor,
+    uniform,
+)
 from slim.criteria.marginal import marginal
 from slim.criteria.normalize import NORMALIZATIONS
 from slim.criteria.registry import CRITERIA, Criterion, Evidence, Rank, criterion, find

@@ -20,8 +20,8 @@ Floats = npt.NDArray[np.float64]
 def normalized(graph: ChannelGraph, values: Floats, covered: npt.NDArray[np.bool_], how: str) -> Floats:
     """``values`` (n_groups,) after normalization.
 
-    ``max`` and ``mean`` divide by that of the group's layer (Molchanov 2017 divides by the l2 norm of a layer, to the
-    ``max`` and ``mean`` divide by that of the layer (Molchanov 2017 divides by the l2 norm of a layer, to the
+    ``max`` and ``mean`` divide by that of the layer (Molchanov 2017 divides by a layer's l2 norm, to the same end);
+    ``standard`` subtracts the layer's mean and divides by its standard deviation; ``per_mac`` and ``per_param``
     divide by what removing the group from the dense network saves.
 
     Raises:

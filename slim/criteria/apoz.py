@@ -1,0 +1,21 @@
+"""Average percentage of zeros: Hu et al. 2016, Network Trimming, arXiv:1607.03250."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from slim.criteria.incoming import mean_incoming
+from slim.criteria.registry import Evidence, criterion
+
+if TYPE_CHECKING:
+    from slim.channels import ChannelGraph
+
+
+@criterion("apoz")
+def apoz(graph: ChannelGraph, loader: Iterable[Any] | None = None, batches: int = 8, seed: int = 0) -> Evidence:
+    """One minus the share of zeros (equation 1), where the next layer receives the channel: mostly zero goes first.
+
+    It only tells channels apart behind activations with exact zeros, such as ReLU.
+    """
+    return mean_incoming(graph, loader, batches, seed, name="apoz", measure=lambda x: x != 0)

@@ -1,0 +1,125 @@
+"""Data for criteria that look at activations or gradients: a few batches, read once, with the model left as it was."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from itertools import islice
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from slim.errors import SlimError
+
+if TYPE_CHECKING:
+    from slim.channels import ChannelGraph
+
+Loss = Callable[[Any, Tensor], Tensor]
+
+
+class Batch(NamedTuple):
+    """One batch on the model's device: arguments of the forward, and the target when the loader has one."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    target: Any
+
+    @property
+    def size(self) -> int:
+        """Samples in the batch."""
+        return next(len(t) for t in (*self.args, *self.kwargs.values()) if isinstance(t, Tensor))
+
+
+@contextmanager
+def batches_of(
+    graph: ChannelGraph, loader: Iterable[Any] | None, batches: int, seed: int, *, name: str, target: bool = False
+) -> Iterator[Iterator[Batch]]:
+    """The first ``batches`` of ``loader`` (iterable of ``x``, ``(x, y)`` or ``{name: tensor}``), with a progress bar.
+
+    Inside, the model is in eval mode, and torch's generators are seeded, so that a shuffling loader gives the same
+    batches for the same ``seed``; modes and generators are put back at the end, whatever happens.
+
+    Raises:
+        SlimError: No loader, an empty one, or (``target``) one without targets.
+    """
+    if loader is None:
+        raise SlimError(
+            f"Criterion {name} needs data. Got loader=None. Pass loader=..., an iterable of (x, y) batches."
+        )
+    if isinstance(batches, bool) or not isinstance(batches, int) or batches < 1:
+        raise SlimError(
+            f"batches must be a whole number of at least 1. Got batches={batches!r}. Set criterion.batches."
+        )
+    device = next((p.device for p in graph.model.parameters()), torch.device("cpu"))
+    with untouched(graph.model, seed, device):
+        yield _read(loader, batches, device, name, target)
+
+
+def _read(loader: Iterable[Any], batches: int, device: torch.device, name: str, target: bool) -> Iterator[Batch]:
+    seen = 0
+    for raw in progress(islice(iter(loader), batches), batches, name):
+        batch = _placed(raw, device)
+        if target and batch.target is None:
+            raise SlimError(
+                f"Criterion {name} needs targets. Got batches of inputs alone. Pass a loader of (x, y) pairs."
+            )
+        seen += 1
+        yield batch
+    if not seen:
+        raise SlimError(f"Criterion {name} needs at least one batch. Got an empty loader. Pass a loader with data.")
+
+
+@contextmanager
+def untouched(model: nn.Module, seed: int, device: torch.device) -> Iterator[None]:
+    """Eval mode and seeded generators inside; modes and generators as before afterwards."""
+    modes = [(m, m.training) for m in model.modules()]
+    devices = [device] if device.type == "cuda" else []
+    try:
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(seed)
+            model.eval()
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def loss_of(output: Any, batch: Batch, loss: Loss | None) -> Tensor:
+    """Mean loss of a batch: ``loss(output, target)``, by default cross entropy of the (first) logits."""
+    if loss is not None:
+        return loss(output, batch.target)
+    while not isinstance(output, Tensor):
+        parts = list(output.values()) if isinstance(output, Mapping) else list(output)
+        output = parts[0]
+    return F.cross_entropy(output, batch.target)
+
+
+def progress(items: Iterable[Any], total: int, name: str) -> Iterator[Any]:
+    """``items`` under a progress bar, where a person is watching and rich is installed."""
+    if sys.stderr.isatty():
+        try:
+            from rich.console import Console
+            from rich.progress import track
+        except ImportError:
+            pass
+        else:
+            yield from track(
+                items, total=total, description=f"scoring: {name}", console=Console(stderr=True), transient=True
+            )
+            return
+    yield from items
+
+
+def _placed(raw: Any, device: torch.device) -> Batch:
+    if isinstance(raw, Mapping):
+        inputs = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in raw.items()}
+        target = inputs.pop("target", inputs.pop("labels", None))
+        return Batch((), inputs, target)
+    if isinstance(raw, (list, tuple)):
+        x, *rest = raw
+        y = rest[0] if rest else None
+        return Batch((x.to(device),), {}, y.to(device) if isinstance(y, Tensor) else y)
+    return Batch((raw.to(device),), {}, None)
