@@ -65,7 +65,9 @@ def build(
     parameters = _parameters(builder)
     arguments = _arguments(parameters, target, options)
     offers = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
-    for key, value in offers.items() if parameters is not None else ():
+    for key, value in offers.items():
+        if parameters is None:
+            break
         taken = next((name for name in OFFERED[key] if name in parameters), None)
         if taken is None and _takes_anything(parameters) and key != "image_size":
             # timm's factory hands everything on to the network, under timm's names.

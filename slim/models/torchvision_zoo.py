@@ -112,7 +112,7 @@ def _explained(error: Exception, name: str, weights: Any, arguments: dict[str, A
     if weights is not None and isinstance(error, RuntimeError) and "hash" in str(error):
         return SlimError(f"pretrained weights must have their checksum. Got {error}. Delete the file and try again.")
     return SlimError(
-        f"torchvision could not build {name}. Got {error} (arguments {arguments}). Change model.* or data.image_size.image_size."
+        f"torchvision could not build {name}. Got {error} (arguments {arguments}). Change model.* or data.image_size."
     )
 
 
