@@ -1,10 +1,11 @@
 """Network Slimming for any convolutional network: trace, score, select, rebuild.
 
 >>> import torch, slim
->>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.ReLU(), torch.nn.Conv2d(8, 4, 1))
+>>> conv = torch.nn.Conv2d
+>>> net = torch.nn.Sequential(conv(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.ReLU(), conv(8, 4, 1))
 >>> graph = slim.trace(net, torch.zeros(1, 3, 8, 8))
 >>> len(graph)
-12
+15
 """
 
 from __future__ import annotations

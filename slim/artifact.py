@@ -1,7 +1,7 @@
 """One safe file: the thin network's weights, and the plan that thins a dense network to fit them.
 
-The file is safetensors (no code can hide in it) with a JSON header: the plan, a checksum of every byte of the weights, and
-what the caller wants to say about them. Nothing here unpickles.
+The file is safetensors (no code can hide in it) with a JSON header: the plan, a checksum of every byte of the weights,
+and what the caller wants to say about them. Nothing here unpickles.
 """
 
 from __future__ import annotations

@@ -21,9 +21,7 @@ RESIDUAL = ("group", "select", "keep")
 GROUPED = ("balance", "whole")
 
 
-def trace(
-    model: nn.Module, example_inputs: Any, *, residual: str = "group", grouped: str = "balance"
-) -> ChannelGraph:
+def trace(model: nn.Module, example_inputs: Any, *, residual: str = "group", grouped: str = "balance") -> ChannelGraph:
     """Find which channels of any network belong together, by running it once on meta tensors.
 
     Args:
@@ -45,7 +43,7 @@ def trace(
     model = unwrap(model)
     facts = collect(model, example_inputs, residual=residual, grouped=grouped)
     settle_streams(facts, model, residual)
-    pin_orphans(facts)
+    pin_orphans(facts, model)
     balance_pins(facts)
     probe(model, example_inputs, facts, residual=residual, grouped=grouped, settle=balance_pins)
     return _assemble(model, example_inputs, facts)
@@ -68,8 +66,8 @@ def settle_streams(facts: Facts, model: nn.Module, residual: str) -> None:
     if residual == "keep":
         producers = _touch_counts(facts, (p for _, p in facts.producers))
         shared = _touch_counts(facts, reads)
-        streams = {r for r, n in producers.items() if n > 1} | {r for r, n in shared.items() if n > 1}
-        ids.pin(np.array(sorted(streams), dtype=np.int64), "a shared stream is kept (residual=keep)")
+        several = {r for r, n in (*producers.items(), *shared.items()) if n > 1}
+        ids.pin(np.array(sorted(several), dtype=np.int64), "a shared stream is kept (residual=keep)")
         return
     modules = dict(model.named_modules())
     raw = _touch_counts(facts, [*facts.raw_reads, *facts.outputs])
@@ -89,13 +87,20 @@ def settle_streams(facts: Facts, model: nn.Module, residual: str) -> None:
         ids.pin(direct, "the stream is read directly besides its normalizations")
 
 
-def pin_orphans(facts: Facts) -> None:
-    """Axes that no layer makes (a table of positions, a learned query) are not channels."""
+def pin_orphans(facts: Facts, model: nn.Module) -> None:
+    """Axes that no layer makes (tables of positions, learned queries) and widths a module insists on stay."""
     ids = facts.ids
     made = np.zeros(len(ids), dtype=bool)
     for array in [p for _, p in facts.producers] + [n.own for n in facts.norms]:
         made[ids.find(array)] = True
+    modules = dict(model.named_modules())
+    whole = tuple(n for n, m in modules.items() if isinstance(m, (nn.MultiheadAttention, nn.RNNBase)))
     for axis, array in facts.axes.items():
+        if any(axis.param.startswith(f"{name}.") or not name for name in whole):
+            ids.pin(array, f"{axis.param.rpartition('.')[0]} keeps its width (heads, cells) whole")
+        if ".parametrizations." in axis.param or axis.param.endswith(("weight_g", "weight_v")):
+            # A weight divided by its own norm: what a mask zeroes would become 0 / 0.
+            ids.pin(array, f"{axis.param} is a parametrization")
         orphans = array[~made[ids.find(array)]]
         ids.pin(orphans, f"no layer makes these channels ({axis.param}, axis {axis.dim})")
 
@@ -208,9 +213,7 @@ def _assemble(model: nn.Module, example_inputs: Any, facts: Facts) -> ChannelGra
     )
 
 
-def _spaces(
-    facts: Facts, groups: Any, axes: Mapping[Axis, IntArray], count: int
-) -> tuple[list[Space], IntArray]:
+def _spaces(facts: Facts, groups: Any, axes: Mapping[Axis, IntArray], count: int) -> tuple[list[Space], IntArray]:
     """Partition the groups by the set of layers that make them."""
     label = np.zeros(count, dtype=np.int64)
     fresh = 1
@@ -266,8 +269,8 @@ def _frozen_norms(model: nn.Module, axes: Mapping[Axis, IntArray], known: set[st
             continue
         mine = axes.get(Axis(f"{name}.weight", 0))
         if mine is not None:
-            names = [f"{name}.{part}" for part in ("weight", "bias", "running_mean", "running_var")]
-            found.append(Scale(name, *names, mine))
+            weight, bias, mean, var = (f"{name}.{part}" for part in ("weight", "bias", "running_mean", "running_var"))
+            found.append(Scale(name, weight, bias, mean, var, mine))
     return found
 
 

@@ -24,8 +24,8 @@ def check_removal(graph: ChannelGraph, removed: BoolArray) -> None:
     if len(stuck):
         space = graph.spaces[graph.space_of[stuck[0]]]
         raise SlimError(
-            f"A removed group must be prunable. Got group {stuck[0]} of {space.name}: {graph.reasons.get(int(stuck[0]), '')}. "
-            "Leave it out of the plan."
+            f"A removed group must be prunable. Got group {stuck[0]} of {space.name}: "
+            f"{graph.reasons.get(int(stuck[0]), 'it must stay')}. Leave it out of the plan."
         )
     for (name, dim), groups in graph.axes.items():
         mine = groups[groups >= 0]

@@ -34,7 +34,7 @@ class Scale:
 
 @dataclasses.dataclass(frozen=True)
 class Space:
-    """Groups that live along the same layers: what a report calls a layer. ``modules`` make or normalize its channels."""
+    """Groups along the same layers: what a report calls a layer. ``modules`` make or normalize its channels."""
 
     name: str
     modules: tuple[str, ...]
@@ -258,8 +258,7 @@ class ChannelGraph:
         cache: dict[int, Keep] = {}
         for axis, groups in self.axes.items():
             if id(groups) not in cache:
-                stays = keep[groups]
-                cache[id(groups)] = Keep(len(groups), np.flatnonzero(stays).astype(np.int64))
+                cache[id(groups)] = Keep(len(groups), np.flatnonzero(keep[groups]).astype(np.int64))
             found = cache[id(groups)]
             if len(found.kept) < found.size:
                 axes[axis] = found

@@ -1,8 +1,8 @@
 """Channel ids: who belongs with whom, kept in a union-find, and the shadows that carry ids through a forward.
 
-A *shadow* is a tuple of *layers*. A layer is an integer array with the rank of the activation it shadows, of size 1 on every
-axis along which the id does not vary. An element of the activation goes when any of its layers' ids goes. Activations of a
-convolution carry one layer of shape (1, C, 1, 1); a weight carries one layer per axis: (O, 1, 1, 1) and (1, I, 1, 1).
+A *shadow* is a tuple of *layers*. A layer is an integer array with the rank of the activation it shadows, of size 1 on
+every axis along which the id does not vary. An element of the activation goes when any of its layers' ids goes. What a
+convolution emits carries one layer of shape (1, C, 1, 1); a weight one per axis: (O, 1, 1, 1) and (1, I, 1, 1).
 
 Id 0 is reserved for data that is no channel of the network (inputs, constants): whatever meets it can not be removed.
 """
@@ -173,7 +173,7 @@ def view(shadow: Shadow, old: Sequence[int], new: Sequence[int]) -> tuple[Shadow
 
 
 def merge(layers: Iterable[IntArray]) -> Shadow:
-    """Keep one layer per pattern of varying axes, and drop those that a wider pattern covers: for layers just joined."""
+    """One layer per pattern of varying axes, without those that a wider pattern covers; for layers just joined."""
     kept: list[IntArray] = []
     for layer in sorted(layers, key=lambda x: -len(varying(x))):
         pattern = set(varying(layer))

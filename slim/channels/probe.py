@@ -2,7 +2,8 @@
 
 A view that splits an axis, a chunk or a slice looks the same in one trace whether its numbers come from ``x.shape`` or
 stand in the source. So trace a second network in which every removable channel is doubled in place (on meta tensors, no
-arithmetic). If the forward follows its widths, ids meet exactly as before; where it does not, what was assumed is pinned.
+arithmetic). If the forward follows its widths, ids meet exactly as before; where it does not, what was assumed is
+pinned.
 """
 
 from __future__ import annotations
@@ -82,7 +83,9 @@ def _scalar_conflicts(facts: Facts, tracer: Tracer) -> list[IntArray]:
 def _widen(model: nn.Module, facts: Facts, free: Any) -> tuple[nn.Module, Facts]:
     """A copy of the modules around meta parameters in which every free id stands twice."""
     ids = facts.ids
-    fixed = np.concatenate([r.ravel() for _, read, own in facts.selects for r in (read, own)] or [np.zeros(0, np.int64)])
+    fixed = np.concatenate(
+        [r.ravel() for _, read, own in facts.selects for r in (read, own)] or [np.zeros(0, np.int64)]
+    )
     held = np.zeros(len(ids), dtype=bool)
     held[ids.find(fixed)] = True
     repeats = {axis: 1 + (free & ~held)[ids.find(a)].astype(np.int64) for axis, a in facts.axes.items()}

@@ -1,9 +1,9 @@
 """What each kind of operation does to channel ids. One function per kind; nothing here names an architecture.
 
 A rule receives the :class:`~slim.channels.trace.Tracer`, the operation, its arguments (tensors carry their shadow), and
-its result, and gives the result its shadow. Rules talk to the tracer with four verbs: ``join`` (these ids go together),
-``pin`` (these ids cannot go), ``assume`` (true unless the network hard-codes a width: settled by the widening probe) and
-``contract`` (a multiply-accumulate layer). An operation without a rule pins whatever it touches and is reported by name.
+its result, and gives the result its shadow. Rules talk to the tracer with few verbs: ``join`` (these ids go together),
+``pin`` (these ids cannot go), ``assume`` (true unless the network hard-codes a width: settled by the widening probe),
+``convolve`` and ``multiply`` (contractions). An operation without a rule pins what it touches and is reported by name.
 """
 
 from __future__ import annotations
@@ -109,8 +109,10 @@ def pointwise(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any]
     shape = results[0].shape
     if func.overloadpacket.__name__ == "prelu" and operands[1].ndim == 1 and operands[1].numel() > 1:
         shadow = meet(tr, [operands[0]], shape)
-        weight = [axis_layer(tr.axis_ids(operands[1], 0), 1, len(shape))]
-        tr.set(results[0], combine(tr, [(shadow, shape), (tuple(weight), (1, shape[1]) + (1,) * (len(shape) - 2))], shape))
+        own = tr.axis_ids(operands[1], 0)
+        weight = (axis_layer(own, 1, len(shape)),) if own is not None else ()
+        size = (1, shape[1], *(1 for _ in shape[2:]))
+        tr.set(results[0], combine(tr, [(shadow, shape), (weight, size)], shape))
         return
     shadow = meet(tr, operands, shape)
     for result in results:
@@ -256,7 +258,16 @@ def stack(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any], ou
     tr.set(out, tuple(np.expand_dims(layer, d) for layer in shadow))
 
 
-@rule("split", "split_with_sizes", "unsafe_split", "unsafe_split_with_sizes", "chunk", "unsafe_chunk", "tensor_split", "split_copy")
+@rule(
+    "split",
+    "split_with_sizes",
+    "unsafe_split",
+    "unsafe_split_with_sizes",
+    "chunk",
+    "unsafe_chunk",
+    "tensor_split",
+    "split_copy",
+)
 def split(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> None:
     """Pieces keep their ids; along an axis of channels every piece must keep its share of the width."""
     d = _normal(_bound(args, kwargs, 2, "dim", 0), args[0].ndim)
@@ -342,6 +353,11 @@ def index(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any], ou
     tr.set(out, alive(layers))
 
 
+@rule("new_zeros", "new_ones", "new_full", "new_empty", "new_empty_strided")
+def fresh(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> None:
+    """Made from nothing but a dtype and a device: no channels."""
+
+
 @rule("roll", "flip", "rot90")
 def roll(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> None:
     """Rotating or flipping positions passes axes without ids, and pins the others."""
@@ -362,7 +378,7 @@ def repeat(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any], o
     for layer in pad_rank(tr.get(args[0]), out.ndim):
         reps = [counts[d] // n if n > 1 else 1 for d, n in enumerate(layer.shape)]
         if any(r > 1 for r in reps):
-            tr.assume_position(layer, 0, "repeat")
+            tr.suppose(layer)
         layers.append(np.tile(layer, reps))
     tr.set(out, tuple(layers))
 
@@ -477,6 +493,9 @@ def reduction(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any]
     for layer in tr.get(x):
         if gone & set(varying(layer)):
             tr.pin(layer, f"{name} reduces over channels")
+        elif tr.is_parameter(x):
+            # A weight divided by its own norm: a masked row would be 0 / 0.
+            tr.pin(layer, f"{name} normalizes a weight")
         elif keep:
             layers.append(layer)
         else:
@@ -486,7 +505,18 @@ def reduction(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any]
             tr.set(result, alive(layers))
 
 
-@rule("softmax", "_softmax", "_safe_softmax", "log_softmax", "_log_softmax", "cumsum", "cumprod", "sort", "topk", "logcumsumexp")
+@rule(
+    "softmax",
+    "_softmax",
+    "_safe_softmax",
+    "log_softmax",
+    "_log_softmax",
+    "cumsum",
+    "cumprod",
+    "sort",
+    "topk",
+    "logcumsumexp",
+)
 def along_axis(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> None:
     """Every element depends on the whole axis: an axis of channels is pinned, the others pass."""
     x = args[0]

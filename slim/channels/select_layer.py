@@ -64,10 +64,8 @@ def set_select(norm: nn.Module, index: Tensor) -> None:
     """Let ``norm`` read only the channels in ``index`` of its input (changes ``norm`` in place)."""
     if type(norm) in SELECTING:
         norm.__class__ = SELECTING[type(norm)]
-    if hasattr(norm, "select"):
-        norm.select.index = index.to(norm.select.index.device)
-    else:
-        norm.select = ChannelSelect(index)
+    place = next((t.device for t in norm.buffers()), torch.device("cpu"))
+    norm.select = ChannelSelect(index.to(place))
 
 
 def can_select(norm: nn.Module) -> bool:

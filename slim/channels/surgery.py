@@ -41,7 +41,9 @@ def _cuts(plan: Plan) -> dict[str, list[tuple[int, Keep]]]:
     return cuts
 
 
-def _grouped_blocks(plan: Plan, name: str, cuts: list[tuple[int, Keep]], shape: torch.Size) -> list[tuple[IntArray, IntArray]]:
+def _grouped_blocks(
+    plan: Plan, name: str, cuts: list[tuple[int, Keep]], shape: torch.Size
+) -> list[tuple[IntArray, IntArray]]:
     """Per group of a grouped convolution: what stays of its rows (in all of axis 0) and columns (in its own axis 1)."""
     groups = plan.grouped[name]
     rows_each, columns_each = shape[0] // groups, shape[1]
@@ -113,10 +115,11 @@ def rebuild(
     """The thinner network: every parameter, buffer and attribute sliced to what the plan keeps.
 
     Args:
-        model: The dense network (wrappers of torch.compile and DataParallel are taken off). Not changed, and its weights
-            are not copied, only what stays of them, unless ``in_place``.
+        model: The dense network (wrappers of torch.compile and DataParallel are taken off). Not changed, and only what
+            stays of its weights is copied, unless ``in_place``.
         plan: Made for this network (:func:`slim.select`).
-        in_place: Change ``model`` itself; parameters keep their identity, so optimizers still know them.
+        in_place: Change ``model`` itself; parameters keep their identity, so optimizers still know them. Let go of the
+            last loss first: an autograd graph that is still alive remembers the old shapes.
         optimizer: With ``in_place``: every state tensor shaped like its parameter is sliced with it.
 
     Raises:
@@ -150,10 +153,7 @@ def _built(model: nn.Module, plan: Plan, prepare: Callable[[Tensor], Tensor]) ->
             if id(tensor) in memo:
                 continue
             source = prepare(tensor.detach())
-            if name in cuts:
-                new = _sliced(source, name, cuts[name], plan)
-            else:
-                new = source.clone()
+            new = _sliced(source, name, cuts[name], plan) if name in cuts else source.clone()
             if isinstance(tensor, nn.Parameter):
                 memo[id(tensor)] = nn.Parameter(new, requires_grad=tensor.requires_grad)
             else:
@@ -241,7 +241,7 @@ def set_attributes(module: Any) -> None:
 # --- the check forward -----------------------------------------------------------------------------------------------
 
 
-class _OnMeta(TorchDispatchMode):
+class _OnMeta(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Moves real tensors to meta where they meet meta tensors (index buffers, constants)."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -251,6 +251,11 @@ class _OnMeta(TorchDispatchMode):
         if any(found) and not all(found):
             args, kwargs = tree_map_only(torch.Tensor, lambda t: t if t.is_meta else t.to("meta"), (args, kwargs))
         return func(*args, **kwargs)
+
+
+def on_meta() -> Any:
+    """A context in which real tensors may meet meta tensors."""
+    return _OnMeta()  # type: ignore[no-untyped-call]
 
 
 def describe_inputs(value: Any) -> Any:
@@ -292,12 +297,12 @@ def check_forward(thin: nn.Module, plan: Plan) -> None:
         args, kwargs = call_arguments(_example(plan.inputs))
     except (KeyError, TypeError, ValueError, AttributeError):
         raise SlimError(
-            "A plan's inputs must give shapes and dtypes. Got something else (plan.inputs). Write it with plan.to_json()."
+            "A plan's inputs must give shapes and dtypes. Got something else (plan.inputs). Write plan.to_json()."
         ) from None
     names = {id(m): n for n, m in thin.named_modules()}
     failed: list[nn.Module] = []
     try:
-        with torch.no_grad(), borrowed(thin, meta=True, training=False), module_stack([], failed), _OnMeta():
+        with torch.no_grad(), borrowed(thin, meta=True, training=False), module_stack([], failed), on_meta():
             thin(*args, **kwargs)
     except Exception as error:
         where = names.get(id(failed[-1]), "") if failed else ""

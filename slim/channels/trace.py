@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -71,7 +71,9 @@ class Facts:
 
     ids: Ids
     axes: dict[Axis, IntArray] = dataclasses.field(default_factory=dict)
-    grouped: dict[str, int] = dataclasses.field(default_factory=dict)  # weight -> groups; its axis 1 is stored per group
+    grouped: dict[str, int] = dataclasses.field(
+        default_factory=dict
+    )  # weight -> groups; its axis 1 is stored per group
     regroup: dict[str, Axis] = dataclasses.field(default_factory=dict)  # module -> axis its group count equals
     work: list[Work] = dataclasses.field(default_factory=list)
     norms: list[NormRead] = dataclasses.field(default_factory=list)
@@ -88,11 +90,14 @@ class Facts:
     real: bool = False
 
 
-class Tracer(TorchDispatchMode):
+_STILL_THE_PRODUCT = {"view", "_unsafe_view", "reshape", "transpose", "permute", "expand", "clone", "add"}
+
+
+class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Runs a forward and collects :class:`Facts`. ``known`` gives ids to parameters beforehand (the widening probe)."""
 
     def __init__(self, model: nn.Module, *, residual: str, grouped: str, facts: Facts, known: bool = False) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.facts, self.ids, self.known = facts, facts.ids, known
         self.model, self.residual, self.grouped = model, residual, grouped
         self.names = {id(m): n for n, m in model.named_modules()}
@@ -128,6 +133,9 @@ class Tracer(TorchDispatchMode):
             self.unknown(func, args, kwargs)
         else:
             apply(self, func, args, kwargs, out)
+        contracted = getattr(args[0], "_slim_contracted", None) if args else None
+        if contracted is not None and isinstance(out, torch.Tensor) and self._where in _STILL_THE_PRODUCT:
+            out._slim_contracted = contracted  # type: ignore[attr-defined]
         return out
 
     def _note_scalars(self, func: Any, args: Any) -> None:
@@ -136,6 +144,9 @@ class Tracer(TorchDispatchMode):
         if not values or torch.Tag.pointwise not in func.tags or not isinstance(args[0], torch.Tensor):
             return
         layers = self.get(args[0])
+        contracted = getattr(args[0], "_slim_contracted", None)
+        if contracted is not None:  # q k^T scaled by a function of the width it was summed over
+            layers = (*layers, contracted)
         self.scalars += [(value, layers) for value in values]
         for layer in layers:
             for n in (layer.shape[d] for d in varying(layer)):
@@ -284,6 +295,15 @@ class Tracer(TorchDispatchMode):
         elif not self.known:
             self.facts.assumptions.append((self.here(), layer.ravel()))
 
+    def suppose(self, ids: IntArray) -> None:
+        """These ids pass if the forward follows its widths; the probe will tell."""
+        if not self.known:
+            self.facts.assumptions.append((self.here(), ids.ravel()))
+
+    def is_parameter(self, tensor: torch.Tensor) -> bool:
+        """Whether the tensor is a parameter or a buffer itself."""
+        return hasattr(tensor, "_slim_param")
+
     def unknown(self, func: Any, args: Any, kwargs: Any) -> None:
         """An operation we have no rule for: it pins what it touches, and is named."""
         op = func.overloadpacket.__name__
@@ -342,6 +362,8 @@ class Tracer(TorchDispatchMode):
         if own is None:
             first = next((t for t in tensors if self._name(t)), None)
             own = self.axis_ids(first, 0) if first is not None else None
+            if own is not None:
+                self.pin(own, "normalizes data that is not the network's own channels")
         if weight and weight in self._normed:
             return own
         self._normed.add(weight or "")
@@ -423,7 +445,7 @@ class Tracer(TorchDispatchMode):
         read = incoming if incoming is not None else own_in
         terms = [Term(ids, per) for ids, per in ((own_out, 1), (read, groups)) if ids is not None]
         constant = factor * (1 if own_out is not None else cout) * (1 if read is not None else cin // groups)
-        ends = [
+        ends: list[tuple[int, Term | None]] = [
             (elements[0] // cin, Term(came)) if came is not None else (elements[0], None),
             (elements[1] // cout, Term(own_out)) if own_out is not None else (elements[1], None),
         ]
@@ -510,6 +532,8 @@ class Tracer(TorchDispatchMode):
                 self.pin(layer, "a product over channels as if they were samples")
             else:
                 passing.append(layer)
+        if read is not None:
+            out._slim_contracted = read  # type: ignore[attr-defined]
         width: Term | None = None
         for layer in self.get(b):
             where = varying(layer)
@@ -536,7 +560,7 @@ class Tracer(TorchDispatchMode):
                 m //= mine[0].size
         terms = [t for t in (width, Term(read) if read is not None else None) if t is not None] + rows
         constant = m * (1 if read is not None else k) * (1 if width is not None else n)
-        ends = [
+        ends: list[tuple[int, Term | None]] = [
             (a.numel() // k, Term(read)) if read is not None else (a.numel(), None),
             (out.numel() // n, width) if width is not None else (out.numel(), None),
         ]
@@ -544,9 +568,7 @@ class Tracer(TorchDispatchMode):
         is_layer = owner is not None and isinstance(getattr(owner, "weight", None), torch.Tensor)
         weight = f"{self.here()}.weight" if is_layer else None
         if not self.known:
-            self.facts.work.append(
-                Work(self.here(), "linear" if is_layer else "matmul", weight, constant, terms, ends)
-            )
+            self.facts.work.append(Work(self.here(), "linear" if is_layer else "matmul", weight, constant, terms, ends))
             if width is not None and width.per == 1:
                 self.facts.producers.append((self.here(), width.ids))
         if rank > 2 and len(passing) > 1:  # both operands may carry ids along the axes of samples
@@ -561,7 +583,8 @@ def unwrap(model: nn.Module) -> nn.Module:
     """The network inside torch.compile, DataParallel or DistributedDataParallel."""
     while True:
         if hasattr(model, "_orig_mod"):
-            model = model._orig_mod
+            inner: Any = model._orig_mod
+            model = inner
         elif isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
             model = model.module
         else:
@@ -596,7 +619,7 @@ def borrowed(model: nn.Module, *, meta: bool, training: bool) -> Iterator[dict[s
     """
     stand_in: dict[int, torch.Tensor] = {}
     saved: list[tuple[dict[str, Any], str, Any]] = []
-    modes: list[tuple[nn.Module, bool]] = []
+    states: list[tuple[nn.Module, dict[str, Any]]] = []
     named: dict[str, torch.Tensor] = {}
 
     def lend(name: str, store: dict[str, Any], key: str, buffer: bool) -> None:
@@ -611,7 +634,7 @@ def borrowed(model: nn.Module, *, meta: bool, training: bool) -> Iterator[dict[s
             else:
                 other = tensor.detach().clone() if buffer else tensor.detach()
             if other.is_floating_point():
-                other._slim_param = name  # type: ignore[attr-defined]
+                other._slim_param = name
             stand_in[id(tensor)] = other
             named[name] = other
         saved.append((store, key, tensor))
@@ -624,15 +647,16 @@ def borrowed(model: nn.Module, *, meta: bool, training: bool) -> Iterator[dict[s
                 lend(dot + key, module._parameters, key, buffer=False)
             for key in list(module._buffers):
                 lend(dot + key, module._buffers, key, buffer=True)
-            if module.training != training:
-                modes.append((module, module.training))
-                module.training = training
+            # Plain attributes too: a forward may keep something for the next one (anchors, masks).
+            states.append((module, dict(module.__dict__)))
+            module.training = training
         yield named
     finally:
         for store, key, tensor in reversed(saved):
             store[key] = tensor
-        for module, mode in modes:
-            module.training = mode
+        for module, state in states:
+            module.__dict__.clear()
+            module.__dict__.update(state)
 
 
 @contextmanager
@@ -724,8 +748,9 @@ def collect(model: nn.Module, example_inputs: Any, *, residual: str, grouped: st
         op, where = tracer._where, tracer.failed or "forward"
         if not (real_inputs and real_model):
             raise SlimError(
-                f"The forward must run on example_inputs; on meta tensors it failed. Got {type(error).__name__}: {error} "
-                f"(op {op}, module {where}). Pass real example_inputs if it needs values, and check their shape and dtype."
+                f"The forward must run on example_inputs; on meta tensors it failed. "
+                f"Got {type(error).__name__}: {error} (op {op}, module {where}). "
+                "Pass real example_inputs if it needs values; check their shape and dtype."
             ) from error
         facts = Facts(Ids(), real=True)
         tracer = Tracer(model, residual=residual, grouped=grouped, facts=facts)
@@ -743,10 +768,8 @@ def collect(model: nn.Module, example_inputs: Any, *, residual: str, grouped: st
         again = Tracer(model, residual=residual, grouped=grouped, facts=facts)
         again._normed, again._split = tracer._normed, tracer._split
         work, selects = len(facts.work), len(facts.selects)
-        try:
+        with suppress(Exception):  # what only an unreachable forward uses stays unreached; the report says so
             run(again, example_inputs, meta=not facts.real, training=True)
-        except Exception:
-            pass  # what only an unreachable training forward uses stays unreached, and the report says so
         del facts.work[work:], facts.selects[selects:]  # counted once, as an eval forward
     return facts
 
