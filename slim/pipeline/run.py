@@ -14,7 +14,7 @@ from torch import nn
 import slim
 from slim import report
 from slim.callbacks.signals import Interrupted, Signals
-from slim.channels import Plan
+from slim.channels import Plan, plan_of
 from slim.errors import RunFailed
 from slim.files import write_atomic
 from slim.pipeline import cut, judge, record
@@ -157,7 +157,7 @@ class _Run:
     # Keeping
 
     def _keep(self, name: str, network: nn.Module, figures: Mapping[str, Any]) -> None:
-        slim.save(self.directory / name / NETWORK, network, cut.plan_of(network))
+        slim.save(self.directory / name / NETWORK, network, plan_of(network))
         self.state.finish(name, figures)
 
     def _keep_plan(self, name: str, plan: Plan) -> None:

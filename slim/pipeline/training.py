@@ -85,8 +85,8 @@ def train(
     saved = read(checkpoint) if checkpoint.is_file() else None
     if saved is not None and saved["slim"]["plan"] != plan_json(network):
         network = work.with_plan(saved["slim"]["plan"])
-    feed = Feed(work.data.train_dataloader(), (settings.seed, number), limit=settings.trainer.limit_batches)
-    steps = -(-len(feed) // settings.trainer.accumulate) * training.epochs
+    limit = settings.trainer.limit_batches
+    steps = -(-len(Feed(work.data.train_dataloader(), (), limit=limit)) // settings.trainer.accumulate) * training.epochs
     lr = training.lr or settings.optimizer.get("lr", 0.1)
     factor = rates.rate(settings.scheduler, steps)
     graph = work.trace(network)
@@ -131,7 +131,13 @@ def train(
     began = time.monotonic()
     with quiet(), explained(settings.data.get("batch_size")):
         trainer = _trainer(work, training.epochs, directory, name, saved, callbacks)
-        trainer.fit(module, feed, work.data.val_dataloader(), ckpt_path=checkpoint if saved is not None else None)
+        # Loaders put their batches on the trainer's device.
+        work.data.trainer = trainer
+        feed = Feed(work.data.train_dataloader(), (settings.seed, number), limit=limit)
+        val = work.data.val_dataloader()
+        val = Feed(val, (settings.seed,), limit=limit) if val else None
+        trainer.fit(module, feed, val, ckpt_path=checkpoint if saved is not None else None)
+        work.data.trainer = None
     seconds = time.monotonic() - began + (saved["slim"].get("seconds", 0.0) if saved else 0.0)
     network.cpu().eval()
     return Trained(network, _record(module, training.epochs, steps, seconds, slimming), module.history, slimming.plan)
@@ -179,7 +185,6 @@ def _trainer(
         max_epochs=epochs,
         accumulate_grad_batches=wanted.accumulate,
         gradient_clip_val=wanted.clip,
-        limit_val_batches=wanted.limit_batches or 1.0,
         num_sanity_val_steps=0,
         deterministic=wanted.deterministic,
         logger=TensorBoardLogger(directory, name="", version=name, purge_step=purge),
