@@ -156,6 +156,6 @@ def _check_numbers(
     if bad.size:
         where = graph.spaces[int(graph.space_of[bad[0]])].name
         raise SlimError(
-            f"Scores must be finite numbers. Got score={values[bad[0]]} for {bad.size} channel groups (criterion {name},"
-            f" first in {where}). The network or the data hold NaN or infinity; go back to an earlier checkpoint."
+            f"Scores must be finite numbers. Got {values[bad[0]]} for {bad.size} channel groups (criterion {name},"
+            f" first in {where}). The network or the data hold NaN or infinity; use an earlier checkpoint."
         )

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from slim.channels import Balance, ChannelGraph
 
 Ints = npt.NDArray[np.int64]
+Table = npt.NDArray[np.int32]
 # A bundle that needs more repairs than this per structure has gone astray; its first group is kept instead.
 MOST_REPAIRS = 64
 
@@ -29,19 +30,17 @@ def bundles(
     """
     bundle_of = np.where(candidates, np.arange(len(graph)), -1)
     balances = _distinct(graph.balance)
-    tables = [_occurrences(b, len(graph)) for b in balances]
-    lopsided = [(t != t[:, :1]).any(1) for t in tables]
-    meets = np.sum(lopsided, axis=0) if tables else np.zeros(len(graph), int)
-    hard: list[int] = []
-    for i, (table, uneven) in enumerate(zip(tables, lopsided, strict=True)):
-        inside = np.flatnonzero(uneven & candidates)
-        if ((meets[inside] == 1) & (table[inside].sum(1) == 1)).all():
-            _ranks(table, inside, values, bundle_of)
+    tables = [_tipping(b, candidates) for b in balances]
+    meets = np.zeros(len(graph), dtype=np.int64)
+    for groups, _ in tables:
+        meets[groups] += 1
+    hard = []
+    for balance, (groups, table) in zip(balances, tables, strict=True):
+        if (meets[groups] == 1).all() and (table.sum(1) == 1).all():
+            _ranks(groups, table, values, bundle_of)
         else:
-            hard.append(i)
-    if not hard:
-        return bundle_of, []
-    return bundle_of, _repaired([balances[i] for i in hard], [tables[i] for i in hard], candidates, values, bundle_of)
+            hard.append((balance.where, groups, table))
+    return bundle_of, _repaired(hard, values, bundle_of) if hard else []
 
 
 def _distinct(balances: list[Balance]) -> list[Balance]:
@@ -51,20 +50,23 @@ def _distinct(balances: list[Balance]) -> list[Balance]:
     return list(seen.values())
 
 
-def _occurrences(balance: Balance, n_groups: int) -> npt.NDArray[np.int32]:
-    """How often each group occurs in each block, (n_groups, blocks)."""
-    table = np.zeros((n_groups, len(balance.blocks)), dtype=np.int32)
+def _tipping(balance: Balance, candidates: npt.NDArray[np.bool_]) -> tuple[Ints, Table]:
+    """(groups (n,), occurrences (n, blocks)) of the candidates that do not occur equally often in every block."""
+    every = np.concatenate([np.asarray(block, dtype=np.int64) for block in balance.blocks])
+    groups = np.unique(every[every >= 0])
+    table = np.zeros((len(groups), len(balance.blocks)), dtype=np.int32)
     for b, block in enumerate(balance.blocks):
-        block = np.asarray(block, dtype=np.int64)
-        table[:, b] = np.bincount(block[block >= 0], minlength=n_groups)
-    return table
+        inside = np.asarray(block, dtype=np.int64)
+        np.add.at(table[:, b], np.searchsorted(groups, inside[inside >= 0]), 1)
+    uneven = candidates[groups] & (table != table[:, :1]).any(1)
+    return groups[uneven], table[uneven]
 
 
-def _ranks(table: npt.NDArray[np.int32], inside: Ints, values: npt.NDArray[np.float64], bundle_of: Ints) -> None:
+def _ranks(groups: Ints, table: Table, values: npt.NDArray[np.float64], bundle_of: Ints) -> None:
     """Each group in one block of one structure: the r-th bundle is the r-th lowest of every block."""
-    block = table[inside].argmax(1)
-    order = np.lexsort((inside, values[inside], block))
-    ranked, block = inside[order], block[order]
+    block = table.argmax(1)
+    order = np.lexsort((groups, values[groups], block))
+    ranked, block = groups[order], block[order]
     size = np.bincount(block, minlength=table.shape[1])
     place = np.arange(len(ranked)) - (np.cumsum(size) - size)[block]
     whole = place < size.min()
@@ -74,22 +76,16 @@ def _ranks(table: npt.NDArray[np.int32], inside: Ints, values: npt.NDArray[np.fl
     bundle_of[ranked[whole]] = first[place[whole]]
 
 
-def _repaired(
-    balances: list[Balance],
-    tables: list[npt.NDArray[np.int32]],
-    candidates: npt.NDArray[np.bool_],
-    values: npt.NDArray[np.float64],
-    bundle_of: Ints,
-) -> list[str]:
+def _repaired(structures: list[tuple[str, Ints, Table]], values: npt.NDArray[np.float64], bundle_of: Ints) -> list[str]:
     """Structures that overlap (ShuffleNet): start from the lowest group and mend what it tips, structure by structure.
 
     The earliest tipped structure is mended with the lowest group that occurs in its missing block and tips no earlier
     one, so every repair moves on along the network and ends with it. What cannot be mended stays.
     """
     vectors: dict[int, dict[int, npt.NDArray[np.int32]]] = {}
-    for c, table in enumerate(tables):
-        for tipping in np.flatnonzero((table != table[:, :1]).any(1) & candidates).tolist():
-            vectors.setdefault(tipping, {})[c] = table[tipping]
+    for c, (_, groups, table) in enumerate(structures):
+        for tipping, row in zip(groups.tolist(), table, strict=True):
+            vectors.setdefault(tipping, {})[c] = row
     order = sorted(vectors, key=lambda g: (values[g], g))
     queues: dict[tuple[int, int], list[int]] = {}
     for g in order:
@@ -119,7 +115,7 @@ def _repaired(
         while tipped:
             c = min(tipped)
             partner = lowest((c, int(tipped[c].argmin())), members)
-            if partner is None or len(members) > MOST_REPAIRS * len(tables):
+            if partner is None or len(members) > MOST_REPAIRS * len(structures):
                 blocked = c
                 break
             members.add(partner)
@@ -138,6 +134,6 @@ def _repaired(
             used |= members
             bundle_of[group_list] = g
     return [
-        f"{count} channel groups stay: {balances[c].where} has no partner left for them."
+        f"{count} channel groups stay: {structures[c][0]} has no partner left for them."
         for c, count in sorted(stuck.items())
     ]

@@ -67,6 +67,11 @@ def limits(
     wanted += [(p, values, f"overrides[{p!r}]") for p, values in (overrides or {}).items()]
     for pattern, values, where in wanted:
         spaces = matching(graph, pattern, where)
+        if not isinstance(values, Mapping):
+            raise SlimError(
+                f"An override is a mapping of settings. Got {values!r} ({where})."
+                f" Write {{{pattern}: {{ratio: 0.3}}}} in select.overrides."
+            )
         for key, value in values.items():
             if key not in OVERRIDES:
                 raise SlimError(

@@ -1,0 +1,79 @@
+"""fisher: OBD's saliency from one backward pass per sample."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import slim
+from tests.criteria.networks import INPUTS, batches, residual, space
+
+
+def per_sample(model, data, products):
+    """Mean over samples of half the square of the summed products, one backward pass per sample."""
+    total, samples = 0.0, 0
+    model.eval()
+    for x, y in data:
+        for i in range(len(x)):
+            model.zero_grad()
+            F.cross_entropy(model(x[i : i + 1]), y[i : i + 1]).backward()
+            total = total + products(model).double() ** 2 / 2
+            samples += 1
+    model.zero_grad()
+    return (total / samples).tolist()
+
+
+def test_it_is_the_diagonal_of_optimal_brain_damage():
+    model, graph = residual()
+    data = batches(2)
+    values = slim.score(graph, "fisher", loader=data).values
+
+    def free(m):
+        return m.first_norm.weight.detach() * m.first_norm.weight.grad
+
+    def stream(m):
+        return sum(n.weight.detach() * n.weight.grad for n in (m.stem_norm, m.second_norm))
+
+    assert values[space(graph, "first")] == pytest.approx(per_sample(model, data, free), rel=1e-3, abs=1e-9)
+    assert values[space(graph, "stem")] == pytest.approx(per_sample(model, data, stream), rel=1e-3, abs=1e-9)
+
+
+def test_with_beta_the_gate_takes_the_whole_output():
+    model, graph = residual()
+    data = batches(2)
+    values = slim.score(graph, "fisher", loader=data, beta=True).values
+
+    def free(m):
+        norm = m.first_norm
+        return norm.weight.detach() * norm.weight.grad + norm.bias.detach() * norm.bias.grad
+
+    assert values[space(graph, "first")] == pytest.approx(per_sample(model, data, free), rel=1e-3, abs=1e-9)
+
+
+def test_without_scales_the_gates_stand_behind_the_layers():
+    model, graph = residual(norm=False)
+    data = batches(2)
+    values = slim.score(graph, "fisher", loader=data).values
+
+    def free(m):
+        layer = m.first
+        return (layer.weight.detach() * layer.weight.grad).sum((1, 2, 3)) + layer.bias.detach() * layer.bias.grad
+
+    assert values[space(graph, "first")] == pytest.approx(per_sample(model, data, free), rel=1e-3, abs=1e-9)
+
+
+def test_an_in_place_activation_behind_the_gate_is_no_trouble():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3),
+        nn.BatchNorm2d(4),
+        nn.ReLU(inplace=True),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(4, 3),
+    )
+    graph = slim.trace(model, INPUTS)
+    assert slim.score(graph, "fisher", loader=batches()).values.any()
+    assert all(p.grad is None for p in model.parameters())

@@ -1,0 +1,43 @@
+"""l1 and l2: filter norms, for every kind of layer that makes channels."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import slim
+from tests.criteria.networks import INPUTS, residual, space
+
+
+@pytest.mark.parametrize(("name", "power"), [("l1", 1), ("l2", 2)])
+def test_norms_are_those_of_the_filters(name, power):
+    model, graph = residual()
+    values = slim.score(graph, name).values
+
+    def norms(layer):
+        return [sum(abs(w) ** power for w in f.flatten().tolist()) ** (1 / power) for f in layer.weight.detach()]
+
+    assert values[space(graph, "first")] == pytest.approx(norms(model.first), rel=1e-5)
+    stream = [(a + b) / 2 for a, b in zip(norms(model.stem), norms(model.second), strict=True)]
+    assert values[space(graph, "stem")] == pytest.approx(stream, rel=1e-5)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_transposed_convolutions_are_read_along_their_output_axis(groups):
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ConvTranspose2d(4, 6, 3, groups=groups), nn.Conv2d(6, 2, 1))
+    graph = slim.trace(model, INPUTS)
+    weight = model[1].weight.detach()  # (in, out / groups, 3, 3)
+    if groups == 1:
+        expected = weight.abs().sum((0, 2, 3))
+    else:
+        expected = torch.cat([weight[:2].abs().sum((0, 2, 3)), weight[2:].abs().sum((0, 2, 3))])
+    groups_of = graph.axes[("1.bias", 0)]
+    assert slim.score(graph, "l1").values[groups_of] == pytest.approx(expected.tolist(), rel=1e-5)
+
+
+def test_linear_layers_make_channels_too():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 7), nn.ReLU(), nn.Linear(7, 2))
+    graph = slim.trace(model, INPUTS)
+    values = slim.score(graph, "l2").values
+    assert values[space(graph, "1")] == pytest.approx(model[1].weight.detach().norm(dim=1).tolist(), rel=1e-5)
