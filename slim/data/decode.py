@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import torch
 
 from slim.errors import SlimError
 
+_JPEG_OR_PNG = (b"\xff\xd8", b"\x89PNG")  # how their files begin
 _CHUNK = 256  # files per task: long enough to hide the queue, short enough for a smooth progress bar
 
 
@@ -25,36 +27,51 @@ def read_image(path: str | Path, channels: int) -> torch.Tensor:
     Raises:
         SlimError: it is missing, truncated or no image; the message is the reason without the name.
     """
-    from torchvision.io import ImageReadMode, decode_image
+    with _filtered():
+        return _read(path, channels)
 
+
+@contextlib.contextmanager
+def _filtered() -> Iterator[None]:
+    """Warnings while decoding. The filters belong to the process: entered once, outside of threads."""
+    from PIL import Image
+
+    with warnings.catch_warnings():
+        # Odd metadata, and torchvision's plan to move its decoders to another package.
+        warnings.simplefilter("ignore")
+        # A picture of 10^8 pixels in a training set is a mistake or an attack, not a hint.
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        yield
+
+
+def _read(path: str | Path, channels: int) -> torch.Tensor:
     try:
         content = np.fromfile(path, dtype=np.uint8)
     except OSError as error:
         raise SlimError(error.strerror or str(error)) from error
     if not len(content):
         raise SlimError("empty file")
-    mode = ImageReadMode.GRAY if channels == 1 else ImageReadMode.RGB
+    if not content[:4].tobytes().startswith(_JPEG_OR_PNG):
+        return _by_pillow(path, channels)
     try:
+        # torchvision has announced that a later release will not have them; Pillow reads everything, at half the speed.
+        from torchvision.io import ImageReadMode, decode_image
+
+        mode = ImageReadMode.GRAY if channels == 1 else ImageReadMode.RGB
         image: torch.Tensor = decode_image(torch.from_numpy(content), mode, apply_exif_orientation=True)
-    except RuntimeError:
+    except (ImportError, RuntimeError):
         return _by_pillow(path, channels)
     if image.dtype == torch.uint16:
         image = (image.to(torch.int32) // 257).to(torch.uint8)
-    # An animation has a leading axis of frames: the first stands for it.
-    return image if image.ndim == 3 else image[0]
+    return image
 
 
 def _by_pillow(path: str | Path, channels: int) -> torch.Tensor:
     from PIL import Image, ImageOps
 
     try:
-        with warnings.catch_warnings():
-            # A picture of 10^8 pixels in a training set is a mistake or an attack, not a hint.
-            warnings.simplefilter("ignore")
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as picture:
-                upright = ImageOps.exif_transpose(picture).convert("L" if channels == 1 else "RGB")
-                pixels = np.array(upright)
+        with Image.open(path) as picture:
+            pixels = np.array(ImageOps.exif_transpose(picture).convert("L" if channels == 1 else "RGB"))
     except Exception as error:
         # Pillow's plugins raise many kinds (OSError, SyntaxError, struct.error); all mean the file is bad.
         reason = "not an image" if type(error).__name__ == "UnidentifiedImageError" else str(error)
@@ -88,14 +105,14 @@ def decode_all(root: Path, files: Sequence[str], size: int, channels: int, title
         bad = []
         for at in range(start, min(start + _CHUNK, len(files))):
             try:
-                images[at] = squared(read_image(root / files[at], channels), size)
+                images[at] = squared(_read(root / files[at], channels), size)
             except SlimError as error:
                 bad.append((files[at], str(error)))
         return bad
 
     bad: list[tuple[str, str]] = []
     starts = range(0, len(files), _CHUNK)
-    with ThreadPoolExecutor(_processors()) as pool:
+    with _filtered(), ThreadPoolExecutor(_processors()) as pool:
         # Small sets are done before a bar could be read.
         hidden = len(files) < 8 * _CHUNK
         for part in track(pool.map(fill, starts), title, total=len(starts), transient=True, disable=hidden):

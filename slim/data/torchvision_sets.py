@@ -106,6 +106,8 @@ class TorchvisionSet:
         except RuntimeError as missing:
             if not self.download:
                 raise self._absent(missing) from missing
+        except Exception as damaged:
+            raise self._absent(damaged) from damaged
         else:
             return
         before = existing(self.root)

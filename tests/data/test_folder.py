@@ -1,0 +1,357 @@
+"""A user's own images: layouts, memory and streaming, the cache, and every way it can be wrong."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from slim.data import ImageFolderData
+from slim.data.cache import decoded, statistics
+from slim.data.decode import read_image
+from slim.data.listing import class_folders, listing
+from slim.data.splits import permutation
+from slim.errors import SlimError
+
+MakeFolder = Callable[..., Path]
+Batch = tuple[torch.Tensor, torch.Tensor]
+
+
+def data(folder: Path, **options: Any) -> ImageFolderData:
+    return ImageFolderData(dir=str(folder), **{"image_size": 16, "batch_size": 4, "num_workers": 0, **options})
+
+
+def same(first: list[Batch], second: list[Batch]) -> bool:
+    return len(first) == len(second) and all(
+        torch.equal(a[0], b[0]) and torch.equal(a[1], b[1]) for a, b in zip(first, second, strict=True)
+    )
+
+
+def test_classes_sizes_and_counts_are_inferred(make_folder: MakeFolder) -> None:
+    one = data(make_folder(classes=("a", "b", "c")), val_fraction=0.25)
+    assert (one.num_classes, one.in_channels, one.image_size, one.class_names) == (3, 3, 16, ("a", "b", "c"))
+    assert one.counts == {"train": 27, "val": 9}
+    one.setup("test")
+    assert one.counts["test"] == 36
+    images, labels = next(iter(one.train_dataloader()))
+    assert images.shape == (4, 3, 16, 16) and images.dtype == torch.float32
+    assert labels.shape == (4,) and labels.dtype == torch.int64
+    assert "\n" not in one.describe() and "in memory" in one.describe()
+
+
+def test_the_test_images_are_not_read_before_they_are_asked_for(make_folder: MakeFolder) -> None:
+    folder = make_folder()
+    one = data(folder)
+    one.setup()
+    list(one.train_dataloader()), list(one.val_dataloader())
+    for file in (folder / "test").rglob("*.png"):
+        file.write_bytes(b"broken")
+    list(one.train_dataloader())
+    with pytest.raises(SlimError, match="test"):
+        one.test_dataloader()
+
+
+@pytest.mark.parametrize("augment", [True, False])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_streaming_gives_the_batches_of_memory(make_folder: MakeFolder, augment: bool, workers: int) -> None:
+    folder = make_folder(size=(20, 24))
+    memory = data(folder, augment=augment)
+    stream = data(folder, augment=augment, memory_budget_gb=0, num_workers=workers)
+    assert "streamed" in stream.describe() and memory.mean == stream.mean and memory.std == stream.std
+    one, other = memory.train_dataloader(), stream.train_dataloader()
+    for _ in range(2):
+        assert same(list(one), list(other))
+    assert same(list(memory.val_dataloader()), list(stream.val_dataloader()))
+    assert same(list(memory.test_dataloader()), list(stream.test_dataloader()))
+
+
+def test_zoom_is_the_same_with_any_number_of_workers(make_folder: MakeFolder) -> None:
+    folder = make_folder(size=(20, 24))
+    none, two = (data(folder, augment="zoom", num_workers=workers) for workers in (0, 2))
+    before = torch.get_rng_state()
+    one, other = none.train_dataloader(), two.train_dataloader()
+    first, second = list(one), list(one)
+    assert same(first, list(other)) and same(second, list(other))
+    assert not same(first, second)
+    assert torch.equal(torch.get_rng_state(), before)
+    other.set_position(1, 2)
+    assert same(list(other), second[2:])
+
+
+def test_the_choice_is_said_aloud(make_folder: MakeFolder, caplog: pytest.LogCaptureFixture) -> None:
+    folder = make_folder()
+    with caplog.at_level(logging.INFO, "slim"):
+        data(folder).setup()
+        assert "in memory" in caplog.text
+        data(folder, memory_budget_gb=0).setup()
+        assert "streamed" in caplog.text and "data.memory_budget_gb" in caplog.text
+
+
+def test_limit_train_is_the_front_of_the_fixed_shuffle(make_folder: MakeFolder) -> None:
+    folder = make_folder(count=20)
+    files = listing(folder / "train", class_folders(folder / "train"))
+    assert list(files.files) == sorted(files.files)
+    wanted = torch.randperm(40, generator=torch.Generator().manual_seed(0))[:10]
+    expected = torch.stack([read_image(folder / "train" / files.files[i], 3) for i in wanted.tolist()])
+    for budget in (4.0, 0.0):
+        one = data(folder, limit_train=10, augment=False, memory_budget_gb=budget)
+        source, train, _, val = one._fitted()
+        (images,) = source.fetch([train], torch.device("cpu"), 0, 0, False)
+        assert torch.equal(images, expected) and torch.equal(source.labels[train], files.labels[wanted])
+        assert len(val) == 1
+
+
+def test_limit_test_takes_every_class(make_folder: MakeFolder) -> None:
+    one = data(make_folder(count=30), limit_test=20)
+    labels = torch.cat([y for _, y in one.test_dataloader()])
+    assert len(labels) == 20 and set(labels.tolist()) == {0, 1}
+
+
+def test_one_folder_is_split_once_for_all_seeds(make_folder: MakeFolder) -> None:
+    folder = make_folder(parts=("",), count=20)
+    one, other = data(folder, seed=0), data(folder, seed=1)
+    assert one.counts == {"train": 29, "val": 3}
+    assert same(list(one.test_dataloader()), list(other.test_dataloader()))
+    assert same(list(one.val_dataloader()), list(other.val_dataloader()))
+    parts = [one.origin._list("train").files, one.origin._list("test").files]  # type: ignore[attr-defined]
+    assert [len(part) for part in parts] == [32, 8] and not set(parts[0]) & set(parts[1])
+
+
+def test_val_folder_stands_in_for_test_or_validates(make_folder: MakeFolder) -> None:
+    stands_in = data(make_folder(parts=("train", "val"), name="two"), val_fraction=0.25)
+    assert stands_in.counts == {"train": 18, "val": 6} and len(stands_in.test_dataloader().index) == 24
+    validates = data(make_folder(parts=("train", "val", "test"), name="three"))
+    assert validates.counts == {"train": 24, "val": 24}
+
+
+def test_grey_and_scaled_images(make_folder: MakeFolder) -> None:
+    one = data(make_folder(size=(40, 30), suffix="jpg"), in_channels=1, image_size=8)
+    images, _ = next(iter(one.train_dataloader()))
+    assert images.shape == (4, 1, 8, 8) and len(one.mean) == 1
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "bmp", "gif", "webp", "ppm", "tif"])
+def test_kinds_of_files_agree_with_pillow(tmp_path: Path, suffix: str) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 7, 3), dtype=np.uint8)
+    path = tmp_path / f"a.{suffix}"
+    Image.fromarray(pixels).save(path)
+    with Image.open(path) as picture:
+        expected = np.asarray(picture.convert("RGB"))
+    assert np.array_equal(read_image(path, 3).permute(1, 2, 0).numpy(), expected)
+    assert read_image(path, 1).shape == (1, 9, 7)
+
+
+def test_odd_pictures_are_read(tmp_path: Path) -> None:
+    deep = Image.fromarray(np.full((4, 4), 257 * 100, dtype=np.uint16))
+    deep.save(tmp_path / "deep.png")
+    assert (read_image(tmp_path / "deep.png", 3) == 100).all()
+    Image.new("CMYK", (4, 4)).save(tmp_path / "print.jpg")
+    assert read_image(tmp_path / "print.jpg", 3).shape == (3, 4, 4)
+    Image.new("RGBA", (4, 4), (9, 8, 7, 0)).save(tmp_path / "clear.png")
+    assert read_image(tmp_path / "clear.png", 3)[:, 0, 0].tolist() == [9, 8, 7]
+    turned = Image.new("RGB", (4, 2))
+    turned.save(tmp_path / "turned.jpg", exif=_turned(turned))
+    assert read_image(tmp_path / "turned.jpg", 3).shape == (3, 4, 2)
+
+
+def _turned(picture: Image.Image) -> Image.Exif:
+    exif = picture.getexif()
+    exif[0x0112] = 6
+    return exif
+
+
+def test_the_cache_is_used_and_follows_the_files(make_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = make_folder()
+    first = data(folder)
+    batches = list(first.train_dataloader())
+    (cache,) = (folder / "train" / ".slim-cache").iterdir()
+    calls = []
+    real = decoded.__globals__["decode_all"]
+    monkeypatch.setitem(decoded.__globals__, "decode_all", lambda *args: calls.append(1) or real(*args))
+    again = data(folder)
+    assert same(list(again.train_dataloader()), batches) and again.mean == first.mean and not calls
+
+    content = bytearray(cache.read_bytes())
+    content[-1] ^= 1
+    cache.write_bytes(content)
+    assert same(list(data(folder).train_dataloader()), batches) and len(calls) == 1
+    cache.write_bytes(content[:100])
+    assert same(list(data(folder).train_dataloader()), batches) and len(calls) == 2
+    cache.write_bytes(b"\x80\x04pickle?\n")
+    assert same(list(data(folder).train_dataloader()), batches) and len(calls) == 3
+
+    Image.new("RGB", (16, 16)).save(folder / "train" / "cat" / "000.png")
+    data(folder).setup()
+    assert len(calls) == 4
+    data(folder, image_size=8).setup()
+    assert len(calls) == 5
+
+
+def test_the_cache_goes_elsewhere_where_it_must(
+    make_folder: MakeFolder, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_folder()
+    # A file in the cache folder's place: no user, root included, can make the folder.
+    (folder / "train" / ".slim-cache").write_text("")
+    data(folder).setup()
+    assert len(list((own_cache / "slim").iterdir())) == 1
+    shutil.rmtree(own_cache)
+    own_cache.write_text("")
+    data(folder).setup()
+    own_cache.unlink()
+    own_cache.mkdir()
+
+
+def test_hidden_files_and_strangers_are_ignored(make_folder: MakeFolder) -> None:
+    folder = make_folder()
+    (folder / "train" / "cat" / ".hidden.png").write_text("no image")
+    (folder / "train" / "cat" / "notes.txt").write_text("no image")
+    (folder / "train" / ".thumbnails").mkdir()
+    (folder / "train" / "cat" / "more").mkdir()
+    Image.new("RGB", (16, 16)).save(folder / "train" / "cat" / "more" / "a.PNG")
+    assert sum(data(folder).counts.values()) == 25
+
+
+def test_statistics_are_the_pixels(make_folder: MakeFolder) -> None:
+    images = torch.randint(0, 256, (7, 3, 5, 5), dtype=torch.uint8)
+    mean, std = statistics(images)
+    flat = images.double().div(255).transpose(0, 1).flatten(1)
+    torch.testing.assert_close(torch.tensor(mean).double(), flat.mean(1))
+    torch.testing.assert_close(torch.tensor(std).double(), flat.std(1, correction=0))
+    assert all(value > 0 for value in statistics(torch.zeros_like(images))[1])
+    own = data(make_folder(), mean=(0.5, 0.5, 0.5), std=(1, 1, 1))
+    assert own.mean == (0.5, 0.5, 0.5) and own.std == (1.0, 1.0, 1.0)
+
+
+def test_calibration_is_plain_training_images_always_the_same(make_folder: MakeFolder) -> None:
+    one = data(make_folder(), eval_batch_size=4)
+    first = one.calibration_batches(2)
+    list(one.train_dataloader())
+    assert len(first) == 2 and same(first, one.calibration_batches(2))
+    assert len(one.calibration_batches(99)) == 6
+    source, train, _, _ = one._fitted()
+    assert torch.equal(torch.cat([y for _, y in first]), source.labels[train[permutation(len(train))]][:8])
+
+
+# Every way it can be wrong.
+
+
+def test_missing_empty_and_poor_folders(tmp_path: Path, make_folder: MakeFolder) -> None:
+    with pytest.raises(SlimError, match=r"No such file.*Set data\.dir"):
+        data(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SlimError, match="no subfolder"):
+        data(tmp_path / "empty")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SlimError, match="Not a directory"):
+        data(tmp_path / "file")
+    with pytest.raises(SlimError, match=r"two classes.*'cat'"):
+        data(make_folder(classes=("cat",), name="one"))
+    with pytest.raises(SlimError, match="needs test/ or val/"):
+        data(make_folder(parts=("train",), name="half"))
+    folder = make_folder(name="hollow")
+    (folder / "train" / "bird").mkdir()
+    (folder / "test" / "bird").mkdir()
+    with pytest.raises(SlimError, match=r"none in .*bird"):
+        data(folder).setup()
+    folder = make_folder(name="uneven")
+    (folder / "test" / "bird").mkdir()
+    with pytest.raises(SlimError, match=r"same classes.*bird"):
+        data(folder)
+
+
+@pytest.mark.parametrize("kind", ["truncated", "text", "empty", "bomb"])
+@pytest.mark.parametrize("budget", [4.0, 0.0])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_corrupt_image_is_named(make_folder: MakeFolder, kind: str, budget: float, workers: int) -> None:
+    folder = make_folder(suffix="jpg")
+    victim = folder / "train" / "dog" / "003.jpg"
+    whole = victim.read_bytes()
+    broken = {"truncated": whole[: len(whole) // 2], "text": b"hello", "empty": b"", "bomb": _bomb()}[kind]
+    victim.write_bytes(broken)
+    with pytest.raises(SlimError, match=r"dog/003\.jpg") as caught:
+        one = data(folder, memory_budget_gb=budget, num_workers=workers, mean=(0.5,) * 3, std=(0.5,) * 3)
+        for _ in range(3):
+            list(one.train_dataloader())
+    assert "\n" not in str(caught.value) and "Traceback" not in str(caught.value)
+
+
+def _bomb() -> bytes:
+    """The header of a PNG with 4 * 10^9 pixels."""
+    import struct
+    import zlib
+
+    header = b"IHDR" + struct.pack(">IIBBBBB", 65_000, 65_000, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+
+
+def test_a_folder_that_goes_away_is_named(make_folder: MakeFolder) -> None:
+    folder = make_folder()
+    one = data(folder)
+    shutil.rmtree(folder / "train" / "dog")
+    with pytest.raises(SlimError, match="train/dog"):
+        one.setup()
+    folder = make_folder(name="other")
+    streamed = data(folder, memory_budget_gb=0)
+    streamed.setup()
+    shutil.rmtree(folder)
+    with pytest.raises(SlimError, match="No such file"):
+        list(streamed.train_dataloader())
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_dead_worker_is_a_failed_run(make_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    from slim.data import stream
+    from slim.errors import RunFailed
+
+    one = data(make_folder(), memory_budget_gb=0, num_workers=1)
+    one.setup()
+    monkeypatch.setattr(stream, "read_image", lambda *_: os._exit(1))
+    with pytest.raises(RunFailed, match=r"data\.num_workers"):
+        list(one.train_dataloader())
+
+
+BAD: list[tuple[dict[str, Any], str]] = [
+    ({"batch_size": 0}, "data.batch_size"),
+    ({"batch_size": 23}, "at most 22"),
+    ({"batch_size": "4"}, "data.batch_size"),
+    ({"eval_batch_size": 0}, "data.eval_batch_size"),
+    ({"seed": -1}, "data.seed"),
+    ({"seed": 1.5}, "data.seed"),
+    ({"val_fraction": 1.0}, "data.val_fraction"),
+    ({"val_fraction": -0.1}, "data.val_fraction"),
+    ({"val_fraction": float("nan")}, "data.val_fraction"),
+    ({"limit_train": 0}, "data.limit_train"),
+    ({"limit_test": -3}, "data.limit_test"),
+    ({"limit_train": 2}, "data.batch_size"),
+    ({"image_size": 0}, "data.image_size"),
+    ({"image_size": "big"}, "data.image_size"),
+    ({"in_channels": 2}, "data.in_channels"),
+    ({"num_workers": -1}, "data.num_workers"),
+    ({"memory_budget_gb": -1}, "data.memory_budget_gb"),
+    ({"memory_budget_gb": "all"}, "data.memory_budget_gb"),
+    ({"augment": "mixup"}, "data.augment"),
+    ({"padding": -1}, "data.padding"),
+    ({"mean": [0.5]}, "data.mean"),
+    ({"std": [0.5, 0.5, 0.0]}, "data.std"),
+    ({"mean": "grey"}, "data.mean"),
+    ({"batchsize": 4}, "Did you mean batch_size"),
+]
+
+
+@pytest.mark.parametrize("index", range(len(BAD)))
+def test_bad_options_are_one_line_and_leave_no_trace(make_folder: MakeFolder, index: int) -> None:
+    options, hint = BAD[index]
+    folder = make_folder()
+    with pytest.raises(SlimError) as caught:
+        data(folder, **options).setup()
+    assert hint in str(caught.value) and "\n" not in str(caught.value)
+    assert not list(folder.rglob(".slim-cache"))
