@@ -35,8 +35,7 @@ def check_removal(graph: ChannelGraph, removed: BoolArray) -> None:
             )
     for balance in graph.balance:
         counts = [int(removed[block[block >= 0]].sum()) for block in balance.blocks]
-        whole = [c for c, block in zip(counts, balance.blocks, strict=True) if c != len(block)]
-        if len(set(counts)) > 1 and not (balance.where.startswith("whole ") and len(set(whole)) <= 1):
+        if len(set(counts)) > 1:
             raise SlimError(
                 f"Every block must lose equally many channels. Got {counts[:8]} ({balance.where}). "
                 "Remove bundles, as slim.select does."

@@ -9,8 +9,8 @@ from torch import nn
 from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
+from slim.channels.borrow import borrowed, call_arguments, meta_like, unwrap
 from slim.channels.surgery import on_meta
-from slim.channels.trace import borrowed, call_arguments, meta_like, unwrap
 
 
 def count_macs(model: nn.Module, example_inputs: Any) -> int:

@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
+from slim.channels.facts import Axis
 from slim.channels.ids import IntArray
 from slim.channels.plan import Keep, Plan
-from slim.channels.trace import Axis
 
 BoolArray = npt.NDArray[np.bool_]
 

@@ -9,16 +9,17 @@ pinned.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from slim.channels.facts import Axis, Facts
 from slim.channels.ids import IntArray
+from slim.channels.settle import balance_pins, pinned_ids
 from slim.channels.surgery import set_attributes
-from slim.channels.trace import Axis, Facts, Tracer, run
+from slim.channels.tracer import Tracer, run
 
 
 def probe(
@@ -28,15 +29,14 @@ def probe(
     *,
     residual: str,
     grouped: str,
-    settle: Callable[[Facts], None],
 ) -> None:
     """Settle every assumption of ``facts``: keep it, or pin the ids it was about."""
     for attempt in range(6):
-        free = ~_pinned(facts)
+        free = ~pinned_ids(facts)
         open_ = [(where, ids) for where, ids in facts.assumptions if free[facts.ids.find(ids)].any()]
         if not open_ or facts.real:
             _pin(facts, open_, "the forward cannot be probed on meta tensors")
-            settle(facts)
+            balance_pins(facts)
             return
         wide, wide_facts = _widen(model, facts, free)
         tracer = Tracer(wide, residual=residual, grouped=grouped, facts=wide_facts, known=True)
@@ -54,13 +54,7 @@ def probe(
                 return
             blamed = [("", c) for c in conflicts]
         _pin(facts, blamed, "the forward fixes the width or the position of its channels")
-        settle(facts)
-
-
-def _pinned(facts: Facts) -> Any:
-    from slim.channels.build import _pinned as pinned
-
-    return pinned(facts)
+        balance_pins(facts)
 
 
 def _pin(facts: Facts, what: list[tuple[str, IntArray]], reason: str) -> None:

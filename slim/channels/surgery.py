@@ -14,10 +14,10 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
+from slim.channels.borrow import borrowed, call_arguments, module_stack, unwrap
 from slim.channels.ids import IntArray
 from slim.channels.plan import Keep, Plan
 from slim.channels.select_layer import set_select
-from slim.channels.trace import borrowed, module_stack, unwrap
 from slim.errors import SlimError
 
 PLAN = "_slim_plan"
@@ -289,8 +289,6 @@ def check_forward(thin: nn.Module, plan: Plan) -> None:
     Raises:
         SlimError: naming the module whose forward fixes a width.
     """
-    from slim.channels.trace import call_arguments
-
     if plan.inputs is None:
         return
     try:

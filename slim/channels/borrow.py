@@ -1,0 +1,135 @@
+"""Run a forward without touching the model: lend it stand-ins for its tensors, and give everything back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules import module as nn_module
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The network inside torch.compile, DataParallel or DistributedDataParallel."""
+    while True:
+        if hasattr(model, "_orig_mod"):
+            inner: Any = model._orig_mod
+            model = inner
+        elif isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            model = model.module
+        else:
+            return model
+
+
+def call_arguments(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """A tensor, a tuple of arguments or a dict of keyword arguments, as (args, kwargs)."""
+    if isinstance(example_inputs, Mapping):
+        return (), dict(example_inputs)
+    if isinstance(example_inputs, tuple):
+        return example_inputs, {}
+    return (example_inputs,), {}
+
+
+def meta_like(tensor: torch.Tensor) -> torch.Tensor:
+    """A meta tensor of the same shape, strides and dtype."""
+    if tensor.is_meta:
+        return tensor.detach()
+    try:
+        return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+    except RuntimeError:
+        return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+
+
+@contextmanager
+def borrowed(model: nn.Module, *, meta: bool, training: bool) -> Iterator[dict[str, torch.Tensor]]:
+    """Lend the model stand-ins for its tensors and a mode, and give everything back.
+
+    Parameters and float buffers become meta tensors (or detached views with ``meta=False``). Integer buffers keep their
+    values in a copy: they are indices, and a forward may count in them.
+    """
+    stand_in: dict[int, torch.Tensor] = {}
+    saved: list[tuple[dict[str, Any], str, Any]] = []
+    states: list[tuple[nn.Module, dict[str, Any]]] = []
+    named: dict[str, torch.Tensor] = {}
+
+    def lend(name: str, store: dict[str, Any], key: str, buffer: bool) -> None:
+        tensor = store[key]
+        if tensor is None:
+            return
+        if id(tensor) not in stand_in:
+            if buffer and not (tensor.is_floating_point() or tensor.is_complex()):
+                other = tensor.detach() if tensor.is_meta else tensor.detach().clone()
+            elif meta:
+                other = meta_like(tensor)
+            else:
+                other = tensor.detach().clone() if buffer else tensor.detach()
+            if other.is_floating_point():
+                other._slim_param = name
+            stand_in[id(tensor)] = other
+            named[name] = other
+        saved.append((store, key, tensor))
+        store[key] = stand_in[id(tensor)]
+
+    try:
+        for prefix, module in model.named_modules():
+            dot = prefix + "." if prefix else ""
+            for key in list(module._parameters):
+                lend(dot + key, module._parameters, key, buffer=False)
+            for key in list(module._buffers):
+                lend(dot + key, module._buffers, key, buffer=True)
+            # Plain attributes too: a forward may keep something for the next one (anchors, masks).
+            states.append((module, dict(module.__dict__)))
+            module.training = training
+        yield named
+    finally:
+        for store, key, tensor in reversed(saved):
+            store[key] = tensor
+        for module, state in states:
+            module.__dict__.clear()
+            module.__dict__.update(state)
+
+
+@contextmanager
+def module_stack(stack: list[nn.Module], failed: list[nn.Module]) -> Iterator[None]:
+    """Keep ``stack`` the modules whose forward is running; on an exception note the innermost one in ``failed``."""
+
+    def enter(module: nn.Module, _: Any) -> None:
+        stack.append(module)
+
+    def leave(module: nn.Module, _: Any, __: Any) -> None:
+        # A forward that raised and was caught by its caller leaves its modules behind: drop down to this one.
+        while stack and stack.pop() is not module:
+            pass
+
+    before = nn_module.register_module_forward_pre_hook(enter)
+    after = nn_module.register_module_forward_hook(leave)
+    try:
+        yield
+    except Exception:
+        failed += stack[-1:]
+        raise
+    finally:
+        before.remove()
+        after.remove()
+        stack.clear()
+
+
+def tensors_in(value: Any, seen: set[int] | None = None) -> Iterator[torch.Tensor]:
+    """All tensors in nested tuples, dicts, dataclasses and plain objects."""
+    seen = set() if seen is None else seen
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif id(value) not in seen:
+        seen.add(id(value))
+        if isinstance(value, Mapping):
+            parts: Any = value.values()
+        elif isinstance(value, (list, tuple, set)):
+            parts = value
+        elif hasattr(value, "__dict__") and not isinstance(value, (nn.Module, type)):
+            parts = vars(value).values()
+        else:
+            parts = ()
+        for part in parts:
+            yield from tensors_in(part, seen)

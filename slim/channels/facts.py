@@ -1,0 +1,74 @@
+"""What one trace learns, in ids. :mod:`slim.channels.build` turns it into groups."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+from slim.channels.ids import Ids, IntArray, Shadow
+
+
+class Axis(NamedTuple):
+    """One axis of one parameter or buffer."""
+
+    param: str
+    dim: int
+
+
+class Term(NamedTuple):
+    """A factor of a layer's cost that follows the plan: (kept of ``ids``) / ``per``."""
+
+    ids: IntArray
+    per: int = 1
+
+
+@dataclasses.dataclass
+class Work:
+    """Multiply-accumulates of one contraction: ``factor`` times the kept width of every term."""
+
+    module: str
+    kind: str
+    weight: str | None
+    factor: int
+    terms: list[Term]
+    ends: list[tuple[int, Term | None]]  # (elements per channel, channels) of its input and its output
+
+
+@dataclasses.dataclass
+class NormRead:
+    """A normalization layer met in the forward."""
+
+    kind: str
+    module: str
+    weight: str | None
+    bias: str | None
+    mean: str | None
+    var: str | None
+    own: IntArray
+    read: IntArray | None  # ids of the stream it reads; None where it reads fixed data
+    split: bool = False  # whether its own channels may be fewer than the stream's
+
+
+@dataclasses.dataclass
+class Facts:
+    """Everything one trace learned."""
+
+    ids: Ids
+    axes: dict[Axis, IntArray] = dataclasses.field(default_factory=dict)
+    grouped: dict[str, int] = dataclasses.field(
+        default_factory=dict
+    )  # weight -> groups; its axis 1 is stored per group
+    regroup: dict[str, Axis] = dataclasses.field(default_factory=dict)  # module -> axis its group count equals
+    work: list[Work] = dataclasses.field(default_factory=list)
+    norms: list[NormRead] = dataclasses.field(default_factory=list)
+    balance: list[tuple[str, IntArray]] = dataclasses.field(default_factory=list)
+    inexact: list[tuple[IntArray, str]] = dataclasses.field(default_factory=list)
+    assumptions: list[tuple[str, IntArray]] = dataclasses.field(default_factory=list)
+    selects: list[tuple[str, IntArray, IntArray]] = dataclasses.field(default_factory=list)
+    streams: dict[str, IntArray] = dataclasses.field(default_factory=dict)
+    producers: list[tuple[str, IntArray]] = dataclasses.field(default_factory=list)
+    raw_reads: list[IntArray] = dataclasses.field(default_factory=list)
+    outputs: list[IntArray] = dataclasses.field(default_factory=list)
+    scalars: list[tuple[float, Shadow]] = dataclasses.field(default_factory=list)
+    unknown: dict[str, str] = dataclasses.field(default_factory=dict)
+    real: bool = False

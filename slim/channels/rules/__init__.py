@@ -1,0 +1,43 @@
+"""What each kind of operation does to channel ids. One function per kind; nothing here names an architecture.
+
+A rule receives the :class:`~slim.channels.trace.Tracer`, the operation, its arguments (tensors carry their shadow), and
+its result, and gives the result its shadow. Rules talk to the tracer with few verbs: ``join`` (these ids go together),
+``pin`` (these ids cannot go), ``assume`` (true unless the network hard-codes a width: settled by the widening probe),
+``convolve`` and ``multiply`` (contractions). An operation without a rule pins what it touches and is reported by name.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from slim.channels.rules import contractions, elementwise, movement, norms, spatial
+from slim.channels.rules.registry import RULES, Rule
+
+
+def find_rule(func: Any) -> Rule | None:
+    """The rule of an operation: by name, by PyTorch's pointwise tag, or by the shape of its signature."""
+    name: str = func.overloadpacket.__name__
+    found = RULES.get(name)
+    if found is not None:
+        return found
+    if name.endswith("_") and name[:-1] in RULES:
+        return RULES[name[:-1]]
+    if torch.Tag.pointwise in func.tags:
+        return elementwise.pointwise
+    if "batch_norm" in name and "backward" not in name:
+        return norms.batch_norm
+    if "scaled_dot_product" in name:
+        return contractions.attention
+    if name.endswith("_like"):
+        return elementwise.same
+    if "pool" in name or "upsample" in name or name.startswith(("reflection_pad", "replication_pad", "_upsample")):
+        return spatial.spatial
+    arguments = {a.name for a in func._schema.arguments}
+    if "dim" in arguments and "keepdim" in arguments:
+        return spatial.reduction
+    return None
+
+
+__all__ = ["find_rule", "movement"]

@@ -1,0 +1,121 @@
+"""Elementwise operations: what meets belongs together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from slim.channels.ids import FIXED, IntArray, Shadow, alive, along, axis_layer, merge, pad_rank, varying
+from slim.channels.rules.registry import bound, normal, rule
+
+if TYPE_CHECKING:
+    from slim.channels.tracer import Tracer
+
+
+@rule(
+    "alias",
+    "detach",
+    "clone",
+    "contiguous",
+    "_to_copy",
+    "lift_fresh",
+    "lift_fresh_copy",
+    "_conj",
+    "native_dropout",
+    "dropout",
+    "bernoulli",
+    "zero",
+    "fill",
+    "normal",
+    "uniform",
+    "random",
+    "resolve_conj",
+    "resolve_neg",
+    "_fused_dropout",
+)
+def same(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> None:
+    """The result has its first operand's shape and channels."""
+    for result in out if isinstance(out, (tuple, list)) else (out,):
+        if isinstance(result, torch.Tensor) and result.shape == args[0].shape:
+            tr.set(result, tr.get(args[0]))
+
+
+@rule("_prelu_kernel", "prelu", "copy", "lerp", "where", "hardswish", "hardshrink", "softshrink", "rrelu_with_noise")
+def pointwise(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> None:
+    """Elements that meet belong together (residual sums, gates, scales)."""
+    operands = [a for a in (*args, *kwargs.values()) if isinstance(a, torch.Tensor) and a.ndim]
+    for a in args:
+        if isinstance(a, (list, tuple)):
+            operands += [t for t in a if isinstance(t, torch.Tensor) and t.ndim]
+    results = out if isinstance(out, (tuple, list)) else (out,)
+    shape = results[0].shape
+    if func.overloadpacket.__name__ == "prelu" and operands[1].ndim == 1 and operands[1].numel() > 1:
+        shadow = meet(tr, [operands[0]], shape)
+        own = tr.axis_ids(operands[1], 0)
+        weight = (axis_layer(own, 1, len(shape)),) if own is not None else ()
+        size = (1, shape[1], *(1 for _ in shape[2:]))
+        tr.set(results[0], combine(tr, [(shadow, shape), (weight, size)], shape))
+        return
+    shadow = meet(tr, operands, shape)
+    for result in results:
+        if isinstance(result, torch.Tensor) and result.shape == shape:
+            tr.set(result, shadow)
+
+
+def meet(tr: Tracer, operands: Sequence[torch.Tensor], shape: Sequence[int]) -> Shadow:
+    """Join what meets when ``operands`` are broadcast to ``shape``."""
+    return combine(tr, [(tr.get(t), tuple(t.shape)) for t in operands], shape)
+
+
+def combine(tr: Tracer, operands: Sequence[tuple[Shadow, Sequence[int]]], shape: Sequence[int]) -> Shadow:
+    """Join the layers of several operands that vary along a common axis; pin ids that meet channel-less data."""
+    rank = len(shape)
+    if len(operands) == 1:
+        return pad_rank(operands[0][0], rank)
+    if not any(shadow for shadow, _ in operands):
+        return ()
+    padded = [(pad_rank(s, rank), (1,) * (rank - len(z)) + tuple(z)) for s, z in operands]
+    for d in range(rank):
+        if shape[d] <= 1:
+            continue
+        have = [layer for s, _ in padded for layer in along(s, d)]
+        if have and any(z[d] > 1 and not along(s, d) for s, z in padded):
+            for layer in have:
+                tr.pin(layer, "meets data that is not the network's own channels")
+    layers = [layer for s, _ in padded for layer in s]
+    for i, left in enumerate(layers):
+        for right in layers[i + 1 :]:
+            if left is not right and set(varying(left)) & set(varying(right)):
+                tr.join(left, right)
+    widest = merge(layers)
+    # Where an id met fixed data, the id is what a consumer must see, so that it is pinned too.
+    return tuple(_prefer_ids(w, layers) for w in widest)
+
+
+def _prefer_ids(wide: IntArray, layers: Sequence[IntArray]) -> IntArray:
+    if wide.all():
+        return wide
+    for other in layers:
+        if set(varying(other)) <= set(varying(wide)):
+            wide = np.where(wide == FIXED, other, wide)
+    return wide
+
+
+@rule("glu")
+def glu(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> None:
+    """The two halves of the axis gate each other."""
+    x = args[0]
+    d = normal(bound(args, kwargs, 1, "dim", -1), x.ndim)
+    layers = []
+    for layer in tr.get(x):
+        if layer.shape[d] > 1:
+            left, right = np.split(layer, 2, axis=d)
+            tr.join(left, right)
+            tr.assume(along((layer,), d)[0], d, [layer.shape[d] // 2], "glu")
+            layers.append(left)
+        else:
+            layers.append(layer)
+    tr.set(out, alive(layers))

@@ -1,0 +1,87 @@
+"""Operations over positions, and over whole axes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from slim.channels.ids import alive, varying
+from slim.channels.rules.registry import bound, normal, rule
+
+if TYPE_CHECKING:
+    from slim.channels.tracer import Tracer
+
+
+@rule("grid_sampler", "grid_sampler_2d", "grid_sampler_3d", "max_pool2d_with_indices", "cudnn_grid_sampler")
+def spatial(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> None:
+    """Pools, resizes and samples positions; channels pass one by one."""
+    x = args[0]
+    name = func.overloadpacket.__name__
+    count = next((k for k in (3, 2, 1) if f"{k}d" in name), x.ndim - 2)
+    passing = []
+    for layer in tr.get(x):
+        if any(d >= x.ndim - count for d in varying(layer)):
+            tr.pin(layer, f"{name} works on positions")
+        else:
+            passing.append(layer)
+    for t in args[1:]:
+        if isinstance(t, torch.Tensor):
+            for layer in tr.get(t):
+                tr.pin(layer, f"{name} reads positions from it")
+    for result in out if isinstance(out, (tuple, list)) else (out,):
+        if isinstance(result, torch.Tensor) and result.ndim == x.ndim:
+            tr.set(result, tuple(passing))
+
+
+def reduction(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> None:
+    """Sums, means, maxima: what is reduced cannot be thinned, the other axes pass."""
+    x = args[0]
+    names = [a.name for a in func._schema.arguments]
+    dims = bound(args, kwargs, names.index("dim"), "dim", None)
+    keep = bound(args, kwargs, names.index("keepdim"), "keepdim", False)
+    dims = range(x.ndim) if dims is None or (isinstance(dims, (list, tuple)) and not dims) else dims
+    gone = {normal(d, x.ndim) for d in ([dims] if isinstance(dims, int) else dims)}
+    name = func.overloadpacket.__name__
+    layers = []
+    for layer in tr.get(x):
+        if gone & set(varying(layer)):
+            tr.pin(layer, f"{name} reduces over channels")
+        elif tr.is_parameter(x):
+            # A weight divided by its own norm: a masked row would be 0 / 0.
+            tr.pin(layer, f"{name} normalizes a weight")
+        elif keep:
+            layers.append(layer)
+        else:
+            layers.append(layer.reshape([n for d, n in enumerate(layer.shape) if d not in gone]))
+    for result in out if isinstance(out, (tuple, list)) else (out,):
+        if isinstance(result, torch.Tensor):
+            tr.set(result, alive(layers))
+
+
+@rule(
+    "softmax",
+    "_softmax",
+    "_safe_softmax",
+    "log_softmax",
+    "_log_softmax",
+    "cumsum",
+    "cumprod",
+    "sort",
+    "topk",
+    "logcumsumexp",
+)
+def along_axis(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> None:
+    """Every element depends on the whole axis: an axis of channels is pinned, the others pass."""
+    x = args[0]
+    position = 2 if func.overloadpacket.__name__ == "topk" else 1
+    d = normal(bound(args, kwargs, position, "dim", -1), x.ndim)
+    passing = []
+    for layer in tr.get(x):
+        if layer.shape[d] > 1:
+            tr.pin(layer, f"{func.overloadpacket.__name__} over channels")
+        else:
+            passing.append(layer)
+    for result in out if isinstance(out, (tuple, list)) else (out,):
+        tr.set(result, tuple(passing))

@@ -1,0 +1,323 @@
+"""Trace by running: one forward under a dispatch mode, on meta tensors, with channel ids riding along.
+
+The weights are neither copied nor computed with: every parameter is replaced by a meta tensor for the length of the
+forward, and put back. Only when an operation has no meta kernel, or the forward asks for values, real tensors are used.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+
+from slim.channels.borrow import borrowed, call_arguments, meta_like, module_stack, tensors_in
+from slim.channels.facts import Axis, Facts, NormRead
+from slim.channels.ids import Ids, IntArray, Shadow, axis_layer, varying
+from slim.channels.rules import find_rule
+from slim.errors import SlimError
+
+_STILL_THE_PRODUCT = {"view", "_unsafe_view", "reshape", "transpose", "permute", "expand", "clone", "add"}
+
+
+class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Runs a forward and collects :class:`Facts`. ``known`` gives ids to parameters beforehand (the widening probe)."""
+
+    def __init__(self, model: nn.Module, *, residual: str, grouped: str, facts: Facts, known: bool = False) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.facts, self.ids, self.known = facts, facts.ids, known
+        self.model, self.residual, self.grouped = model, residual, grouped
+        self.names = {id(m): n for n, m in model.named_modules()}
+        self.modules = dict(model.named_modules())
+        self.stack: list[nn.Module] = []
+        self.failed = ""
+        self.meta = True
+        self.scalars: list[tuple[float, Shadow]] = []
+        self.conflicts: list[IntArray] = []
+        self.where = ""
+        self.normed: set[str] = set()
+        self.split: dict[str, NormRead] = {}
+
+    # --- the dispatch mode ---------------------------------------------------------------------------------------
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if self.meta:
+            run_args, run_kwargs = self._on_meta(args, kwargs)
+        else:
+            run_args, run_kwargs = args, kwargs
+        self.where = func.overloadpacket.__name__
+        out = func(*run_args, **run_kwargs)
+        if self.meta and run_args is not args and isinstance(out, torch.Tensor) and out is not args[0]:
+            for before, after in zip(args, run_args, strict=False):
+                if out is after:  # an in-place operation on a tensor that was moved to meta for it
+                    out = before
+        if not self._touched(args, kwargs):
+            return out
+        self._note_scalars(func, args)
+        apply = find_rule(func)
+        if apply is None:
+            self.unknown(func, args, kwargs)
+        else:
+            apply(self, func, args, kwargs, out)
+        contracted = getattr(args[0], "_slim_contracted", None) if args else None
+        if contracted is not None and isinstance(out, torch.Tensor) and self.where in _STILL_THE_PRODUCT:
+            out._slim_contracted = contracted  # type: ignore[attr-defined]
+        return out
+
+    def _note_scalars(self, func: Any, args: Any) -> None:
+        """A number that looks computed from a width (1/C, sqrt(C)) would change with it: the probe has to tell."""
+        values = [float(a) for a in args if isinstance(a, (int, float)) and not isinstance(a, bool)]
+        if not values or torch.Tag.pointwise not in func.tags or not isinstance(args[0], torch.Tensor):
+            return
+        layers = self.get(args[0])
+        contracted = getattr(args[0], "_slim_contracted", None)
+        if contracted is not None:  # q k^T scaled by a function of the width it was summed over
+            layers = (*layers, contracted)
+        self.scalars += [(value, layers) for value in values]
+        for layer in layers:
+            for n in (layer.shape[d] for d in varying(layer)):
+                if any(math.isclose(abs(v), w, rel_tol=1e-9) for v in values for w in (n, 1 / n, n**0.5, n**-0.5)):
+                    self.facts.assumptions.append((self.here(), layer.ravel()))
+
+    def _on_meta(self, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """Real tensors (index buffers, constants made in the forward) meet meta ones: move them for this call."""
+        found = [False, False]
+
+        def look(t: torch.Tensor) -> torch.Tensor:
+            found[t.is_meta] = True
+            return t
+
+        for a in (*args, *kwargs.values()):
+            if isinstance(a, torch.Tensor):
+                look(a)
+            elif isinstance(a, (list, tuple)):
+                for t in a:
+                    if isinstance(t, torch.Tensor):
+                        look(t)
+        if not all(found):
+            return args, kwargs
+
+        def move(t: torch.Tensor) -> torch.Tensor:
+            return t if t.is_meta else t.to("meta")
+
+        moved: tuple[Any, Any] = tree_map_only(torch.Tensor, move, (args, kwargs))
+        return moved
+
+    def _touched(self, args: Any, kwargs: Any) -> bool:
+        for a in (*args, *kwargs.values()):
+            if isinstance(a, torch.Tensor):
+                if hasattr(a, "_slim_ids") or hasattr(a, "_slim_param"):
+                    return True
+            elif isinstance(a, (list, tuple)) and any(
+                isinstance(t, torch.Tensor) and (hasattr(t, "_slim_ids") or hasattr(t, "_slim_param")) for t in a
+            ):
+                return True
+        return False
+
+    # --- shadows -------------------------------------------------------------------------------------------------
+
+    def get(self, tensor: torch.Tensor) -> Shadow:
+        """The shadow of a tensor; a parameter gets one layer per axis when somebody first looks."""
+        shadow: Shadow | None = getattr(tensor, "_slim_ids", None)
+        if shadow is not None:
+            return shadow
+        if not hasattr(tensor, "_slim_param"):
+            return ()
+        layers = []
+        for d, n in enumerate(tensor.shape):
+            if n > 1:
+                ids = self.axis_ids(tensor, d)
+                if ids is not None and len(ids) == n:
+                    layers.append(axis_layer(ids, d, tensor.ndim))
+        tensor._slim_ids = tuple(layers)  # type: ignore[attr-defined]
+        return tuple(layers)
+
+    def set(self, tensor: torch.Tensor, shadow: Shadow) -> None:
+        """Attach a shadow to a result."""
+        tensor._slim_ids = shadow  # type: ignore[attr-defined]
+
+    def axis_ids(self, tensor: torch.Tensor, dim: int) -> IntArray | None:
+        """The ids (n,) along one axis, or None where they vary along nothing or along more."""
+        name: str | None = getattr(tensor, "_slim_param", None)
+        if name is None:
+            found = None
+            for layer in self.get(tensor):
+                if varying(layer) == (dim,):
+                    found = layer.ravel()
+                elif layer.shape[dim] > 1:
+                    self.pin(layer, "its weight is computed over several axes")
+            return found
+        if tensor.shape[dim] <= 1:
+            return None
+        return self.param_axis(name, dim, tensor.shape[dim])
+
+    def param_axis(self, name: str, dim: int, size: int) -> IntArray:
+        axis = Axis(name, dim)
+        ids = self.facts.axes.get(axis)
+        if ids is None:
+            ids = self.facts.axes[axis] = self.ids.fresh(size)
+        return ids
+
+    # --- verbs of the rules --------------------------------------------------------------------------------------
+
+    def here(self) -> str:
+        """Where in the model we are, for reasons."""
+        name = self.names.get(id(self.stack[-1]), type(self.stack[-1]).__name__) if self.stack else ""
+        return name or "forward"
+
+    def join(self, left: IntArray, right: IntArray) -> None:
+        """These ids stay or go together."""
+        if self.known:
+            left, right = np.broadcast_arrays(left, right)
+            differ = self.ids.find(left.ravel()) != self.ids.find(right.ravel())
+            if differ.any():
+                self.conflicts += [left.ravel()[differ], right.ravel()[differ]]
+            return
+        self.ids.join(left, right, f"meets fixed data in {self.where} ({self.here()})")
+
+    def pin(self, ids: IntArray, reason: str) -> None:
+        """These ids cannot go."""
+        if self.known:
+            self.conflicts.append(ids.ravel())
+            return
+        self.ids.pin(ids, f"{reason} ({self.here()})")
+
+    def fix(self, ids: IntArray) -> None:
+        """These are positions (kernel taps, vocabulary rows), not channels."""
+        if not self.known:
+            self.ids.pin(ids, "")
+
+    def inexact(self, ids: IntArray, reason: str) -> None:
+        """Removable, but the rest will not compute the same."""
+        self.facts.inexact.append((np.unique(ids), f"{reason} ({self.here()})"))
+
+    def balance(self, blocks: IntArray, what: str) -> None:
+        """Every row of ``blocks`` (blocks, n) must lose equally many."""
+        if not self.known:
+            self.facts.balance.append((f"{what} in {self.here()}", blocks))
+
+    def assume(self, layer: IntArray, dim: int, stops: Sequence[int], what: str) -> None:
+        """The axis is cut at ``stops``, which are shares of its width: every equal block keeps its share."""
+        if self.known or not stops:
+            return
+        unit = math.gcd(layer.shape[dim], *[int(s) for s in stops])
+        if unit == 1 and varying(layer) == (dim,):
+            return self.pin(layer, f"{what} takes single channels by their position")
+        blocks = np.moveaxis(layer, dim, 0).reshape(layer.shape[dim] // unit, -1)
+        self.facts.balance.append((f"{what} in {self.here()}", blocks))
+        self.facts.assumptions.append((self.here(), blocks.ravel()))
+
+    def assume_columns(self, table: IntArray, what: str) -> None:
+        """An axis is seen as (outer, inner): only whole columns of ``table`` can go, if ``inner`` follows the width."""
+        if self.known:
+            return
+        self.join(table, table[:1])
+        self.facts.assumptions.append((self.here(), table.ravel()))
+
+    def assume_position(self, layer: IntArray, dim: int, what: str) -> None:
+        """One position is taken along an axis that is part of a wider split."""
+        if varying(layer) == (dim,):
+            self.pin(layer, f"{what} takes channels by their position")
+        elif not self.known:
+            self.facts.assumptions.append((self.here(), layer.ravel()))
+
+    def suppose(self, ids: IntArray) -> None:
+        """These ids pass if the forward follows its widths; the probe will tell."""
+        if not self.known:
+            self.facts.assumptions.append((self.here(), ids.ravel()))
+
+    def is_parameter(self, tensor: torch.Tensor) -> bool:
+        """Whether the tensor is a parameter or a buffer itself."""
+        return hasattr(tensor, "_slim_param")
+
+    def unknown(self, func: Any, args: Any, kwargs: Any) -> None:
+        """An operation we have no rule for: it pins what it touches, and is named."""
+        op = func.overloadpacket.__name__
+        self.facts.unknown.setdefault(op, self.here())
+        tensors: list[torch.Tensor] = []
+        tree_map_only(torch.Tensor, tensors.append, (args, kwargs))
+        for t in tensors:
+            for layer in self.get(t):
+                self.pin(layer, f"no rule for {op}")
+
+    def name_of(self, tensor: Any) -> str | None:
+        """The parameter or buffer a tensor is, by name."""
+        return getattr(tensor, "_slim_param", None) if isinstance(tensor, torch.Tensor) else None
+
+
+def run(tracer: Tracer, example_inputs: Any, *, meta: bool, training: bool = False) -> None:
+    """One forward of ``tracer.model`` under the tracer.
+
+    Raises:
+        Exception: whatever the forward raised; ``tracer.failed`` then names the module.
+    """
+    tracer.meta = meta
+    failed: list[nn.Module] = []
+
+    def stand_in(t: torch.Tensor) -> torch.Tensor:
+        other = meta_like(t) if meta else t.detach().clone()
+        if training and other.ndim and other.shape[0] == 1:
+            other = torch.cat([other, other])  # batch statistics need more than one sample
+        return other
+
+    args, kwargs = call_arguments(example_inputs)
+    with torch.no_grad(), torch.random.fork_rng(devices=[], enabled=not meta):
+        args, kwargs = tree_map_only(torch.Tensor, stand_in, (args, kwargs))
+        with borrowed(tracer.model, meta=meta, training=training) as named:
+            try:
+                with module_stack(tracer.stack, failed), tracer:
+                    out = tracer.model(*args, **kwargs)
+            except Exception:
+                tracer.failed = tracer.names.get(id(failed[-1]), "") if failed else ""
+                raise
+            for tensor in tensors_in(out):
+                for layer in tracer.get(tensor):
+                    tracer.facts.outputs.append(layer.ravel())
+                    if not tracer.known:
+                        tracer.ids.pin(layer, "is the model's output")
+            del named
+
+
+def collect(model: nn.Module, example_inputs: Any, *, residual: str, grouped: str) -> Facts:
+    """Trace a network: an eval forward, and a train forward for what only training reaches (auxiliary heads)."""
+    facts = Facts(Ids())
+    tracer = Tracer(model, residual=residual, grouped=grouped, facts=facts)
+    real_inputs = all(not t.is_meta for t in tensors_in(call_arguments(example_inputs)))
+    real_model = all(not p.is_meta for p in model.parameters())
+    try:
+        run(tracer, example_inputs, meta=True)
+    except Exception as error:
+        op, where = tracer.where, tracer.failed or "forward"
+        if not (real_inputs and real_model):
+            raise SlimError(
+                f"The forward must run on example_inputs; on meta tensors it failed. "
+                f"Got {type(error).__name__}: {error} (op {op}, module {where}). "
+                "Pass real example_inputs if it needs values; check their shape and dtype."
+            ) from error
+        facts = Facts(Ids(), real=True)
+        tracer = Tracer(model, residual=residual, grouped=grouped, facts=facts)
+        try:
+            run(tracer, example_inputs, meta=False)
+        except Exception as second:
+            shapes = [f"{tuple(t.shape)} {t.dtype}" for t in tensors_in(call_arguments(example_inputs))]
+            raise SlimError(
+                f"The forward must run on example_inputs. Got {type(second).__name__}: {second} (op {tracer.where}, "
+                f"module {tracer.failed or 'forward'}, inputs {', '.join(shapes)}). Check their shape and dtype."
+            ) from second
+    facts.scalars = tracer.scalars
+    reached = {axis.param for axis in facts.axes}
+    if any(name not in reached and p.numel() > 1 for name, p in model.named_parameters()):
+        again = Tracer(model, residual=residual, grouped=grouped, facts=facts)
+        again.normed, again.split = tracer.normed, tracer.split
+        work, selects = len(facts.work), len(facts.selects)
+        with suppress(Exception):  # what only an unreachable forward uses stays unreached; the report says so
+            run(again, example_inputs, meta=not facts.real, training=True)
+        del facts.work[work:], facts.selects[selects:]  # counted once, as an eval forward
+    return facts
