@@ -101,7 +101,6 @@ def _assemble(model: nn.Module, example_inputs: Any, facts: Facts) -> ChannelGra
     ] + _frozen_norms(model, axes, {n.module for n in facts.norms})
     implied, selects = _selections(facts, groups)
     tensors = list(tensors_in(call_arguments(example_inputs)))
-    reached = {axis.param for axis in facts.axes}
     return ChannelGraph(
         model=model,
         count=count,
@@ -129,7 +128,7 @@ def _assemble(model: nn.Module, example_inputs: Any, facts: Facts) -> ChannelGra
         ],
         selects=selects,
         unknown=facts.unknown,
-        unreached=[n for n, p in model.named_parameters() if n not in reached and p.numel() > 1],
+        unreached=[n for n, p in model.named_parameters() if n not in facts.reached and p.numel() > 1],
         inputs=None if facts.real else describe_inputs(example_inputs),
         input_shapes=", ".join("x".join(map(str, t.shape)) for t in tensors),
     )

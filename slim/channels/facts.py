@@ -64,6 +64,7 @@ class Facts:
     balance: list[tuple[str, IntArray]] = dataclasses.field(default_factory=list)
     inexact: list[tuple[IntArray, str]] = dataclasses.field(default_factory=list)
     assumptions: list[tuple[str, IntArray]] = dataclasses.field(default_factory=list)
+    reached: set[str] = dataclasses.field(default_factory=set)
     selects: list[tuple[str, IntArray, IntArray]] = dataclasses.field(default_factory=list)
     streams: dict[str, IntArray] = dataclasses.field(default_factory=dict)
     producers: list[tuple[str, IntArray]] = dataclasses.field(default_factory=list)

@@ -86,7 +86,7 @@ def _widen(model: nn.Module, facts: Facts, free: Any) -> tuple[nn.Module, Facts]
     wide = Facts(
         ids,
         axes={axis: np.repeat(a, repeats[axis]) for axis, a in facts.axes.items()},
-        grouped=facts.grouped,
+        grouped=dict(facts.grouped),
         regroup=dict(facts.regroup),
         selects=facts.selects,
         inexact=[],

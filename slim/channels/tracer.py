@@ -130,6 +130,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return shadow
         if not hasattr(tensor, "_slim_param"):
             return ()
+        self.facts.reached.add(tensor._slim_param)
         layers = []
         for d, n in enumerate(tensor.shape):
             if n > 1:
@@ -154,6 +155,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 elif layer.shape[dim] > 1:
                     self.pin(layer, "its weight is computed over several axes")
             return found
+        self.facts.reached.add(name)
         if tensor.shape[dim] <= 1:
             return None
         return self.param_axis(name, dim, tensor.shape[dim])
@@ -312,8 +314,7 @@ def collect(model: nn.Module, example_inputs: Any, *, residual: str, grouped: st
                 f"module {tracer.failed or 'forward'}, inputs {', '.join(shapes)}). Check their shape and dtype."
             ) from second
     facts.scalars = tracer.scalars
-    reached = {axis.param for axis in facts.axes}
-    if any(name not in reached and p.numel() > 1 for name, p in model.named_parameters()):
+    if any(name not in facts.reached and p.numel() > 1 for name, p in model.named_parameters()):
         again = Tracer(model, residual=residual, grouped=grouped, facts=facts)
         again.normed, again.split = tracer.normed, tracer.split
         work, selects = len(facts.work), len(facts.selects)

@@ -23,8 +23,12 @@ def reshape(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any], 
     if args[0].dtype != out.dtype:
         return tr.unknown(func, args, kwargs)
     shadow, splits = view(tr.get(args[0]), args[0].shape, out.shape)
+    name = func.overloadpacket.__name__
+    if "squeeze" not in name and list(out.shape).count(1) > list(args[0].shape).count(1):
+        for layer in tr.get(args[0]):  # (N, C) -> (N, C, 1, 1), or C channels as C groups of one
+            tr.suppose(layer)
     for table in splits:
-        tr.assume_columns(table, func.overloadpacket.__name__)
+        tr.assume_columns(table, name)
     tr.set(out, shadow)
 
 
