@@ -20,7 +20,6 @@ from slim.files import write_atomic
 log = logging.getLogger(__name__)
 
 _FORMAT = 1  # raise it when decoding changes
-_FOLDER = ".slim-cache"
 _HEADER_LIMIT = 4096  # bytes
 
 
@@ -35,7 +34,7 @@ class Decoded(NamedTuple):
 def decoded(files: Listing, size: int, channels: int, title: str) -> Decoded:
     """All images of ``files``, from the cache if it holds exactly them, else decoded and cached.
 
-    The cache lies beside the images (``.slim-cache``), or in the user's cache folder where that cannot be written.
+    The cache lies beside the images (``.slim-*.bin``), or in the user's cache folder where that cannot be written.
     It is used only if the names, sizes and times of change of all files and the checksum of its pixels agree. A cache
     that cannot be written or read is no error: the images are decoded.
 
@@ -44,7 +43,7 @@ def decoded(files: Listing, size: int, channels: int, title: str) -> Decoded:
     """
     fingerprint = files.fingerprint(_FORMAT, size, channels)
     shape = (len(files.files), channels, size, size)
-    places = [folder / f"{size}px-{channels}ch-{shape[0]}-{_short(files.root)}.bin" for folder in _folders(files.root)]
+    places = _places(files.root, f"{size}px-{channels}ch-{shape[0]}.bin")
     for path in places:
         found = _read(path, fingerprint, shape)
         if found is not None:
@@ -76,13 +75,11 @@ def statistics(images: torch.Tensor) -> tuple[tuple[float, ...], tuple[float, ..
     return tuple((mean / 255).tolist()), tuple((std / 255).tolist())
 
 
-def _folders(root: Path) -> list[Path]:
+def _places(root: Path, name: str) -> list[Path]:
+    # A hidden file, not a folder: torchvision's ImageFolder would take a folder for a class.
     user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return [root / _FOLDER, user / "slim"]
-
-
-def _short(root: Path) -> str:
-    return hashlib.sha256(str(root.resolve()).encode("utf-8", "surrogateescape")).hexdigest()[:8]
+    short = hashlib.sha256(str(root.resolve()).encode("utf-8", "surrogateescape")).hexdigest()[:8]
+    return [root / f".slim-{name}", user / "slim" / f"{short}-{name}"]
 
 
 def _write(path: Path, fingerprint: str, content: Decoded) -> bool:

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 from slim.data.decode import read_image, squared, unreadable
 from slim.data.draws import sample_seed
 from slim.data.listing import Listing
-from slim.errors import RunFailed
+from slim.errors import RunFailed, SlimError
 
 # A reason in place of an image: an exception would arrive with the worker's traceback in its text.
 Item = torch.Tensor | str
@@ -24,8 +24,6 @@ class _Files(Dataset[tuple[int, Item]]):
         self.zoom, self.seed, self.epoch = zoom, seed, epoch
 
     def __getitem__(self, position: int) -> tuple[int, Item]:
-        from slim.errors import SlimError
-
         try:
             image = read_image(self.files.root / self.files.files[position], self.channels)
         except SlimError as error:

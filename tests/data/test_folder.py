@@ -172,7 +172,7 @@ def test_the_cache_is_used_and_follows_the_files(make_folder: MakeFolder, monkey
     folder = make_folder()
     first = data(folder)
     batches = list(first.train_dataloader())
-    (cache,) = (folder / "train" / ".slim-cache").iterdir()
+    (cache,) = (folder / "train").glob(".slim-*.bin")
     calls = []
     real = decoded.__globals__["decode_all"]
     monkeypatch.setitem(decoded.__globals__, "decode_all", lambda *args: calls.append(1) or real(*args))
@@ -199,8 +199,8 @@ def test_the_cache_goes_elsewhere_where_it_must(
     make_folder: MakeFolder, own_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = make_folder()
-    # A file in the cache folder's place: no user, root included, can make the folder.
-    (folder / "train" / ".slim-cache").write_text("")
+    # A folder in the cache's place: no user, root included, can write the file.
+    (folder / "train" / ".slim-16px-3ch-24.bin" / "full").mkdir(parents=True)
     data(folder).setup()
     assert len(list((own_cache / "slim").iterdir())) == 1
     shutil.rmtree(own_cache)
@@ -208,6 +208,14 @@ def test_the_cache_goes_elsewhere_where_it_must(
     data(folder).setup()
     own_cache.unlink()
     own_cache.mkdir()
+
+
+def test_the_cache_is_no_class_to_torchvision(make_folder: MakeFolder) -> None:
+    from torchvision.datasets import ImageFolder
+
+    folder = make_folder()
+    data(folder).setup()
+    assert ImageFolder(folder / "train").classes == ["cat", "dog"]
 
 
 def test_hidden_files_and_strangers_are_ignored(make_folder: MakeFolder) -> None:
@@ -354,4 +362,4 @@ def test_bad_options_are_one_line_and_leave_no_trace(make_folder: MakeFolder, in
     with pytest.raises(SlimError) as caught:
         data(folder, **options).setup()
     assert hint in str(caught.value) and "\n" not in str(caught.value)
-    assert not list(folder.rglob(".slim-cache"))
+    assert not list(folder.rglob(".slim*"))
