@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from slim.recovery.absorb import absorb
 from slim.recovery.distill import distillation_loss
 from slim.recovery.recalibrate import recalibrate
 
-__all__ = ["distillation_loss", "recalibrate"]
+__all__ = ["absorb", "distillation_loss", "recalibrate"]

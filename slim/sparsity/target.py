@@ -53,7 +53,7 @@ class Target:
 
     def __init__(self, *, ratio: float | None = None, macs: float | None = None, params: float | None = None,
                  start: float = 0.1, end: float = 0.5, window: float = 0.05, rankings: int = 40,
-                 criterion: str = "taylor", balance: float = 1.0, memory: float = 0.02, max_layer_ratio: float = 0.9,
+                 criterion: str = "taylor", balance: float = 0.0, memory: float = 0.02, max_layer_ratio: float = 0.9,
                  norms: str = "batch", select: Mapping[str, Any] | None = None) -> None:  # fmt: skip
         given = {k: v for k, v in (("ratio", ratio), ("macs", macs), ("params", params)) if v is not None}
         if len(given) != 1:
@@ -227,9 +227,9 @@ class Target:
         """What budgets and floors refer to, also after the network became thinner."""
         graph = self._graph
         self._dense = {"scales": self._scales(), "macs": graph.macs(), "params": graph.params()}
-        share = 1 - self.max_layer_ratio
+        share, least = 1 - self.max_layer_ratio, int(self.select.get("min_channels", 1))
         # The subtraction is exact to an ulp only: 10 * (1 - 0.9) must ask for one channel, not two.
-        self._floor = {space.name: max(1, int(np.ceil(len(space.groups) * share - 1e-9))) for space in graph.spaces}
+        self._floor = {space.name: max(least, int(np.ceil(len(space.groups) * share - 1e-9))) for space in graph.spaces}
 
     def _share(self, step: int) -> float:
         u = (step - self._first + 1) / (self._last - self._first + 1)
@@ -285,7 +285,7 @@ class Target:
         values = np.where(settled, -1.0, self._scores())
         options: dict[str, Any] = {**self.select, "overrides": {
             **{name: {"min_channels": least} for name, least in self._floor.items()},
-            **self.select.get("overrides", {}),
+            **(self.select.get("overrides") or {}),
         }, self.kind: self._budget(share)}  # fmt: skip
         scores = Scores(values, counts > 0, counts, self.criterion)
         selection = select_groups(graph, scores, **options)

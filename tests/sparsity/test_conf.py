@@ -1,0 +1,33 @@
+"""Every conf/penalty file builds its law, and names every option of it that a user may set."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from slim.sparsity import LAWS, build
+
+CONF = Path(__file__).parents[2] / "conf"
+
+
+def test_one_file_per_law():
+    assert {p.stem for p in (CONF / "penalty").glob("*.yaml")} == set(LAWS)
+
+
+@pytest.mark.parametrize("law", LAWS)
+def test_the_file_says_what_the_law_takes(law):
+    prune = OmegaConf.create({"ratio": 0.5, "macs": None, "params": None, "min_channels": 1, "round_to": 1, "ignore": [],
+                              "overrides": None, "strategy": "global", "inexact": False})  # fmt: skip
+    config = OmegaConf.create({"prune": prune, "penalty": OmegaConf.load(CONF / "penalty" / f"{law}.yaml")})
+    options = OmegaConf.to_container(config.penalty, resolve=True)
+    assert options.pop("name") == law
+    build(law, **options)
+    parameters = inspect.signature(LAWS[law].__init__).parameters
+    hidden = {"self", "threshold", "memory"}
+    assert set(options) == set(parameters) - hidden
+    for name, value in options.items():
+        if value is not None and name not in ("ratio", "select"):
+            assert value == parameters[name].default, name
