@@ -5,13 +5,13 @@ drop that constant. Here it is first moved into the layers that read the channel
 running mean, so that the cut loses nothing where gamma is zero.
 
 No rule per architecture: the network with the constants and the masked one run side by side on the same input, and
-wherever a correction can be stored (the input of a BatchNorm, the output of a layer with a bias) the difference that has
-arrived is stored and so does not travel on. Activations, residual sums, concatenations, pooling and gates are just run.
+wherever a correction can be stored (the input of a BatchNorm, the output of a layer with a bias) the difference that
+has arrived is stored and so does not travel on. Activations, residual sums, concatenations, pooling, gates: just run.
 
 Exact in the interior. At the border of a zero-padded convolution the constant is missing under the padding, but the
-stored correction is not, so the outermost (kernel - 1) / 2 rows and columns of each such layer are approximate; on small
-maps (4x4, kernel 3) that is most of them. To measure the interior's value on maps of any size, both networks run with
-replicated borders.
+stored correction is not, so the outermost (kernel - 1) / 2 rows and columns of each such layer are approximate; on
+small maps (4x4, kernel 3) that is most of them. To measure the interior's value on maps of any size, both networks run
+with replicated borders.
 """
 
 from __future__ import annotations
@@ -90,8 +90,8 @@ def _removed_groups(removed: Plan | npt.NDArray[np.bool_], graph: ChannelGraph) 
         mask_of_groups = np.asarray(removed, bool)
         if mask_of_groups.shape != (len(graph),):
             raise SlimError(
-                f"absorb needs a mask over the graph's channel groups. Got shape {mask_of_groups.shape} for {len(graph)} "
-                "groups. Use the selection made on this graph."
+                f"absorb needs a mask over the channel groups. Got shape {mask_of_groups.shape} for {len(graph)} groups. "
+                "Use the selection made on this graph."
             )
         return mask_of_groups
     removed.validate(graph.model)

@@ -104,7 +104,7 @@ NETWORKS = [
 
 
 def dead(make, *, share: float = 0.5, seed: int = 0):
-    """A network with random weights and statistics in which half of the removable groups have gamma zero, and a mask."""
+    """A network with random weights and statistics with gamma zero on half of the removable groups, and these."""
     torch.manual_seed(seed)
     net = make().eval()
     for module in net.modules():

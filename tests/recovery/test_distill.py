@@ -41,5 +41,5 @@ def test_its_slope_is_the_softened_difference():
 def test_mistakes():
     logits = torch.zeros(1, 2)
     for bad in ({"temperature": 0.0}, {"weight": 1.5}):
-        with pytest.raises(SlimError, match="Set finetune.distill"):
+        with pytest.raises(SlimError, match=r"Set finetune\.distill"):
             distillation_loss(logits, logits, torch.tensor([0]), **bad)

@@ -19,8 +19,16 @@ def test_one_file_per_law():
 
 @pytest.mark.parametrize("law", LAWS)
 def test_the_file_says_what_the_law_takes(law):
-    prune = OmegaConf.create({"ratio": 0.5, "macs": None, "params": None, "min_channels": 1, "round_to": 1, "ignore": [],
-                              "overrides": None, "strategy": "global", "inexact": False})  # fmt: skip
+    none = {"macs": None, "params": None, "overrides": None}
+    prune = {
+        "ratio": 0.5,
+        "min_channels": 1,
+        "round_to": 1,
+        "ignore": [],
+        "strategy": "global",
+        "inexact": False,
+        **none,
+    }
     config = OmegaConf.create({"prune": prune, "penalty": OmegaConf.load(CONF / "penalty" / f"{law}.yaml")})
     options = OmegaConf.to_container(config.penalty, resolve=True)
     assert options.pop("name") == law

@@ -152,11 +152,11 @@ def test_resumes_on_a_network_that_was_slimmed():
 
 
 def test_mistakes():
-    for bad in ({}, {"ratio": 0.5, "macs": 0.5}, {"ratio": 1.0}, {"macs": 0.0}, {"ratio": 0.5, "start": 0.6, "end": 0.5},
-                {"ratio": 0.5, "criterion": "beta"}):  # fmt: skip
+    late = {"ratio": 0.5, "start": 0.6, "end": 0.5}
+    for bad in ({}, {"ratio": 0.5, "macs": 0.5}, {"ratio": 1.0}, {"macs": 0.0}, late, {"ratio": 0.5, "criterion": "b"}):
         with pytest.raises(SlimError, match="Set penalty"):
             build("target", **bad)
-    net, penalty = trained(chain, {"ratio": 0.5}, until=2)
+    _, penalty = trained(chain, {"ratio": 0.5}, until=2)
     state = penalty.state_dict()
     other = torch.nn.Sequential(
         torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4), torch.nn.Flatten(), torch.nn.Linear(256, 4)

@@ -1,0 +1,140 @@
+"""The jobs: one network trained in one way from one seed, each in the same number of epochs on the same images."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import slim
+from experiments.nocliff import network
+from experiments.nocliff.data import HELD_OUT, Batches, Images
+from experiments.nocliff.loop import accuracy, train
+from slim.channels import count_macs, count_params
+from slim.recovery import recalibrate
+from slim.sparsity import build
+
+EPOCHS = 12
+SPARSE_EPOCHS = 8  # of the twelve, for laws that end with a cut; the rest is the fine-tune phase
+EXAMPLE = torch.zeros(1, 3, 32, 32)
+BUILDERS: dict[str, Callable[[], nn.Module]] = {"vgg": network.vgg, "resnet20": network.resnet20}
+# Chosen on the validation split, see README.md.
+TARGET: dict[str, Any] = {}
+L1 = {"lam": 1e-3}
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """Where images come from and trained networks go."""
+
+    train: Images
+    test: Images
+    cache: Path
+    epochs: int = EPOCHS
+
+    def for_choosing(self) -> Setting:
+        """The validation split instead of the test images."""
+        return dataclasses.replace(self, train=self.train[HELD_OUT:], test=self.train[:HELD_OUT])
+
+    def calibration(self) -> Batches:
+        """Batches for BatchNorm statistics: training images, in the order of a fixed seed."""
+        return Batches(self.train, 250, seed=0)
+
+
+def dense(setting: Setting, name: str, seed: int) -> dict[str, Any]:
+    """The network as it is."""
+    model = started(name, seed)
+    train(model, setting.train, epochs=setting.epochs, seed=seed)
+    keep(setting, f"{name}-dense-s{seed}", model)
+    return {"accuracy": accuracy(model, setting.test)} | sizes(model, name)
+
+
+def target(setting: Setting, name: str, seed: int, **options: Any) -> dict[str, Any]:
+    """All epochs under `target`, no fine-tune; channels at zero leave the network after each epoch."""
+    model = started(name, seed)
+    graph = slim.trace(model, EXAMPLE)
+    penalty = build("target", **{**TARGET, **options})
+    history: list[float] = []
+
+    def after_epoch(done: int, optimizer: torch.optim.Optimizer) -> None:
+        nonlocal graph
+        gone = penalty.removed()  # type: ignore[attr-defined]
+        if gone.any():
+            slim.rebuild(model, graph.plan(gone), in_place=True, optimizer=optimizer)
+            graph = slim.trace(model, EXAMPLE)
+            penalty.resize(model, graph)
+        history.append(round(sizes(model, name)["macs"], 4))
+
+    train(model, setting.train, epochs=setting.epochs, seed=seed, penalty=penalty, graph=graph, after_epoch=after_epoch)
+    result = {"accuracy": accuracy(model, setting.test), "macs_by_epoch": history}
+    recalibrate(model, setting.calibration(), 20)
+    result["recalibrated"] = accuracy(model, setting.test)
+    keep(setting, f"{name}-target-{'-'.join(f'{k}{v}' for k, v in options.items())}-s{seed}", model)
+    return result | sizes(model, name)
+
+
+def cut(setting: Setting, name: str, seed: int, *, law: str, macs: float) -> dict[str, Any]:
+    """Eight epochs, one late cut, four epochs of fine-tuning, in one learning-rate cycle.
+
+    ``l1``: under the penalty, ranked by gamma. ``uniform``: without, the same share of every layer, by gamma within it.
+    ``torch_pruning``: BNScalePruner of Torch-Pruning, its own regularization and its own cut.
+    """
+    model = started(name, seed)
+    graph = slim.trace(model, EXAMPLE)
+    penalty = build("l1", **L1) if law == "l1" else None
+    record: dict[str, Any] = {}
+
+    def after_epoch(done: int, optimizer: torch.optim.Optimizer) -> None:
+        if done != round(setting.epochs * SPARSE_EPOCHS / EPOCHS):
+            return
+        keep(setting, f"{name}-{law}-sparse-s{seed}", model)
+        record["sparse"] = accuracy(model, setting.test)
+        strategy = "layer" if law == "uniform" else "global"
+        plan = slim.select(graph, slim.score(graph, "gamma"), macs=macs, strategy=strategy)
+        slim.rebuild(model, plan, in_place=True, optimizer=optimizer)
+        record["rebuilt"] = accuracy(model, setting.test)
+        recalibrate(model, setting.calibration(), 20)
+        record["recalibrated"] = accuracy(model, setting.test)
+
+    sparse_epochs = round(setting.epochs * SPARSE_EPOCHS / EPOCHS)
+    train(model, setting.train, epochs=setting.epochs, seed=seed, penalty=penalty, graph=graph,
+          sparse_epochs=sparse_epochs, after_epoch=after_epoch)  # fmt: skip
+    keep(setting, f"{name}-{law}-macs{macs}-s{seed}", model)
+    return record | {"accuracy": accuracy(model, setting.test)} | sizes(model, name)
+
+
+def scratch(setting: Setting, name: str, seed: int, *, macs: float) -> dict[str, Any]:
+    """The shape that `target` found for this budget and seed, fresh weights, all epochs."""
+    plan = torch.load(setting.cache / f"{name}-target-macs{macs}-s{seed}.pt")["plan"]
+    model = slim.rebuild(started(name, seed), slim.Plan.from_json(plan))
+    network.start(model)  # type: ignore[arg-type]
+    train(model, setting.train, epochs=setting.epochs, seed=seed)
+    return {"accuracy": accuracy(model, setting.test)} | sizes(model, name)
+
+
+def started(name: str, seed: int) -> nn.Module:
+    """A fresh network; the weights follow from the seed."""
+    torch.manual_seed(seed)
+    return BUILDERS[name]()
+
+
+def sizes(model: nn.Module, name: str) -> dict[str, Any]:
+    """Widths of the convolutions, share of the channels removed, MACs and parameters against the dense network."""
+    full = BUILDERS[name]()
+    scales, before = (sum(m.num_features for m in n.modules() if isinstance(m, nn.BatchNorm2d)) for n in (model, full))
+    return {
+        "removed": 1 - scales / before,
+        "macs": count_macs(model, EXAMPLE) / count_macs(full, EXAMPLE),
+        "params": count_params(model) / count_params(full),
+        "widths": [m.out_channels for m in model.modules() if isinstance(m, nn.Conv2d)],
+    }
+
+
+def keep(setting: Setting, name: str, model: nn.Module) -> None:
+    """Weights and plan, for the curves and for `scratch`."""
+    plan = slim.channels.plan_of(model)
+    torch.save({"weights": model.state_dict(), "plan": plan.to_json() if plan else None}, setting.cache / f"{name}.pt")

@@ -1,0 +1,86 @@
+"""Training and evaluation in plain PyTorch: what a user without Lightning would write."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from experiments.nocliff.data import Batches, Images, normalize
+from slim.channels import ChannelGraph
+from slim.sparsity import Penalty
+
+BATCH = 64
+PEAK_LR = 0.1
+WEIGHT_DECAY = 1e-4
+
+
+def train(
+    model: nn.Module,
+    images: Images,
+    *,
+    epochs: int,
+    seed: int,
+    penalty: Penalty | None = None,
+    graph: ChannelGraph | None = None,
+    sparse_epochs: int | None = None,
+    after_epoch: Callable[[int, torch.optim.Optimizer], None] | None = None,
+    precision: str = "bf16",
+) -> None:
+    """One-cycle SGD with Nesterov momentum; the penalty, if any, is stepped around the optimizer.
+
+    Args:
+        model: changed in place.
+        images: training images.
+        epochs: length of the one learning-rate cycle, sparse and fine-tune epochs together.
+        seed: of the order of the batches and their augmentation.
+        penalty: acts in the first ``sparse_epochs`` epochs (all of them by default).
+        graph: of ``model``, for the penalty.
+        after_epoch: called with the epochs done and the optimizer: the place for surgery.
+        precision: ``bf16`` (autocast) or ``fp32``.
+    """
+    batches = Batches(images, BATCH, seed)
+    sparse_epochs = epochs if sparse_epochs is None else sparse_epochs
+    optimizer = torch.optim.SGD(
+        model.parameters(), lr=PEAK_LR, momentum=0.9, nesterov=True, weight_decay=WEIGHT_DECAY, foreach=True
+    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK_LR, epochs * len(batches), cycle_momentum=False)
+    if penalty is not None:
+        assert graph is not None, "a penalty needs the graph of the model"
+        penalty.attach(model, graph, sparse_epochs * len(batches))
+    model.train()
+    for epoch in range(epochs):
+        if epoch == sparse_epochs:
+            penalty = None
+        for x, y in batches:
+            with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+                logits = model(x)
+            loss = F.cross_entropy(logits.float(), y)
+            optimizer.zero_grad()
+            loss.backward()
+            lr = optimizer.param_groups[0]["lr"]
+            if penalty is not None:
+                penalty.before_step(lr)
+            optimizer.step()
+            if penalty is not None:
+                penalty.after_step(lr)
+            schedule.step()
+        if after_epoch is not None:
+            del loss, logits  # they hold on to the parameters' old shapes
+            after_epoch(epoch + 1, optimizer)
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, images: Images, precision: str = "bf16") -> float:
+    """Percent right, in eval mode."""
+    was = model.training
+    model.eval()
+    right = 0
+    for i in range(0, len(images), 500):
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            logits = model(normalize(images.x[i : i + 500]))
+        right += int((logits.argmax(1) == images.y[i : i + 500]).sum())
+    model.train(was)
+    return 100 * right / len(images)
