@@ -1,6 +1,19 @@
 """Selection: scores, a budget and constraints make a plan."""
 
 from slim.selection.limits import Limits, limits
+from slim.selection.schedules import SCHEDULES, Pass, passes, relative
 from slim.selection.selection import Selection, select, select_groups
+from slim.selection.soft import soften
 
-__all__ = ["Limits", "Selection", "limits", "select", "select_groups"]
+__all__ = [
+    "SCHEDULES",
+    "Limits",
+    "Pass",
+    "Selection",
+    "limits",
+    "passes",
+    "relative",
+    "select",
+    "select_groups",
+    "soften",
+]
