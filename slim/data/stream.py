@@ -71,21 +71,19 @@ class StreamSource:
             SlimError: a file that cannot be read, by name.
             RunFailed: a worker died.
         """
-        loader: DataLoader[list[tuple[int, Item]]] = DataLoader(
+        loader: DataLoader[tuple[torch.Tensor, list[tuple[int, str]]]] = DataLoader(
             _Files(self.files, self.size, self.channels, self.zoom and train, seed, epoch),  # type: ignore[arg-type]
             batch_sampler=[batch.tolist() for batch in batches],
             num_workers=self.workers,
-            collate_fn=_as_is,
+            collate_fn=_together,
             pin_memory=device.type == "cuda",
             # Its own generator: the loader would otherwise draw from the training's.
             generator=torch.Generator().manual_seed(0),
         )
         try:
-            for items in loader:
-                bad = [(self.files.files[at], image) for at, image in items if isinstance(image, str)]
+            for images, bad in loader:
                 if bad:
-                    raise unreadable(self.files.root, bad)
-                images = torch.stack([image for _, image in items if isinstance(image, torch.Tensor)])
+                    raise unreadable(self.files.root, [(self.files.files[at], reason) for at, reason in bad])
                 yield images.to(device, non_blocking=True)
         except RuntimeError as error:
             if "worker" not in str(error):
@@ -96,5 +94,8 @@ class StreamSource:
             ) from error
 
 
-def _as_is(items: list[tuple[int, Item]]) -> list[tuple[int, Item]]:
-    return items
+def _together(items: list[tuple[int, Item]]) -> tuple[torch.Tensor, list[tuple[int, str]]]:
+    """One tensor per batch, made by the worker: every tensor that crosses over costs a file descriptor."""
+    images = [image for _, image in items if isinstance(image, torch.Tensor)]
+    bad = [(at, image) for at, image in items if isinstance(image, str)]
+    return torch.stack(images) if not bad else torch.empty(0, dtype=torch.uint8), bad
