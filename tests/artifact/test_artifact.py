@@ -1,0 +1,143 @@
+"""One safe file: exact when whole, refused in one line and at once when not."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import struct
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+import slim
+from slim.artifact import read_header
+from slim.errors import SlimError
+from slim.models import resnet, vgg
+from tests.channels.laws import removal
+
+
+def thin_resnet() -> nn.Module:
+    net = resnet(depth=8)
+    graph = slim.trace(net, torch.zeros(1, 3, 32, 32))
+    return slim.rebuild(net, graph.plan(removal(graph, 0.5, 0)))
+
+
+def dense_resnet() -> nn.Module:
+    return resnet(depth=8)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return slim.save(tmp_path_factory.mktemp("artifact") / "a.safetensors", thin_resnet(), metadata={"data": "digits"})
+
+
+def test_save_then_load_is_exact(tmp_path: Path) -> None:
+    thin = thin_resnet()
+    path = slim.save(tmp_path / "a.safetensors", thin)
+    again = slim.load(path, dense_resnet())
+    assert repr(again) == repr(thin)
+    for key, value in thin.state_dict().items():
+        assert torch.equal(again.state_dict()[key], value)
+    assert not [p for p in tmp_path.iterdir() if p != path]
+
+
+def test_header_carries_plan_and_metadata(whole: Path) -> None:
+    header = read_header(whole)
+    assert header.plan is not None and header.metadata == {"data": "digits"}
+
+
+def test_a_dense_network_and_shared_weights(tmp_path: Path) -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+            self.b.weight = self.a.weight
+
+    net = Tied()
+    again = slim.load(slim.save(tmp_path / "t.safetensors", net), Tied())
+    assert torch.equal(again.b.weight, net.a.weight) and again.a.weight is again.b.weight
+
+
+def refused(path: Path, says: str) -> None:
+    start = time.perf_counter()
+    with pytest.raises(SlimError, match=says) as caught:
+        slim.load(path, dense_resnet())
+    assert time.perf_counter() - start < 1.0
+    assert "\n" not in str(caught.value)
+
+
+def test_bad_files(whole: Path, tmp_path: Path) -> None:
+    data, bad = whole.read_bytes(), tmp_path / "bad.safetensors"
+    start = 8 + struct.unpack("<Q", data[:8])[0]
+
+    def spoiled(content: bytes) -> Path:
+        bad.write_bytes(content)
+        return bad
+
+    refused(tmp_path / "missing.safetensors", "readable")
+    refused(spoiled(b""), "whole")
+    refused(spoiled(pickle.dumps(Path("/"))), "whole")
+    refused(spoiled(b"PK\x03\x04" + b"\xff" * 64), "whole")
+    refused(spoiled(struct.pack("<Q", 100 * 2**20) + b"{" * 1000), "header")
+    refused(spoiled(data[: len(data) // 2]), "whole|checksum")
+    refused(spoiled(data[:start] + bytes([data[start] ^ 1]) + data[start + 1 :]), "checksum")
+    foreign = json.dumps({"../../x": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()
+    refused(spoiled(struct.pack("<Q", len(foreign)) + foreign + b"\0" * 4), "slim.save")
+
+
+def test_a_path_for_a_name_matches_nothing(tmp_path: Path) -> None:
+    class Evil(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_parameter("../../etc/passwd".replace(".", "_"), nn.Parameter(torch.zeros(1)))
+
+    path = slim.save(tmp_path / "evil.safetensors", Evil())
+    refused(path, "match its network")
+
+
+def test_another_architecture(whole: Path) -> None:
+    with pytest.raises(SlimError, match=r"lacks|match"):
+        slim.load(whole, vgg(depth=11))
+
+
+def test_weights_that_are_not_finite(tmp_path: Path) -> None:
+    net = dense_resnet()
+    with torch.no_grad():
+        net.conv1.weight[0, 0, 0, 0] = float("nan")
+    with pytest.raises(SlimError, match=r"finite.*conv1"):
+        slim.save(tmp_path / "nan.safetensors", net)
+    assert not list(tmp_path.iterdir())
+
+
+@given(st.binary(max_size=400))
+def test_random_bytes_only_raise_slim_errors(content: bytes) -> None:
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "x.safetensors"
+        path.write_bytes(content)
+        with pytest.raises(SlimError):
+            slim.load(path, nn.Linear(2, 2))
+
+
+@given(st.data())
+def test_random_damage_only_raises_slim_errors(whole: Path, data: st.DataObject) -> None:
+    import tempfile
+
+    content = bytearray(whole.read_bytes())
+    at = data.draw(st.integers(0, len(content) - 1))
+    content[at] ^= data.draw(st.integers(1, 255))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "x.safetensors"
+        path.write_bytes(content)
+        try:
+            slim.load(path, resnet(depth=8))
+        except SlimError:
+            pass
+        else:
+            assert at < 8 + struct.unpack("<Q", bytes(whole.read_bytes()[:8]))[0]  # only in the header's own text

@@ -1,0 +1,232 @@
+"""One small network per structure the trace must understand; each obeys every law."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import slim
+from slim.errors import SlimError
+from tests.channels.laws import check_all, close
+
+
+class Shuffled(nn.Module):
+    """Grouped convolution, channel shuffle, depthwise, grouped convolution."""
+
+    def __init__(self, inner: int | None = None) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(4, 8, 1)
+        self.first = nn.Conv2d(8, 32, 1, groups=4)
+        self.norm = nn.BatchNorm2d(32)
+        self.depth = nn.Conv2d(32, 32, 3, padding=1, groups=32)
+        self.second = nn.Conv2d(32, 32, 1, groups=4)
+        self.head = nn.Conv2d(32, 3, 1)
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.first(self.stem(x)))
+        n, c, h, w = x.shape
+        x = x.view(n, 4, self.inner or c // 4, h, w).transpose(1, 2).reshape(n, c, h, w)
+        return self.head(self.second(self.depth(x)))
+
+
+class Cut(nn.Module):
+    """Pieces of a channel axis: as shares of its width, or as fixed numbers."""
+
+    def __init__(self, fixed: bool) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(4, 16, 3), nn.Conv2d(4, 16, 3), nn.Conv2d(8, 5, 1)
+        self.fixed = fixed
+
+    def forward(self, x: Tensor) -> Tensor:
+        p, q = self.a(x).split(8, 1) if self.fixed else self.a(x).chunk(2, 1)
+        y = self.b(x)
+        half = 8 if self.fixed else y.shape[1] // 2
+        return self.c(p * torch.sigmoid(q) + y[:, :half])
+
+
+class Attention(nn.Module):
+    """Single-head attention by hand (its scale follows the width or not) and an MLP."""
+
+    def __init__(self, scaled: bool) -> None:
+        super().__init__()
+        self.embed, self.scaled = nn.Conv2d(4, 16, 1), scaled
+        self.q, self.k, self.v, self.o = nn.Linear(16, 12), nn.Linear(16, 12), nn.Linear(16, 24), nn.Linear(24, 16)
+        self.up, self.down, self.head = nn.Linear(16, 40), nn.Linear(40, 16), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        t = self.embed(x).flatten(2).transpose(1, 2)
+        q, k = self.q(t), self.k(t)
+        scores = q @ k.transpose(1, 2) * (q.shape[-1] ** -0.5 if self.scaled else 0.3)
+        t = t + self.o(torch.softmax(scores, -1) @ self.v(t))
+        return self.head((t + self.down(F.gelu(self.up(t)))).mean(1))
+
+
+class Shared(nn.Module):
+    """A block used twice, a raw scale, a transposed convolution, PReLU and a pixel shuffle."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.conv, self.norm = nn.Conv2d(4, 8, 1), nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.scale = nn.Parameter(torch.randn(8, 1, 1))
+        self.up, self.act = nn.ConvTranspose2d(8, 12, 2, 2), nn.PReLU(12)
+        self.wide, self.head = nn.Conv2d(12, 16, 1), nn.Conv2d(4, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for _ in range(2):
+            x = x + F.silu(self.norm(self.conv(x))) * self.scale
+        return self.head(F.pixel_shuffle(self.wide(self.act(self.up(x))), 2))
+
+
+class Einsum(nn.Module):
+    """A raw weight used in einsum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(4, 12, 1), nn.Conv2d(7, 2, 1)
+        self.weight = nn.Parameter(torch.randn(12, 7))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.einsum("nchw,cd->ndhw", self.stem(x), self.weight))
+
+
+def _norm1d() -> nn.Module:
+    tail = (nn.AdaptiveAvgPool1d(2), nn.Flatten(), nn.Linear(32, 6), nn.BatchNorm1d(6), nn.Linear(6, 2))
+    return nn.Sequential(nn.Flatten(2), nn.Conv1d(4, 16, 3), nn.BatchNorm1d(16), nn.ELU(), *tail)
+
+
+def _conv3d() -> nn.Module:
+    tail = (nn.MaxPool3d(2), nn.Flatten(1), nn.Linear(16 * 3 * 3, 6))
+    return nn.Sequential(nn.Unflatten(1, (1, 4)), nn.Conv3d(1, 16, 3), nn.BatchNorm3d(16), nn.Softplus(), *tail)
+
+
+def _instance() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(4, 16, 3), nn.InstanceNorm2d(16, affine=True), nn.ReLU(), nn.Conv2d(16, 4, 1))
+
+
+def _per_channel_group_norm() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(4, 12, 1), nn.GroupNorm(12, 12), nn.ReLU(), nn.Conv2d(12, 3, 1))
+
+
+def _grouped_transpose() -> nn.Module:
+    stem, up = nn.Conv2d(4, 12, 1), nn.ConvTranspose2d(12, 24, 3, 2, groups=3)
+    return nn.Sequential(stem, up, nn.BatchNorm2d(24), nn.ReLU(), nn.Conv2d(24, 2, 1))
+
+
+def _multiplier() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(4, 6, 1), nn.Conv2d(6, 18, 3, groups=6), nn.ReLU(), nn.Conv2d(18, 4, 1))
+
+
+def _unfold() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(4, 6, 1), nn.Unfold(2), nn.Conv1d(24, 4, 1))
+
+
+PRUNABLE = {
+    "channel shuffle": (Shuffled, True),
+    "chunk and slice": (lambda: Cut(fixed=False), True),
+    "split by fixed numbers": (lambda: Cut(fixed=True), False),
+    "attention": (lambda: Attention(scaled=False), True),
+    "attention scaled by its width": (lambda: Attention(scaled=True), True),
+    "shared block": (Shared, True),
+    "einsum": (Einsum, True),
+    "1d": (_norm1d, True),
+    "3d": (_conv3d, True),
+    "instance norm": (_instance, True),
+    "group norm per channel": (_per_channel_group_norm, True),
+    "grouped transpose": (_grouped_transpose, True),
+    "depthwise multiplier": (_multiplier, True),
+    "unfold": (_unfold, True),
+    "weight norm": (lambda: nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 6, 1)), False),
+    "lstm": (lambda: nn.Sequential(nn.Flatten(2), nn.Linear(64, 16), Last(nn.LSTM(16, 8, batch_first=True))), False),
+}
+
+
+class Last(nn.Module):
+    """The first output of a module that has several."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.inner(x)[0]
+        return out
+
+
+@pytest.mark.parametrize("grouped", ["balance", "whole"])
+@pytest.mark.parametrize("name", PRUNABLE)
+def test_obeys_every_law(name: str, grouped: str) -> None:
+    build, prunable = PRUNABLE[name]
+    net = build().double()
+    graph, _ = check_all(net, torch.randn(3, 4, 8, 8, dtype=torch.float64), 0.5, 0, grouped=grouped)
+    if grouped == "balance":
+        assert graph.prunable.any() == prunable
+
+
+def test_scale_by_the_width_keeps_the_width() -> None:
+    x = torch.randn(1, 4, 6, 6)
+    free, tied = slim.trace(Attention(scaled=False), x), slim.trace(Attention(scaled=True), x)
+    assert free.prunable.sum() - tied.prunable.sum() == 12  # the rows of q and k, coupled
+
+
+def test_multi_head_attention_keeps_its_heads_and_width() -> None:
+    layer = nn.TransformerEncoderLayer(16, 4, 32, dropout=0.0, batch_first=True)
+    net = nn.Sequential(nn.Flatten(2), nn.Linear(64, 16), layer, nn.Linear(16, 3)).double().eval()
+    x = torch.randn(2, 4, 8, 8, dtype=torch.float64)
+    graph = slim.trace(net, x)
+    assert graph.prunable.sum() == 32  # the MLP's hidden channels
+    removed = graph.prunable.copy()
+    removed[np.flatnonzero(removed)[:10]] = False
+    plan = graph.plan(removed)
+    with torch.no_grad():
+        close(slim.rebuild(net, plan)(x), slim.mask(net, plan)(x), "attention")
+
+
+def test_a_split_by_fixed_numbers_says_so() -> None:
+    graph = slim.trace(Cut(fixed=True), torch.randn(1, 4, 8, 8))
+    assert "fixes the width" in graph.reason(int(graph.spaces[0].groups[-1])) or "fixes the width" in graph.report()
+
+
+def test_a_shuffle_by_fixed_numbers_is_pinned() -> None:
+    free = slim.trace(Shuffled(), torch.randn(1, 4, 8, 8))
+    hard = slim.trace(Shuffled(inner=8), torch.randn(1, 4, 8, 8))
+    assert hard.prunable.sum() < free.prunable.sum() + 32  # the shuffled channels stay
+    assert "fixes the width" in hard.report()
+
+
+class FixedFlatten(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(4, 16, 3), nn.Linear(16 * 36, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.conv(x).view(-1, 16 * 36))
+
+
+def test_a_hard_coded_width_is_refused_and_the_model_left_alone() -> None:
+    net = FixedFlatten()
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    graph = slim.trace(net, torch.randn(2, 4, 8, 8))
+    removed = graph.prunable.copy()
+    removed[np.flatnonzero(removed)[5:]] = False
+    with pytest.raises(SlimError, match=r"module fc.*fix a width"):
+        slim.rebuild(net, graph.plan(removed))
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+
+
+def test_an_unknown_operation_pins_and_is_named() -> None:
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(4, 8, 1), nn.Conv2d(8, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(torch.fft.fft(self.a(x), dim=1).real)
+
+    graph = slim.trace(Odd(), torch.randn(1, 4, 4, 4))
+    assert not graph.prunable.any()
+    assert "_fft_r2c" in graph.unknown and "_fft_r2c" in graph.report()

@@ -1,0 +1,205 @@
+"""Plans as data, in-place surgery with optimizers, selection layers, and plans that compose."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import slim
+from slim.channels import ChannelGraph, ChannelSelect, Plan, plan_of
+from slim.errors import SlimError
+from slim.models import densenet, preresnet, resnet, vgg
+from tests.channels.laws import assert_unchanged, check_all, removal, snapshot
+
+X = torch.zeros(2, 3, 32, 32)
+
+
+def lively(model: nn.Module) -> nn.Module:
+    """Weights as after training: no zero, no one, statistics of their own."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias)
+            nn.init.normal_(module.running_mean)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+    return model
+
+
+def small_resnet() -> nn.Module:
+    return lively(resnet(depth=8, num_classes=10))
+
+
+def cut(model: nn.Module, share: float = 0.5, seed: int = 0, **options: Any) -> tuple[ChannelGraph, Plan]:
+    graph = slim.trace(model, X, **options)
+    return graph, graph.plan(removal(graph, share, seed))
+
+
+BUILDERS = {
+    "resnet": lambda: resnet(depth=8),
+    "preresnet": lambda: preresnet(depth=11),
+    "densenet": lambda: densenet(depth=10),
+}
+
+
+@pytest.mark.parametrize("residual", ["group", "select", "keep"])
+@pytest.mark.parametrize("name", BUILDERS)
+def test_every_treatment_of_streams_obeys_the_laws(name: str, residual: str) -> None:
+    net = lively(BUILDERS[name]()).double()
+    check_all(net, torch.randn(3, 3, 32, 32, dtype=torch.float64), 0.6, 1, residual=residual)
+
+
+def test_selection_layers_appear_only_where_streams_are_read_selectively() -> None:
+    for residual, expected in (("group", False), ("select", True), ("keep", False)):
+        net = lively(densenet(depth=10))
+        _, plan = cut(net, residual=residual)
+        thin = slim.rebuild(net, plan)
+        assert any(isinstance(m, ChannelSelect) for m in thin.modules()) == expected
+        extra = set(thin.state_dict()) - set(net.state_dict())
+        assert all(name.endswith(".select.index") for name in extra)
+        assert bool(extra) == expected
+
+
+@pytest.mark.parametrize("residual", ["group", "select"])
+def test_plans_compose(residual: str) -> None:
+    net = lively(densenet(depth=10)).double().eval()
+    x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    first = slim.rebuild(net, cut(net, residual=residual)[1])
+    second = slim.rebuild(first, cut(first, seed=1, residual=residual)[1])
+    whole = plan_of(second)
+    assert whole is not None
+    again = slim.rebuild(net, Plan.from_json(whole.to_json()))
+    with torch.no_grad():
+        assert torch.equal(again(x), second(x))
+    assert whole.widths["conv1" if "conv1" in whole.widths else next(iter(whole.widths))][0] >= 1
+
+
+def test_a_plan_is_plain_data() -> None:
+    net = small_resnet()
+    graph, plan = cut(net)
+    again = Plan.from_json(json.dumps(json.loads(plan.to_json())))
+    assert again == plan and again.hash == plan.hash and hash(again) == hash(plan)
+    assert plan.diff(again) == ""
+    other = graph.plan(removal(graph, 0.3, 5))
+    assert other != plan and "->" in plan.diff(other)
+    assert slim.rebuild(small_resnet(), again).conv1.out_channels == slim.rebuild(net, plan).conv1.out_channels
+
+
+def test_attributes_tell_the_truth() -> None:
+    net = small_resnet()
+    thin = slim.rebuild(net, cut(net)[1])
+    for module in thin.modules():
+        if isinstance(module, nn.Conv2d):
+            assert module.weight.shape[:2] == (module.out_channels, module.in_channels // module.groups)
+        elif isinstance(module, nn.BatchNorm2d):
+            assert module.num_features == len(module.weight) == len(module.running_mean)
+        elif isinstance(module, nn.Linear):
+            assert module.weight.shape == (module.out_features, module.in_features)
+    assert f"Conv2d(3, {thin.conv1.out_channels}," in repr(thin)
+    assert set(thin.state_dict()) == set(net.state_dict())
+
+
+def test_a_plan_for_another_network_names_the_layer() -> None:
+    net = small_resnet()
+    _, plan = cut(net)
+    thin = slim.rebuild(net, plan)
+    with pytest.raises(SlimError, match=r"expected width \d+, found \d+.*applied already"):
+        slim.rebuild(thin, plan)
+    with pytest.raises(SlimError, match="which the model lacks"):
+        slim.rebuild(vgg(depth=11), plan)
+
+
+OPTIMIZERS = {
+    "sgd": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, nesterov=True),
+    "adam": lambda p: torch.optim.Adam(p, lr=1e-3, amsgrad=True),
+    "adamw": lambda p: torch.optim.AdamW(p, lr=1e-3),
+    "rmsprop": lambda p: torch.optim.RMSprop(p, lr=1e-3, momentum=0.5, centered=True),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_in_place_surgery_keeps_parameters_groups_flags_and_state(name: str) -> None:
+    net = small_resnet()
+    net.conv1.weight.requires_grad_(False)
+    decay = [p for p in net.parameters() if p.ndim > 1 and p.requires_grad]
+    rest = [p for p in net.parameters() if p.ndim == 1]
+    optimizer = OPTIMIZERS[name]([{"params": decay, "weight_decay": 1e-2}, {"params": rest, "weight_decay": 0.0}])
+
+    def step() -> None:
+        optimizer.zero_grad()
+        net.train()(torch.randn(4, 3, 32, 32)).square().mean().backward()
+        optimizer.step()
+
+    for _ in range(2):
+        step()
+    _, plan = cut(net)
+    reference = slim.rebuild(net, plan)
+    names = {id(p): n for n, p in net.named_parameters()}
+    states = {names[id(p)]: {k: v for k, v in s.items()} for p, s in optimizer.state.items()}
+    assert slim.rebuild(net, plan, in_place=True, optimizer=optimizer) is net
+    assert {id(p): n for n, p in net.named_parameters()} == names
+    assert not net.conv1.weight.requires_grad
+    for key, value in reference.state_dict().items():
+        assert torch.equal(net.state_dict()[key], value)
+    assert [g["weight_decay"] for g in optimizer.param_groups] == [1e-2, 0.0]
+    live = [id(p) for g in optimizer.param_groups for p in g["params"]]
+    assert sorted(live) == sorted(id(p) for p in net.parameters() if p.requires_grad)
+    for p, state in optimizer.state.items():
+        for key, value in state.items():
+            old = states[names[id(p)]][key]
+            if torch.is_tensor(value) and old.ndim:
+                assert value.shape == p.shape
+                assert set(value.flatten().tolist()) <= set(old.flatten().tolist())  # sliced, not reset
+    step()
+
+
+def test_optimizer_needs_in_place() -> None:
+    net = small_resnet()
+    with pytest.raises(SlimError, match="in_place"):
+        slim.rebuild(net, cut(net)[1], optimizer=torch.optim.SGD(net.parameters(), lr=0.1))
+
+
+def test_mask_zeroes_producers_and_consumers() -> None:
+    net = small_resnet()
+    before = snapshot(net)
+    graph, plan = cut(net)
+    masked = slim.mask(net, plan)
+    assert_unchanged(net, before)
+    tensors = dict(masked.named_parameters())
+    for (name, dim), keep in plan.axes.items():
+        if name in tensors:
+            gone = np.setdiff1d(np.arange(keep.size), keep.kept)
+            assert not tensors[name].index_select(dim, torch.from_numpy(gone)).any()
+    assert graph.macs() > 0
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{}", "[]", "null", '{"format": "slim-plan"}', '{"format": "other", "version": 1}', "\x00", "[" * 100_000],
+)
+def test_a_file_that_is_no_plan_is_refused(text: str) -> None:
+    with pytest.raises(SlimError, match="plan must be"):
+        Plan.from_json(text)
+
+
+@pytest.mark.parametrize("spoil", ["huge", "mask", "empty", "index", "groups", "widths"])
+def test_a_plan_that_lies_is_refused(spoil: str) -> None:
+    body = json.loads(cut(small_resnet())[1].to_json())
+    if spoil == "huge":
+        body["sets"][0][0] = 10**9
+    elif spoil == "mask":
+        body["sets"][0][1] += "00"
+    elif spoil == "empty":
+        body["sets"][0][1] = "00" * (len(body["sets"][0][1]) // 2)
+    elif spoil == "index":
+        next(iter(body["axes"].values()))[0][1] = 10**6
+    elif spoil == "groups":
+        body["regroup"] = {"conv1": 10**12}
+    else:
+        body["widths"] = {"conv1": "wide"}
+    with pytest.raises(SlimError, match="plan must be"):
+        Plan.from_json(json.dumps(body))

@@ -1,0 +1,191 @@
+"""Tracing: any kind of input, output, mode and wrapper; nothing is touched; failures are one line."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import slim
+from slim.channels import count_macs, count_params
+from slim.errors import SlimError
+from tests.channels.laws import assert_unchanged, snapshot
+
+
+def small() -> nn.Module:
+    tail = (nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 3))
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 6, 3), nn.BatchNorm2d(6), *tail)
+
+
+X = torch.zeros(2, 3, 8, 8)
+
+
+def free(model: nn.Module, inputs: Any, **options: Any) -> int:
+    return int(slim.trace(model, inputs, **options).prunable.sum())
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_the_model_is_untouched(training: bool) -> None:
+    net = small().train(training)
+    net[0].weight.requires_grad_(False)
+    net[3].weight.grad = torch.ones_like(net[3].weight)
+    before = snapshot(net)
+    slim.trace(net, X)
+    assert_unchanged(net, before)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda m: m,
+        lambda m: m.half(),
+        lambda m: m.to(memory_format=torch.channels_last),
+        lambda m: m.requires_grad_(False),
+        lambda m: nn.SyncBatchNorm.convert_sync_batchnorm(m),
+        lambda m: nn.DataParallel(m),
+        lambda m: torch.compile(m),
+        lambda m: m.to("meta"),
+    ],
+)
+def test_any_wrapper_dtype_or_layout(wrap: Any) -> None:
+    model = wrap(small())
+    dtype = next(model.parameters()).dtype
+    assert free(model, X.to(dtype)) == 14
+    assert free(model, X.to(dtype).to("meta")) == 14
+
+
+@dataclasses.dataclass
+class Out:
+    logits: Tensor
+    extra: dict[str, Tensor]
+
+
+class ManyInputs(nn.Module):
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.a, self.b, self.head = nn.Conv2d(3, 8, 1), nn.Linear(5, 8), nn.Conv2d(8, 2, 1)
+        self.kind = kind
+
+    def forward(self, image: Tensor, context: Tensor | None = None) -> Any:
+        x = self.a(image)
+        if context is not None:
+            x = x + self.b(context)[:, :, None, None]
+        y = self.head(x)
+        return {"tuple": (y, 1), "dict": {"out": y}, "dataclass": Out(y, {"n": y.mean()})}[self.kind]
+
+
+@pytest.mark.parametrize("kind", ["tuple", "dict", "dataclass"])
+def test_inputs_and_outputs_of_any_kind(kind: str) -> None:
+    context = torch.zeros(2, 5)
+    assert free(ManyInputs(kind), (X, context)) == 8
+    assert free(ManyInputs(kind), {"image": X, "context": context}) == 8
+
+
+def test_what_only_training_reaches_is_coupled_too() -> None:
+    class Auxiliary(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.head, self.aux = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 2, 1), nn.Conv2d(8, 2, 1)
+
+        def forward(self, x: Tensor) -> Any:
+            x = self.stem(x)
+            return (self.head(x), self.aux(x)) if self.training else self.head(x)
+
+    net = Auxiliary()
+    graph = slim.trace(net, X)
+    removed = np.zeros(len(graph), dtype=bool)
+    removed[np.flatnonzero(graph.prunable)[:3]] = True
+    thin = slim.rebuild(net, graph.plan(removed))
+    assert thin.aux.in_channels == 5
+    assert graph.macs() == count_macs(net, X)  # the eval forward's
+    thin.train()(X)
+
+
+class NeedsValues(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.a(x)) * x.sum().item()
+
+
+def test_real_tensors_where_values_are_needed() -> None:
+    assert free(NeedsValues(), X) == 8
+    with pytest.raises(SlimError, match="_local_scalar_dense"):
+        slim.trace(NeedsValues(), X.to("meta"))
+
+
+def test_a_forward_that_keeps_something_does_not_keep_meta_tensors() -> None:
+    class Caching(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 1)
+            self.last: Tensor | None = None
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.last = self.conv(x)
+            return self.last
+
+    net = Caching()
+    slim.trace(net, X)
+    assert net.last is None
+
+
+@pytest.mark.parametrize(
+    ("model", "inputs", "options", "says"),
+    [
+        (small(), torch.zeros(2, 4, 8, 8), {}, "expected input"),
+        (small(), torch.zeros(2, 3, 8, 8, dtype=torch.int64), {}, "dtype"),
+        (small(), torch.zeros(2, 3, 2, 2), {}, "module 0"),
+        (small(), X, {"residual": "maybe"}, "residual"),
+        (small(), X, {"grouped": "half"}, "grouped"),
+        (len, X, {}, "torch.nn.Module"),
+    ],
+)
+def test_bad_input_is_one_line(model: Any, inputs: Any, options: dict[str, Any], says: str) -> None:
+    with pytest.raises(SlimError, match=says) as caught:
+        slim.trace(model, inputs, **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_counts_are_pytorchs() -> None:
+    net = small()
+    graph = slim.trace(net, X)
+    assert graph.macs() == count_macs(net, X)
+    assert graph.params() == count_params(net)
+    removed = np.zeros(len(graph), dtype=bool)
+    removed[np.flatnonzero(graph.prunable)[::2]] = True
+    thin = slim.rebuild(net, graph.plan(removed))
+    assert graph.macs(removed) == count_macs(thin, X)
+    assert graph.params(removed) == count_params(thin)
+    assert graph.peak_activation(removed) < graph.peak_activation()
+
+
+def test_groups_name_their_members() -> None:
+    graph = slim.trace(small(), X)
+    group = next(g for g in graph.groups if g.prunable)
+    assert ("0.weight", 0, [0]) in group.members and ("3.weight", 1, [0]) in group.members
+    assert len(list(graph.groups)) == len(graph)
+    pinned = graph.groups[-1]
+    assert not pinned.prunable and pinned.reason
+
+
+def test_a_removal_the_structure_forbids_is_refused() -> None:
+    graph = slim.trace(small(), X)
+    for removed, says in (
+        (np.ones(len(graph), dtype=bool), "prunable"),
+        (graph.prunable.copy(), "empty"),
+        (np.zeros(2, dtype=bool), "one flag per group"),
+    ):
+        with pytest.raises(SlimError, match=says):
+            graph.plan(removed)
+    uneven = slim.trace(nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1, groups=2), nn.Conv2d(8, 2, 1)), X)
+    removed = np.zeros(len(uneven), dtype=bool)
+    removed[np.flatnonzero(uneven.prunable)[:1]] = True
+    with pytest.raises(SlimError, match="equally many"):
+        uneven.plan(removed)
