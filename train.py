@@ -1,4 +1,4 @@
-"""Trains a network so that it comes out thin: ``python train.py +experiment=vgg_slim``. Hydra composes, slim.pipeline runs."""
+"""Trains a network so that it comes out thin: ``python train.py +experiment=vgg_slim``."""
 
 from __future__ import annotations
 
@@ -45,7 +45,11 @@ def guarded(action: Callable[[], int], debug: bool = False, told: list[str] | No
             of_hydra = type(error).__module__.partition(".")[0] in ("hydra", "omegaconf", "antlr4")
             said = " ".join(str(error).split())[:300]
             code = 2 if of_hydra else 1
-            line = _hydra_line(error) if of_hydra else f"The run failed. Got {type(error).__name__}: {said}. Add debug=true."
+            line = (
+                _hydra_line(error)
+                if of_hydra
+                else f"The run failed. Got {type(error).__name__}: {said}. Add debug=true."
+            )
     print(line, file=sys.stderr, flush=True)
     if told is not None:
         told.append(line)

@@ -22,8 +22,8 @@ OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 class Classifier(pl.LightningModule):
     """Trains ``network`` on batches ``(x: float (N, C, H, W), y: int64 (N,))`` with cross-entropy.
 
-    The penalty never meets autograd, the gradient scaler, accumulation or clipping: it is added to gamma's gradient right
-    before the optimizer's update (after unscaling and clipping), and proximal laws act right after it.
+    The penalty never meets autograd, the gradient scaler, accumulation or clipping: it is added to gamma's gradient
+    right before the optimizer's update (after unscaling and clipping), and proximal laws act right after it.
 
     Args:
         network: Anything that maps ``x`` to logits ``(N, classes)``. Trained in place.
@@ -122,10 +122,10 @@ class Classifier(pl.LightningModule):
             self.penalty.load_state_dict(self._penalty_state)
             self._penalty_state = None
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> Any:
         """One optimizer over all parameters, its rate set every step."""
         optimizer = self._make_optimizer(self.network.parameters())
-        # Lightning runs forward and backward inside optimizer.step, so a *pre* hook would come before the gradients exist.
+        # Lightning runs forward and backward inside optimizer.step: a *pre* hook would come before the gradients.
         optimizer.register_step_post_hook(self._after_step)
         return {
             "optimizer": optimizer,
@@ -138,7 +138,7 @@ class Classifier(pl.LightningModule):
         gradient_clip_val: int | float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip, then add the subgradient. Lightning calls this once per optimizer step, after unscaling, clipping or not."""
+        """Clip, then add the subgradient. Lightning calls this once per optimizer step, after unscaling, clip or not."""
         self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
         if self.penalty is not None:
             self.penalty.before_step(optimizer.param_groups[0]["lr"])
@@ -163,7 +163,7 @@ class Classifier(pl.LightningModule):
         for key, value in figures.items():
             self.history.setdefault(key.replace("/", "_"), []).append(value)
         if self.logger is not None:
-            # Straight to the logger, not through self.log: Lightning writes those values after the checkpoint is saved, and
+            # Straight to the logger, not through self.log: Lightning writes those after the checkpoint is saved, and
             # a run killed in between would lose the point.
             self.logger.log_metrics({**figures, "epoch": self.current_epoch}, step=self.global_step)
         self.log_dict(figures, logger=False)

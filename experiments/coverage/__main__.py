@@ -92,6 +92,7 @@ def run(names: list[str], workers: int) -> list[dict[str, Any]]:
 def main() -> None:
     """Try, print, count, write results.json beside this file."""
     parser = argparse.ArgumentParser(prog="python -m experiments.coverage", description=__doc__)
+    parser.add_argument("--source", choices=("torchvision", "timm"), help="only the networks of one library")
     parser.add_argument("--only", default="", help="only the networks whose path contains this, e.g. timm/ or /resnet")
     parser.add_argument("--every", action="store_true", help="every network of timm, not one per family (hours)")
     parser.add_argument("--workers", type=int, default=2)
@@ -100,7 +101,9 @@ def main() -> None:
 
     from experiments.coverage.catalog import timm_names, torchvision_names
 
-    names = [name for name in (*torchvision_names(), *timm_names(args.every)) if args.only in name]
+    names = list(torchvision_names()) if args.source != "timm" else []
+    names += timm_names(args.every) if args.source != "torchvision" else []
+    names = [name for name in names if args.only in name]
     began = time.time()
     rows = run(names, args.workers)
     for source in ("torchvision/classifier", "torchvision/segmentation", "torchvision/detection", "timm"):
@@ -110,7 +113,7 @@ def main() -> None:
                 f"{source}: {sum(counts.values())} networks: " + ", ".join(f"{n} {v}" for v, n in counts.most_common())
             )
     print(f"{time.time() - began:.0f} s")
-    if not args.only or args.results != HERE / "results.json":
+    if not (args.only or args.source) or args.results != HERE / "results.json":
         args.results.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
 
 

@@ -28,8 +28,8 @@ def torchvision_names() -> Iterator[str]:
 def timm_names(every: bool = False) -> Iterator[str]:
     """One small network per family and file of timm; with ``every`` all networks of timm.
 
-    A family is the name up to its first digit or underscore (`resnet`, `ecaresnet`, `seresnext`, ...). Its representative
-    is the one with the fewest parameters, of all members or of eight spread evenly over them.
+    A family is the name up to its first digit or underscore (`resnet`, `ecaresnet`, `seresnext`, ...). Its
+    representative is the one with the fewest parameters, of all members or of eight spread evenly over them.
     """
     import timm
 

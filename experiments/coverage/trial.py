@@ -25,7 +25,8 @@ def trial(model: nn.Module, image: Tensor) -> dict[str, Any]:
 
     Returns:
         Plain data: counts, ratios, MACs, errors, seconds, and ``verdict``: ``ok``, ``short`` (fewer channels than
-        asked for, the law holds; ``why`` says what is pinned), ``broken`` (the law does not hold) or ``nothing`` (no channel may go).
+        asked for, the law holds; ``why`` says what is pinned), ``broken`` (the law does not hold) or ``nothing``
+        (no channel may go).
     """
     size = sum(p.numel() for p in model.parameters())
     dtype = torch.float64 if size < DOUBLE_BELOW else torch.float32
@@ -61,14 +62,17 @@ def trial(model: nn.Module, image: Tensor) -> dict[str, Any]:
                 change = relative_error(want, dense)
     before, after = graph.macs(), graph.macs(chosen.removed)
     exact = after == slim.channels.count_macs(thin, image) and before == slim.channels.count_macs(model, image)
-    achieved = chosen.achieved
+    achieved = chosen.achieved["ratio"]
     row |= {"requested": RATIO, "achieved": achieved, "macs": [before, after], "macs exact": exact, "seconds": seconds}
     row |= {"trace seconds": traced - start, "error": errors, "change": change, "plan bytes": len(plan.to_json())}
     holds = max(errors.values()) <= TOLERANCE[dtype] and exact and np.isfinite(change)
     # One channel per layer may be missing: floors and balance cannot always be met to the channel.
     slack = len(graph.spaces) / max(1, int(graph.prunable.sum()))
     verdict = "broken" if not holds else "short" if achieved < RATIO - slack else "ok"
-    return row | {"verdict": verdict, "why": reasons(graph) if verdict != "ok" else ""}
+    return row | {
+        "verdict": verdict,
+        "why": "; ".join(chosen.notes)[:300] or ("" if verdict == "ok" else reasons(graph)),
+    }
 
 
 def outputs(model: nn.Module, image: Tensor) -> list[Tensor]:

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from experiments.nocliff import jobs, store
+from experiments.nocliff import curves, jobs, store
 from experiments.nocliff.data import load
 
 Job = Callable[[jobs.Setting], dict[str, Any]]
@@ -45,6 +45,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="ImageFolder tree with train/ and test/")
     parser.add_argument("--cache", type=Path, default=Path("outputs/nocliff"), help="decoded images, trained networks")
     parser.add_argument("--only", nargs="*", default=[""], help="parts of job names, e.g. 'vgg/dense' /s0")
+    parser.add_argument("--curves", action="store_true", help="also the curves and the figure (always without --only)")
     parser.add_argument("--list", action="store_true", help="print the job names and stop")
     args = parser.parse_args()
     chosen = {name: job for name, job in every_job().items() if any(part in name for part in args.only)}
@@ -55,6 +56,8 @@ def main() -> None:
     setting = jobs.Setting(*load(args.data, args.cache), args.cache)
     for name, job in chosen.items():
         store.run(name, partial(job, setting))
+    if args.only == [""] or args.curves:
+        curves.run(setting, store)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ class SafeFiles(CheckpointIO):
         """Write beside, sync, rename."""
         write_atomic(Path(path), lambda file: torch.save(checkpoint, file))
 
-    def load_checkpoint(self, path: Any, map_location: Any = None, **options: Any) -> dict[str, Any]:
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         """See :func:`read`."""
         return read(Path(path))
 
@@ -50,7 +50,8 @@ def read(path: Path) -> dict[str, Any]:
         # torch's advice to try weights_only=False is the last thing a user should follow.
         reason = str(error).split("\n", 1)[0].split(". In PyTorch", 1)[0][:160]
         raise SlimError(
-            f"A checkpoint must be a whole file of tensors and plain data. Got {path} ({type(error).__name__}: {reason}). "
+            "A checkpoint must be a whole file of tensors and plain data. "
+            f"Got {path} ({type(error).__name__}: {reason}). "
             "Give one that a run of slim wrote."
         ) from None
 
@@ -86,11 +87,15 @@ class Saver(Checkpoint):
         self._saved_at = time.monotonic()
         self._generators: dict[str, Any] | None = None
 
-    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
         """Adds the plan and the state of every random generator."""
         checkpoint["slim"] = {"plan": self._plan(), "generators": _generators()}
 
-    def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
         """Keeps the generators' state until training begins: setting the network up draws numbers, too."""
         self._generators = checkpoint["slim"]["generators"]
 
@@ -140,8 +145,9 @@ class Saver(Checkpoint):
     def save(self, trainer: pl.Trainer) -> None:
         """Write the checkpoint, after the curves: what it holds has been logged."""
         for logger in trainer.loggers:
-            if hasattr(logger.experiment, "flush"):
-                logger.experiment.flush()
+            flush = getattr(getattr(logger, "experiment", None), "flush", None)
+            if flush is not None:
+                flush()
         trainer.save_checkpoint(self.path)
         self._saved_at = time.monotonic()
 

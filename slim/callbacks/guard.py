@@ -14,8 +14,8 @@ from slim.errors import RunFailed
 class Guard(pl.Callback):
     """Watches the training loss.
 
-    On the CPU every step is looked at. On an accelerator the number of the first bad step is kept on the device and read
-    every ``every`` steps and before each checkpoint, so that watching never waits for the device.
+    On the CPU every step is looked at. On an accelerator the number of the first bad step is kept on the device and
+    read every ``every`` steps and before each checkpoint, so that watching never waits for the device.
 
     Args:
         phase: For the message.
@@ -45,7 +45,9 @@ class Guard(pl.Callback):
         """Nothing bad gets into the epoch's checkpoint."""
         self._look(trainer)
 
-    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
         """Nor into one within the epoch."""
         self._look(trainer)
 
@@ -53,7 +55,7 @@ class Guard(pl.Callback):
         bad = -1 if self._bad is None else int(self._bad)
         if bad >= 0:
             raise RunFailed(
-                f"The loss must be finite. Got loss=nan or inf ({self._phase}, epoch {trainer.current_epoch + 1}, batch {bad}, "
-                f"step {trainer.global_step}). Try a lower {self._phase}.lr, trainer.clip=1, scheduler.warmup=0.05 or "
+                f"The loss must be finite. Got loss=nan or inf ({self._phase}, epoch {trainer.current_epoch + 1}, "
+                f"batch {bad}, step {trainer.global_step}). Try a lower {self._phase}.lr, trainer.clip=1, scheduler.warmup=0.05 or "
                 "trainer.precision=32; the last good checkpoint is kept."
             )

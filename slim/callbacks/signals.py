@@ -17,16 +17,18 @@ class Interrupted(RunFailed):
     """The run was told to stop, and stopped where it can go on. Exits with the code of ``CODES``."""
 
     def __init__(self, name: str, message: str = "") -> None:
-        super().__init__(message or f"The run must not be interrupted to end. Got {name}. Go on with resume=<run directory>.")
+        super().__init__(
+            message or f"The run must not be interrupted to end. Got {name}. Go on with resume=<run directory>."
+        )
         self.name = name
         self.exit_code = CODES[name]
 
 
 class Signals:
-    """Turns signals into :class:`Interrupted`, at once or, while ``waiting``, when somebody calls :meth:`check`.
+    """Turns signals into :class:`Interrupted`, at once or, while ``waiting``, keeps them in ``received``.
 
-    A training loop sets ``waiting`` and checks between steps, where a checkpoint can be written. A second signal does not
-    wait any longer. Outside the main thread it does nothing, for Python delivers signals there alone.
+    A training loop sets ``waiting`` and looks at ``received`` between steps, where a checkpoint can be written. A second
+    signal does not wait any longer. Outside the main thread it does nothing, for Python delivers signals there alone.
     """
 
     def __init__(self) -> None:
@@ -44,15 +46,6 @@ class Signals:
                 if before != self._handle and before != signal.SIG_IGN:
                     self._before.setdefault(number, before)
                     signal.signal(number, self._handle)
-
-    def check(self) -> None:
-        """Raise if a signal came.
-
-        Raises:
-            Interrupted: The signal that came.
-        """
-        if self.received is not None:
-            raise Interrupted(self.received)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name

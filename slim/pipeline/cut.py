@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 from typing import Any
 
@@ -24,8 +23,8 @@ def select(work: Workspace, graph: ChannelGraph) -> Selection:
     """The global ranking of the configuration, on a traced network."""
     options = dict(work.settings.criterion)
     name = options.pop("name")
-    if "loader" in options or _wants_loader(name):
-        options.setdefault("loader", work.data.train_dataloader())
+    if _wants_loader(name):
+        options["loader"] = work.data.calibration_batches(int(options.get("batches", 8)))
     scores = slim.score(graph, name, **options)
     return slim.select_groups(graph, scores, **limits(work.settings.prune))
 
@@ -64,15 +63,12 @@ def describe(graph: ChannelGraph, selection: Selection, plan: Plan) -> dict[str,
 def recover(work: Workspace, network: nn.Module, graph: ChannelGraph, removed: BoolArray, plan: Plan) -> nn.Module:
     """Rebuild what :func:`slim.recovery.absorb` prepared, and measure the BatchNorm statistics again."""
     options = work.settings.recovery
-    source = network
-    if options.get("absorb", True) and hasattr(recovery, "absorb"):
-        source = copy.deepcopy(network)
-        recovery.absorb(source, removed, work.trace(source))
+    source = recovery.absorb(network, removed, graph) if options.get("absorb") else network
     thin = slim.rebuild(source, plan)
     count = int(options.get("recalibrate_batches", 0))
     if count:
         thin.to(work.hardware.device)
-        recovery.recalibrate(thin, work.data.train_dataloader(), count, seed=work.settings.seed)
+        recovery.recalibrate(thin, work.data.calibration_batches(count), count, seed=work.settings.seed)
         thin.cpu()
     return thin
 
@@ -90,4 +86,3 @@ def row(work: Workspace, network: nn.Module, **figures: Any) -> dict[str, Any]:
 
 def _wants_loader(name: str) -> bool:
     return "loader" in inspect.signature(criteria.find(name).rank).parameters
-

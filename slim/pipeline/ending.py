@@ -73,7 +73,11 @@ def _networks(work: Workspace, directory: Path, state: State) -> dict[str, nn.Mo
         kind = phase.partition("-")[0]
         if kind == "prune":
             plan = Plan.from_json((directory / phase / "plan.json").read_bytes())
-            found |= {"masked": slim.mask(before, plan), "rebuilt": slim.rebuild(before, plan), "recovered": load(phase)}
+            found |= {
+                "masked": slim.mask(before, plan),
+                "rebuilt": slim.rebuild(before, plan),
+                "recovered": load(phase),
+            }
             before = found["recovered"]
             found.setdefault("sparse", load("start")) if "start" in state.phases else None
         elif kind in ROW_OF:
@@ -119,6 +123,7 @@ def _cut(state: State) -> dict[str, Any] | None:
 
 def _hparams(work: Workspace, directory: Path, told: dict[str, Any]) -> None:
     from slim.callbacks.dashboard import log_hparams
+
     from slim.pipeline.settings import plain
 
     log_hparams(directory, plain(work.settings), told)

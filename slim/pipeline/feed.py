@@ -35,8 +35,8 @@ def seed_all(*key: int) -> None:
 class Feed:
     """Wraps any loader for Lightning and remembers the position of the next batch.
 
-    Lightning saves ``state_dict`` with its loops and hands it back, and the feed goes on with the next batch. Our own loaders
-    jump there (``set_position``). Any other loader is made repeatable: it draws from generators of its own, seeded by
+    Lightning saves ``state_dict`` with its loops and hands it back, and the feed goes on with the next batch. Our own
+    loaders jump there (``set_position``). Any other loader is made repeatable: it draws from generators of its own, seeded by
     (key, epoch), and the batches before the position are read and dropped.
 
     Args:
@@ -48,7 +48,7 @@ class Feed:
     def __init__(self, loader: Iterable[Any], key: tuple[int, ...], *, limit: int | None = None) -> None:
         self.loader: Any = loader
         self.key = key
-        self.length = len(self.loader) if limit is None else min(len(self.loader), limit)
+        self.length: int = len(self.loader) if limit is None else min(len(self.loader), limit)
         self.epoch = 0
         self.batch = 0
 

@@ -43,7 +43,7 @@ def choose(wanted: Hardware, cpu_flags: frozenset[str] | None = None) -> Choice:
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if wanted.accelerator == "gpu" and gpus < wanted.devices:
         raise SlimError(
-            f"trainer.devices must not exceed the GPUs. Got devices={wanted.devices}, GPUs={gpus}. Set trainer=cpu or fewer."
+            f"trainer.devices must not exceed the GPUs. Got devices={wanted.devices}, GPUs={gpus}. Set trainer=cpu."
         )
     gpu = wanted.accelerator == "gpu" or (wanted.accelerator == "auto" and gpus >= wanted.devices)
     if gpu:

@@ -48,7 +48,7 @@ def check_equal(masked: nn.Module, thin: nn.Module, x: Tensor, tolerance: float 
     error = float((a - b).abs().max() / a.abs().max().clamp_min(1e-6))
     if not error <= tolerance:
         raise RunFailed(
-            f"The rebuilt network must compute what the masked one does. Got a relative difference of {error:.2g} in its "
-            f"logits (allowed: {tolerance:g}). Please report the model; nothing was cut."
+            f"The rebuilt network must compute what the masked one does. Got a relative difference of {error:.2g} in "
+            f"its logits (allowed: {tolerance:g}). Please report the model; nothing was cut."
         )
     return error

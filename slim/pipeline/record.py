@@ -9,15 +9,15 @@ Keys (a missing one means: not known in this run)::
                         {accuracy (test), val (validation), channels, params, macs, latency_ms_b1, latency_ms_b64}}
     requested, achieved   {budget name: number}; plan_hash: hex
     widths            {layer: [before, after]};  layer_macs: {layer: [before, after]}
-    gammas            {layer: [|gamma| before the cut]};  removed: {layer: [bool]};  cut: largest removed |gamma| or None
+    gammas            {layer: [|gamma| before the cut]};  removed: {layer: [bool]};  cut: largest removed |gamma|
     history           {phase: {train_loss, train_accuracy, val_loss, val_accuracy: one number per epoch}}
     notes             one line each: selection, shrink budget, warnings
     latency           {"1": statement, "64": statement}
     environment       versions, processor, device, git revision
     paths             {artifact, report, tensorboard}
 
-Accuracies are fractions in [0, 1]. Everything but ``seconds``, the latencies, ``environment`` and ``paths`` is a function of
-configuration and seed (on one machine): a resumed run ends with the same values as an uninterrupted one.
+Accuracies are fractions in [0, 1]. Everything but ``seconds``, the latencies, ``environment`` and ``paths`` is a function
+of configuration and seed (on one machine): a resumed run ends with the same values as an uninterrupted one.
 """
 
 from __future__ import annotations

@@ -12,12 +12,11 @@ import torch
 from torch import nn
 
 import slim
-from slim import report
 from slim.callbacks.signals import Interrupted, Signals
 from slim.channels import Plan, plan_of
 from slim.errors import RunFailed
 from slim.files import write_atomic
-from slim.pipeline import cut, judge, record
+from slim.pipeline import cut, judge
 from slim.pipeline.settings import plain
 from slim.pipeline.source import load_network
 from slim.pipeline.state import Lock, State, check_same
@@ -28,7 +27,9 @@ NETWORK = "network.safetensors"
 """What every finished phase leaves in its folder."""
 
 
-def run(work: Workspace, directory: Path, overrides: list[str], say: Callable[[str], None] | None = None) -> dict[str, Any]:
+def run(
+    work: Workspace, directory: Path, overrides: list[str], say: Callable[[str], None] | None = None
+) -> dict[str, Any]:
     """Run, or go on with, the phases of ``work.settings`` in ``directory``.
 
     Args:
@@ -138,7 +139,12 @@ class _Run:
         self._keep(
             name,
             recovered,
-            {"val": val["recovered"], "validation": val, "difference": difference, **cut.describe(graph, selection, plan)},
+            {
+                "val": val["recovered"],
+                "validation": val,
+                "difference": difference,
+                **cut.describe(graph, selection, plan),
+            },
         )
         return recovered
 
@@ -180,5 +186,3 @@ class _Run:
         from slim.pipeline.ending import finish
 
         return finish(self.work, self.directory, self.state, self.say)
-
-

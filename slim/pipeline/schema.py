@@ -28,7 +28,7 @@ def parse(cls: type[T], values: Mapping[str, Any]) -> T:
     """Build ``cls`` from ``values``; nested dataclasses from nested dicts.
 
     Raises:
-        SlimError: One line with everything that is wrong: unknown and missing keys (with the nearest names), types, ranges.
+        SlimError: One line with everything that is wrong: unknown and missing keys (with near names), types, ranges.
 
     >>> @dataclasses.dataclass(frozen=True)
     ... class Cut:

@@ -76,7 +76,7 @@ class Sparse(Training):
     Attributes:
         shrink: When set, lam follows from the length of the run: the penalty can take at most this much off a gamma,
             sum(lr * lam / (1 - momentum)). The paper's CIFAR-10 runs come to 6 with lam = 1e-4 and 0.6 with 1e-5.
-        slim_every: Rebuild the network in place every so many epochs, without the channels that are exactly zero; 0: never.
+        slim_every: Rebuild in place every so many epochs, without the channels that are exactly zero; 0: never.
     """
 
     shrink: float | None = _positive(default=None)

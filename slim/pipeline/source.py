@@ -47,7 +47,9 @@ def _last_of(directory: Path) -> Path:
     for path in found:
         if path.is_file():
             return path
-    raise SlimError(f"checkpoint must hold a network. Got checkpoint={directory} without a finished phase. Check the path.")
+    raise SlimError(
+        f"checkpoint must hold a network. Got checkpoint={directory} without a finished phase. Check the path."
+    )
 
 
 def _age(path: Path) -> float:
@@ -60,13 +62,16 @@ def _state_dict(path: Path) -> dict[str, Any]:
     except Exception as error:  # a hostile file raises whatever it likes
         reason = str(error).split("\n", 1)[0].split(". In PyTorch", 1)[0][:160]
         raise SlimError(
-            f"checkpoint must be a whole file of tensors. Got {path} ({type(error).__name__}: {reason}). Give another file."
+            "checkpoint must be a whole file of tensors. "
+            f"Got {path} ({type(error).__name__}: {reason}). Give another file."
         ) from None
     for key in ("state_dict", "model"):
         if isinstance(body, dict) and isinstance(body.get(key), dict):
             body = body[key]
     if not isinstance(body, dict) or not all(isinstance(value, torch.Tensor) for value in body.values()):
-        raise SlimError(f"checkpoint must be a state dict. Got {path} with {type(body).__name__}. Give a file of weights.")
+        raise SlimError(
+            f"checkpoint must be a state dict. Got {path} with {type(body).__name__}. Give a file of weights."
+        )
     return {str(key).removeprefix("module."): value for key, value in body.items()}
 
 
@@ -77,8 +82,8 @@ def _fill(network: nn.Module, weights: dict[str, Any], path: Path) -> nn.Module:
     if missing or extra or wrong:
         first = (missing or extra or sorted(wrong))[0]
         raise SlimError(
-            f"checkpoint must belong to the configured model. Got {path}: {len(missing)} weights missing, {len(extra)} unknown, "
-            f"{len(wrong)} of another shape, such as {first}. Set model as it was trained."
+            f"checkpoint must belong to the configured model. Got {path}: {len(missing)} weights missing, "
+            f"{len(extra)} unknown, {len(wrong)} of another shape, such as {first}. Set model as it was trained."
         )
     network.load_state_dict(weights)
     return network

@@ -20,8 +20,8 @@ FORMAT = 1
 class Lock:
     """Holds a run directory for this process: a file ``lock`` with an advisory lock on it.
 
-    The operating system lets the lock go when the process ends, however it ends: a lock file that nobody holds is stale by
-    itself and is taken over.
+    The operating system lets the lock go when the process ends, however it ends: a lock file that nobody holds is stale
+    by itself and is taken over.
 
     Raises:
         SlimError: Another live process holds the directory.
@@ -47,7 +47,8 @@ class Lock:
             holder = os.read(handle, 200).decode(errors="replace").strip() or "another process"
             os.close(handle)
             raise SlimError(
-                f"A run directory belongs to one process. Got {self.path.parent}, held by {holder}. Wait for it or end it."
+                f"A run directory belongs to one process. Got {self.path.parent}, held by {holder}. "
+                "Wait for it or end it."
             ) from error
         os.ftruncate(handle, 0)
         os.write(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
@@ -65,7 +66,7 @@ class Lock:
 
 
 class State:
-    """``state.json``: configuration, overrides and the figures of every finished phase. Every change is on the disk at once.
+    """``state.json``: configuration, overrides and the figures of every finished phase.
 
     Attributes:
         phases: Name of a finished phase -> what it recorded.

@@ -86,7 +86,9 @@ def train(
     if saved is not None and saved["slim"]["plan"] != plan_json(network):
         network = work.with_plan(saved["slim"]["plan"])
     limit = settings.trainer.limit_batches
-    steps = -(-len(Feed(work.data.train_dataloader(), (), limit=limit)) // settings.trainer.accumulate) * training.epochs
+    steps = (
+        -(-len(Feed(work.data.train_dataloader(), (), limit=limit)) // settings.trainer.accumulate) * training.epochs
+    )
     lr = training.lr or settings.optimizer.get("lr", 0.1)
     factor = rates.rate(settings.scheduler, steps)
     graph = work.trace(network)
@@ -148,12 +150,14 @@ def _penalty(
 ) -> Any:
     """The law, its lam scaled to the run when ``shrink`` says so, and its forecast spoken."""
     momentum = float(work.settings.optimizer.get("momentum", 0.0))
-    lam = None
-    if training.shrink is not None:
-        lam = training.shrink * (1 - momentum) / sum(lrs)
-    penalty = work.penalty(lam)
+    penalty = work.penalty()
     penalty.attach(network, graph, len(lrs))
     forecast = penalty.forecast(lrs, momentum)
+    if training.shrink is not None and work.settings.penalty.get("lam"):
+        # What a law can take off a gamma is proportional to its lam.
+        penalty = work.penalty(work.settings.penalty["lam"] * training.shrink / forecast.shrink_budget)
+        penalty.attach(network, graph, len(lrs))
+        forecast = penalty.forecast(lrs, momentum)
     note(forecast.line)
     return penalty
 
@@ -161,8 +165,7 @@ def _penalty(
 def _absorb(network: nn.Module, graph: ChannelGraph, removed: npt.NDArray[np.bool_]) -> None:
     from slim import recovery
 
-    if hasattr(recovery, "absorb"):
-        recovery.absorb(network, removed, graph)
+    recovery.absorb(network, removed, graph, in_place=True)
 
 
 def _dashboard(module: Classifier) -> list[pl.Callback]:
@@ -243,14 +246,12 @@ def explained(batch_size: Any) -> Iterator[None]:
         half = f"{max(int(batch_size) // 2, 1)}" if isinstance(batch_size, int) else "half of it"
         if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in text:
             raise RunFailed(
-                f"The batch must fit in memory. Got data.batch_size={batch_size} (out of memory). Set data.batch_size={half} "
-                f"and trainer.accumulate=2; the last checkpoint is kept."
+                f"The batch must fit in memory. Got data.batch_size={batch_size} (out of memory). "
+                f"Set data.batch_size={half} and trainer.accumulate=2; the last checkpoint is kept."
             ) from error
         if "DataLoader worker" in text:
             raise RunFailed(
-                f"Data loader workers must live. Got {text.splitlines()[0][:200]}. Lower data.workers or free memory; the "
-                "last checkpoint is kept."
+                f"Data loader workers must live. Got {text.splitlines()[0][:200]}. Lower data.num_workers or free "
+                "memory; the last checkpoint is kept."
             ) from error
         raise
-
-

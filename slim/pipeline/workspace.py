@@ -17,8 +17,8 @@ from slim.channels import ChannelGraph, Plan, plan_of
 from slim.errors import SlimError
 from slim.pipeline.construct import check, construct, target
 from slim.pipeline.feed import seed_all
-from slim.pipeline.hardware import Choice, choose
-from slim.pipeline.settings import Settings, read
+from slim.pipeline.hardware import choose
+from slim.pipeline.settings import read
 
 
 class Workspace:
@@ -58,7 +58,9 @@ class Workspace:
         options = dict(self.settings.model)
         path = options.pop("_target_", None)
         if not isinstance(path, str):
-            raise SlimError(f"model._target_ must be a dotted path. Got {path!r}. Set model=<family> or model._target_.")
+            raise SlimError(
+                f"model._target_ must be a dotted path. Got {path!r}. Set model=<family> or model._target_."
+            )
         return models.build(
             path,
             self.data.num_classes,
@@ -103,7 +105,9 @@ class Workspace:
         settings = self.settings
         for key in ("criterion", "penalty"):
             if not isinstance(getattr(settings, key).get("name"), str):
-                raise SlimError(f"{key}.name must be text. Got {getattr(settings, key).get('name')!r}. Set {key}=<name>.")
+                raise SlimError(
+                    f"{key}.name must be text. Got {getattr(settings, key).get('name')!r}. Set {key}=<name>."
+                )
         if "sparse" in settings.phases:
             self.penalty()
         if "prune" in settings.phases:
@@ -112,12 +116,19 @@ class Workspace:
             for option in settings.criterion:
                 if option not in known:
                     raise SlimError(
-                        f"criterion.{option} must be an option of {found.name}. Got {option}={settings.criterion[option]}. "
-                        f"{slim.errors.nearest(option, known)}"
+                        f"criterion.{option} must be an option of {found.name}. "
+                        f"Got {option}={settings.criterion[option]}. {slim.errors.nearest(option, known)}"
                     )
         # A parameter of its own: the point is that the options fit, before data and model take their time.
-        self.optimizer([nn.Parameter(torch.zeros(1))], 0.1 if self.settings.optimizer.get("lr") is None else self.settings.optimizer["lr"])
-        check(target(settings.data.get("_target_"), "data"), {k: v for k, v in settings.data.items() if k != "_target_"}, "data")
+        self.optimizer(
+            [nn.Parameter(torch.zeros(1))],
+            0.1 if self.settings.optimizer.get("lr") is None else self.settings.optimizer["lr"],
+        )
+        check(
+            target(settings.data.get("_target_"), "data"),
+            {k: v for k, v in settings.data.items() if k != "_target_"},
+            "data",
+        )
 
     def _check_graph(self, graph: ChannelGraph) -> None:
         phases = self.settings.phases
@@ -126,15 +137,18 @@ class Workspace:
         by_gamma = "prune" in phases and self.settings.criterion["name"] == "gamma"
         if "sparse" in phases or by_gamma:
             raise SlimError(
-                "Sparse training needs normalization layers with a scale. Got none in "
-                f"model={self.settings.model.get('_target_')}. Choose a model with BatchNorm, or phases=[prune,finetune] with criterion=l1."
+                "Sparse training needs normalization layers with a scale. "
+                f"Got none in model={self.settings.model.get('_target_')}. "
+                "Choose a model with BatchNorm, or phases=[prune,finetune] with criterion=l1."
             )
 
     def _check_batches(self) -> None:
         train = self.data.train_dataloader()
         if len(train) == 0:
             size = self.settings.data.get("batch_size")
-            raise SlimError(f"The batch size must not exceed the training images. Got batch_size={size}. Lower data.batch_size.")
+            raise SlimError(
+                f"The batch size must not exceed the training images. Got batch_size={size}. Lower data.batch_size."
+            )
 
 
 def check_writable(directory: Path) -> None:
@@ -147,7 +161,9 @@ def check_writable(directory: Path) -> None:
     while not place.exists():
         place = place.parent
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
-        raise SlimError(f"The output directory must be writable. Got output={directory} ({place} is not). Set output=<dir>.")
+        raise SlimError(
+            f"The output directory must be writable. Got output={directory} ({place} is not). Set output=<dir>."
+        )
 
 
 def plan_json(network: nn.Module) -> str | None:

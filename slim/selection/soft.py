@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @torch.no_grad()
 def soften(graph: ChannelGraph, removed: npt.NDArray[np.bool_], leak: float = 1e-3) -> int:
-    """Scale gamma and beta of the ``removed`` groups by ``leak``, in the graph's model; without scales, filter and bias.
+    """Scale gamma and beta of the ``removed`` groups by ``leak``, in the graph's model; else filter and bias.
 
     A departure from the paper, which sets filters to zero: exactly at zero a ReLU passes no gradient, and what it has
     silenced stays silent (in a network whose shifts are zero, all of it). Scaled by a leak, a channel is as good as

@@ -53,8 +53,18 @@ def close(got: Tensor, want: Tensor, what: str, tolerance: float = EXACT) -> Non
 def removal(graph: ChannelGraph, share: float, seed: int) -> np.ndarray:
     """A random removal that keeps the promises a selection keeps: one channel per space, equal losses where balanced.
 
-    Spaces are emptied to at most ``share`` in random order; balanced blocks lose the same number, each its own. What
-    overlaps in more than one balance is left alone, here: the selection's own tests cover it.
+    A shared stream goes with its last reader (``residual="select"``), which can empty a layer that lost little: then
+    half the share is tried.
+    """
+    removed = graph.closure(_loose_removal(graph, share, seed))
+    emptied = any(removed[space.groups].all() for space in graph.spaces)
+    return removal(graph, share / 2, seed) if emptied and share > 0.01 else removed
+
+
+def _loose_removal(graph: ChannelGraph, share: float, seed: int) -> np.ndarray:
+    """Spaces lose at most ``share`` at random; balanced blocks lose the same number, each its own.
+
+    What overlaps in more than one balance is left alone, here: the selection's own tests cover it.
     """
     rng = np.random.default_rng(seed)
     removed = np.zeros(len(graph), dtype=bool)
@@ -79,7 +89,7 @@ def removal(graph: ChannelGraph, share: float, seed: int) -> np.ndarray:
         loose = np.array([g for g in space.groups.tolist() if free[g] and g not in balanced], dtype=np.int64)
         left = len(space.groups) - int(removed[space.groups].sum())
         removed[rng.permutation(loose)[: min(int(np.ceil(share * len(loose))), left - 1)]] = True
-    return graph.closure(removed)
+    return removed
 
 
 def counted_macs(model: nn.Module, x: Tensor) -> int:
