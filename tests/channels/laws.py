@@ -58,7 +58,9 @@ def removal(graph: ChannelGraph, share: float, seed: int) -> np.ndarray:
     """
     removed = graph.closure(_loose_removal(graph, share, seed))
     emptied = any(removed[space.groups].all() for space in graph.spaces)
-    return removal(graph, share / 2, seed) if emptied and share > 0.01 else removed
+    if not emptied:
+        return removed
+    return removal(graph, share / 2, seed) if share > 0.02 else np.zeros_like(removed)
 
 
 def _loose_removal(graph: ChannelGraph, share: float, seed: int) -> np.ndarray:
