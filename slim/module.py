@@ -138,7 +138,7 @@ class Classifier(pl.LightningModule):
         gradient_clip_val: int | float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip, then add the subgradient. Lightning calls this once per optimizer step, after unscaling, clip or not."""
+        """Clip, then add the subgradient. Lightning calls this once per optimizer step, after unscaling."""
         self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
         if self.penalty is not None:
             self.penalty.before_step(optimizer.param_groups[0]["lr"])

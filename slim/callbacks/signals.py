@@ -27,8 +27,8 @@ class Interrupted(RunFailed):
 class Signals:
     """Turns signals into :class:`Interrupted`, at once or, while ``waiting``, keeps them in ``received``.
 
-    A training loop sets ``waiting`` and looks at ``received`` between steps, where a checkpoint can be written. A second
-    signal does not wait any longer. Outside the main thread it does nothing, for Python delivers signals there alone.
+    A training loop sets ``waiting`` and looks at ``received`` between steps, where a checkpoint can be written. A
+    second signal does not wait any longer. Outside the main thread it does nothing, for Python delivers signals there.
     """
 
     def __init__(self) -> None:

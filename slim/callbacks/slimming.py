@@ -90,7 +90,7 @@ class Slimming(pl.Callback):
 def exact_zeros(graph: ChannelGraph, min_channels: int = 1) -> npt.NDArray[np.bool_]:
     """Groups (groups,) that may go because every gamma on them is exactly zero.
 
-    Balanced blocks lose equally many and every layer keeps ``min_channels``; which zeros stay then is arbitrary but fixed.
+    Balanced blocks lose equally many and every layer keeps ``min_channels``; which zeros stay is fixed.
     """
     live, scaled = np.zeros(len(graph), dtype=bool), np.zeros(len(graph), dtype=bool)
     for scale in graph.scales:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -36,8 +36,8 @@ class Feed:
     """Wraps any loader for Lightning and remembers the position of the next batch.
 
     Lightning saves ``state_dict`` with its loops and hands it back, and the feed goes on with the next batch. Our own
-    loaders jump there (``set_position``). Any other loader is made repeatable: it draws from generators of its own, seeded by
-    (key, epoch), and the batches before the position are read and dropped.
+    loaders jump there (``set_position``). Any other loader is made repeatable: it draws from generators of its own,
+    seeded by (key, epoch), and the batches before the position are read and dropped.
 
     Args:
         loader: Sized iterable of batches; re-iterable. It gives this process its share already.
@@ -45,7 +45,7 @@ class Feed:
         limit: At most so many batches per epoch.
     """
 
-    def __init__(self, loader: Iterable[Any], key: tuple[int, ...], *, limit: int | None = None) -> None:
+    def __init__(self, loader: Any, key: tuple[int, ...], *, limit: int | None = None) -> None:
         self.loader: Any = loader
         self.key = key
         self.length: int = len(self.loader) if limit is None else min(len(self.loader), limit)

@@ -17,7 +17,7 @@ Keys (a missing one means: not known in this run)::
     paths             {artifact, report, tensorboard}
 
 Accuracies are fractions in [0, 1]. Everything but ``seconds``, the latencies, ``environment`` and ``paths`` is a function
-of configuration and seed (on one machine): a resumed run ends with the same values as an uninterrupted one.
+of configuration and seed (on one machine): a resumed run ends with the same values as one that was left alone.
 """
 
 from __future__ import annotations

@@ -96,7 +96,7 @@ def train(
     if kind == "sparse":
         penalty = _penalty(work, training, network, graph, rates.total(factor, lr, steps), note or (lambda line: None))
     if hardware.channels_last:
-        network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        network = network.to(memory_format=torch.channels_last)
     module = Classifier(
         network,
         optimizer=lambda parameters: work.optimizer(parameters, lr),

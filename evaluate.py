@@ -1,0 +1,43 @@
+"""Evaluates a network on a data set: ``python evaluate.py <file or run directory> [data=cifar10] [model=vgg ...]``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import train
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print accuracy and size as JSON; exit codes as in :func:`train.main`.
+
+    Inside a run directory the model and the data are those of the run, unless overrides say otherwise.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0].startswith("-") or "=" in argv[0]:
+        print(
+            f"evaluate.py needs a file or a run directory first. Got {' '.join(argv) or 'nothing'}. See README.md.",
+            file=sys.stderr,
+        )
+        return 2
+    path, overrides = Path(argv[0]), argv[1:]
+    return train.guarded(lambda: _evaluate(path, overrides), "debug=true" in overrides)
+
+
+def _evaluate(path: Path, overrides: list[str]) -> int:
+    from slim.errors import SlimError
+    from slim.pipeline.state import State
+
+    if not path.exists():
+        raise SlimError(f"The network must exist. Got {path}. Give an artifact, a checkpoint or a run directory.")
+    home = next((place for place in (path, *path.parents) if (place / "state.json").is_file()), None)
+    kept = [] if home is None else State.load(home).overrides
+    given = {item.lstrip("+~").partition("=")[0] for item in overrides} | {"checkpoint", "task", "phases"}
+    kept = [item for item in kept if item.lstrip("+~").partition("=")[0] not in given]
+    quoted = str(path.absolute()).replace("'", "\\'")
+    return train.main([*kept, *overrides, "task=evaluate", f"checkpoint='{quoted}'"])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

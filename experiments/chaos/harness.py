@@ -1,0 +1,140 @@
+"""Kills a run at random moments, resumes it each time, and compares what it ends with to a run that was left alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from slim.pipeline.record import timeless
+
+TINY = (
+    "+experiment=vgg_slim",
+    "data.image_size=8",
+    "data.limit_train=256",
+    "data.batch_size=32",
+    "model.widths=[8,M,16]",
+    "trainer.precision=32",
+    "trainer.threads=1",
+    "trainer.checkpoint_every=3",
+    "penalty=prox",
+    "sparse.epochs=6",
+    "sparse.slim_every=2",
+    "finetune.epochs=4",
+    "recovery.recalibrate_batches=2",
+)
+"""All phases, surgery in the middle of training, checkpoints within epochs; a few seconds on one core."""
+
+
+@dataclass
+class Outcome:
+    """What became of the killed run: where it was each time, and what differs in the end (nothing should)."""
+
+    kills: list[str] = field(default_factory=list)
+    differences: list[str] = field(default_factory=list)
+
+
+def chaos(folder: Path, kills: int, seed: int = 0, overrides: tuple[str, ...] = TINY, longest: float = 6.0) -> Outcome:
+    """Run ``overrides`` once undisturbed and once with ``kills`` SIGKILLs; both in ``folder``.
+
+    Args:
+        folder: Made if missing.
+        kills: How often.
+        seed: Of the moments.
+        overrides: The command line.
+        longest: A kill comes at most so many seconds after its process began to work.
+    """
+    whole, killed = folder / "whole", folder / "killed"
+    wait(start([*overrides, f"hydra.run.dir={whole}"]))
+    outcome, chance = Outcome(), random.Random(seed)
+    while len(outcome.kills) < kills:
+        again = (killed / "state.json").is_file()
+        process = start([f"resume={killed}"] if again else [*overrides, f"hydra.run.dir={killed}"])
+        time.sleep(chance.uniform(0.0, longest))
+        done, _ = os.waitpid(process, os.WNOHANG)
+        if done:
+            # It came to its end before the kill: the next victim begins anew, in the same directory's place.
+            compare(whole, killed, outcome)
+            killed = folder / f"killed-{len(outcome.kills)}"
+            continue
+        os.kill(process, signal.SIGKILL)
+        os.waitpid(process, 0)
+        outcome.kills.append(where(killed))
+    while not (killed / "model.safetensors").is_file() or not finished(killed):
+        wait(
+            start(
+                [f"resume={killed}"] if (killed / "state.json").is_file() else [*overrides, f"hydra.run.dir={killed}"]
+            )
+        )
+    compare(whole, killed, outcome)
+    return outcome
+
+
+def start(argv: list[str]) -> int:
+    """Run the command line in a child process; the imports of this process spare it the start-up. Returns its id."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    process = os.fork()
+    if process == 0:
+        code = 70
+        try:
+            quiet = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(quiet, 1)
+            if not os.environ.get("CHAOS_LOUD"):
+                os.dup2(quiet, 2)
+            import train
+
+            code = train.main([*argv, "debug=true"])
+        finally:
+            os._exit(code)
+    return process
+
+
+def wait(process: int) -> None:
+    """Wait for a child that must succeed."""
+    _, status = os.waitpid(process, 0)
+    if os.waitstatus_to_exitcode(status) != 0:
+        raise RuntimeError(f"The run must end with code 0. Got {os.waitstatus_to_exitcode(status)}. Set CHAOS_LOUD=1.")
+
+
+def finished(directory: Path) -> bool:
+    """Whether the run says that it is done."""
+    return bool(json.loads((directory / "state.json").read_text())["finished"])
+
+
+def where(directory: Path) -> str:
+    """The phases that were done when the run was killed, and what lay around half-done."""
+    if not (directory / "state.json").is_file():
+        return "before the first file"
+    done = list(json.loads((directory / "state.json").read_text())["phases"])
+    parts = [path.name for path in directory.rglob(".*.part")]
+    return f"after {done[-1] if done else 'the start'}" + (f", writing {parts[0]}" if parts else "")
+
+
+def compare(whole: Path, killed: Path, outcome: Outcome) -> None:
+    """Weights, plan, report and curves of the two runs, bit by bit."""
+    for name in ("model.safetensors", "prune/plan.json", "sparse/network.safetensors", "prune/network.safetensors"):
+        if (whole / name).read_bytes() != (killed / name).read_bytes():
+            outcome.differences.append(name)
+    reports = [timeless(json.loads((place / "report.json").read_text())) for place in (whole, killed)]
+    outcome.differences += [f"report.json: {key}" for key in reports[0] if reports[0][key] != reports[1].get(key)]
+    for phase in ("sparse", "finetune"):
+        a, b = curves(whole / phase), curves(killed / phase)
+        outcome.differences += [
+            f"curve {phase} {tag}" for tag in sorted(a.keys() | b.keys()) if a.get(tag) != b.get(tag)
+        ]
+
+
+def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """Every scalar curve as TensorBoard shows it: (step, value)."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    found: Any = EventAccumulator(str(folder), size_guidance={"scalars": 0})
+    found.Reload()
+    return {tag: [(event.step, event.value) for event in found.Scalars(tag)] for tag in found.Tags()["scalars"]}
