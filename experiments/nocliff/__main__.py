@@ -29,6 +29,7 @@ def every_job() -> dict[str, Job]:
             "l1 half MACs": partial(jobs.cut, name="vgg", seed=seed, law="l1", macs=0.5),
             "scratch half MACs": partial(jobs.scratch, name="vgg", seed=seed, macs=0.5),
             "uniform half MACs": partial(jobs.cut, name="vgg", seed=seed, law="uniform", macs=0.5),
+            "Torch-Pruning half MACs": partial(jobs.cut, name="vgg", seed=seed, law="torch_pruning", macs=0.5),
         }
         resnet: dict[str, Job] = {
             "dense": partial(jobs.dense, name="resnet20", seed=seed),

@@ -14,6 +14,7 @@ import slim
 from experiments.nocliff import network
 from experiments.nocliff.data import HELD_OUT, Batches, Images
 from experiments.nocliff.loop import accuracy, train
+from experiments.nocliff.rival import BNScale
 from slim.channels import count_macs, count_params
 from slim.recovery import recalibrate
 from slim.sparsity import build
@@ -85,7 +86,8 @@ def cut(setting: Setting, name: str, seed: int, *, law: str, macs: float) -> dic
     """
     model = started(name, seed)
     graph = slim.trace(model, EXAMPLE)
-    penalty = build("l1", **L1) if law == "l1" else None
+    rival = BNScale(model, EXAMPLE, L1["lam"]) if law == "torch_pruning" else None
+    penalty: Any = build("l1", **L1) if law == "l1" else rival
     record: dict[str, Any] = {}
 
     def after_epoch(done: int, optimizer: torch.optim.Optimizer) -> None:
@@ -93,9 +95,12 @@ def cut(setting: Setting, name: str, seed: int, *, law: str, macs: float) -> dic
             return
         keep(setting, f"{name}-{law}-sparse-s{seed}", model)
         record["sparse"] = accuracy(model, setting.test)
-        strategy = "layer" if law == "uniform" else "global"
-        plan = slim.select(graph, slim.score(graph, "gamma"), macs=macs, strategy=strategy)
-        slim.rebuild(model, plan, in_place=True, optimizer=optimizer)
+        if rival is not None:
+            rival.cut(macs, optimizer)
+        else:
+            strategy = "layer" if law == "uniform" else "global"
+            plan = slim.select(graph, slim.score(graph, "gamma"), macs=macs, strategy=strategy)
+            slim.rebuild(model, plan, in_place=True, optimizer=optimizer)
         record["rebuilt"] = accuracy(model, setting.test)
         recalibrate(model, setting.calibration(), 20)
         record["recalibrated"] = accuracy(model, setting.test)

@@ -52,7 +52,7 @@ class Target:
     exact_zeros = True
 
     def __init__(self, *, ratio: float | None = None, macs: float | None = None, params: float | None = None,
-                 start: float = 0.1, end: float = 0.5, window: float = 0.05, rankings: int = 40,
+                 start: float = 0.1, end: float = 0.7, window: float = 0.05, rankings: int = 40,
                  criterion: str = "taylor", balance: float = 0.0, memory: float = 0.02, max_layer_ratio: float = 0.9,
                  norms: str = "batch", select: Mapping[str, Any] | None = None) -> None:  # fmt: skip
         given = {k: v for k, v in (("ratio", ratio), ("macs", macs), ("params", params)) if v is not None}
