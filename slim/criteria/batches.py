@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from slim.criteria.progress import progress
 from slim.errors import SlimError
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def batches_of(
 
 def _read(loader: Iterable[Any], batches: int, device: torch.device, name: str, target: bool) -> Iterator[Batch]:
     seen = 0
-    for raw in progress(islice(iter(loader), batches), batches, name):
+    for raw in progress(islice(iter(loader), batches), batches, f"scoring: {name}"):
         batch = _placed(raw, device)
         if target and batch.target is None:
             raise SlimError(
@@ -95,22 +95,6 @@ def loss_of(output: Any, batch: Batch, loss: Loss | None) -> Tensor:
         parts = list(output.values()) if isinstance(output, Mapping) else list(output)
         output = parts[0]
     return F.cross_entropy(output, batch.target)
-
-
-def progress(items: Iterable[Any], total: int, name: str) -> Iterator[Any]:
-    """``items`` under a progress bar, where a person is watching and rich is installed."""
-    if sys.stderr.isatty():
-        try:
-            from rich.console import Console
-            from rich.progress import track
-        except ImportError:
-            pass
-        else:
-            yield from track(
-                items, total=total, description=f"scoring: {name}", console=Console(stderr=True), transient=True
-            )
-            return
-    yield from items
 
 
 def _placed(raw: Any, device: torch.device) -> Batch:

@@ -91,7 +91,8 @@ def passes(
     gone = _gone(kind, amount)
     if start is not None and not 0 < start <= gone:
         raise SlimError(
-            f"start must be above 0 and at most what the run removes ({gone:g}). Got start={start!r}. Set schedule.start."
+            f"start must be above 0 and at most what the run removes, {gone:g}. Got start={start!r}."
+            " Set schedule.start."
         )
     first = gone / count if start is None and growth == "linear" else start
     weights = {"rewind": "rewound", "scratch": "fresh"}.get(name, "trained")

@@ -75,7 +75,8 @@ def select_groups(
         macs: Multiply-accumulates to keep, as a fraction in (0, 1] or an absolute number above 1. Never exceeded.
         params: Parameters to keep, likewise.
         memory: Elements of the largest input + output of one layer to keep, likewise.
-        latency: Milliseconds of a forward to keep, likewise; needs ``table``.
+        latency: Milliseconds of a forward to keep, likewise, by layer times measured on this machine (``table``); the
+            notes hold what the rebuilt network was measured to take.
         min_channels: Groups that every layer keeps at least.
         max_layer_ratio: Largest share that any layer loses.
         round_to: Every layer that loses channels keeps a multiple of this.
@@ -84,7 +85,7 @@ def select_groups(
             Layers with a ratio of their own lose it whatever the budget, and it counts towards the budget.
         strategy: ``global``: by score. ``marginal``: by score per MAC saved. ``layer``: the same share of each layer.
         inexact: Also remove groups whose removal changes the statistics of a normalization over channels.
-        table: Measured layer times, see :class:`slim.selection.latency.LatencyTable`.
+        table: From :func:`slim.selection.latency.measure`; measured here, in seconds, when it is needed and not given.
 
     Raises:
         SlimError: A bad option, a pattern that matches nothing, or a budget that no removal meets.
@@ -96,10 +97,9 @@ def select_groups(
             f" {nearest(str(strategy), STRATEGIES)} Set select.strategy."
         )
     if target is not None and target.kind == "latency" and table is None:
-        raise SlimError(
-            f"A latency target needs measured layer times. Got latency={latency} and no table."
-            " Pass table=slim.selection.latency.measure(graph), or set select.macs instead."
-        )
+        from slim.selection.latency import measure
+
+        table = measure(graph)
     _check_scores(graph, scores)
     bounds = limits(
         graph,
@@ -185,6 +185,15 @@ def _cut(
     if target is not None and target.kind not in achieved:
         cost = cost_of(graph, target.kind, table)
         achieved[target.kind] = cost(removed) / max(cost(dense), 1e-30)
+    if target is not None and target.kind == "latency":
+        predicted, measured = table.check(removed)
+        notes, short = (
+            [
+                f"latency: {predicted:.3f} ms predicted, {measured:.3f} ms measured on the rebuilt network,"
+                f" {table.dense:.3f} ms dense (this machine, input {graph.input_shapes})."
+            ],
+            True,
+        )
     requested = {target.kind: target.amount} if target is not None else {}
     return Selection(removed, requested, achieved, tuple(notes if short else ()))
 

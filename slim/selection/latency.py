@@ -1,0 +1,249 @@
+"""Latency as a budget: a table of layer times measured on this machine, and a check against the rebuilt network.
+
+MACs are not time: a thin layer can be as slow as a wide one. So every distinct layer shape of the network is timed at a
+few widths, the times between them are interpolated, and what the layers do not explain (normalization, activations,
+copies) is taken to follow the size of the activations. NetAdapt (Yang et al. 2018, arXiv:1804.03230) uses such tables.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import count
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+from slim.channels import rebuild
+from slim.channels.borrow import call_arguments
+from slim.criteria.progress import progress
+from slim.criteria.tensors import in_groups, out_dim, out_groups
+
+if TYPE_CHECKING:
+    from slim.channels import ChannelGraph
+
+Ints = npt.NDArray[np.int64]
+Removed = npt.NDArray[np.bool_]
+PLAIN = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+TRANSPOSED = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+SHARES = (0.125, 0.25, 0.5, 1.0)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Milliseconds of one layer shape at some widths: ``times[i, j]`` for ``ins[i]`` inputs and ``outs[j]`` outputs."""
+
+    ins: Ints
+    outs: Ints
+    times: npt.NDArray[np.float64]
+
+    def at(self, cin: float, cout: float) -> float:
+        """Milliseconds at any widths, linear between those measured."""
+        column = [np.interp(cout, self.outs, row) for row in self.times]
+        return float(np.interp(cin, self.ins, column))
+
+
+@dataclass(frozen=True)
+class LatencyTable:
+    """What a forward of the network takes without some of its channels, in milliseconds, by measured layer times.
+
+    Attributes:
+        graph: The network's channels.
+        layers: Per layer call: its times, and the groups of its inputs and outputs (or how many there are, fixed).
+        dense: Measured milliseconds of the whole network.
+        inputs: What it was measured on.
+    """
+
+    graph: ChannelGraph
+    layers: list[tuple[Grid, Ints | int, Ints | int]]
+    dense: float
+    inputs: Any
+
+    def cost(self, removed: Removed) -> float:
+        """Predicted milliseconds of a forward without the ``removed`` groups (n_groups,)."""
+        nothing = np.zeros(len(self.graph), dtype=bool)
+        rest = max(0.0, self.dense - self._timed(nothing))
+        share = _activations(self.graph, removed) / max(1, _activations(self.graph, nothing))
+        return self._timed(removed) + rest * share
+
+    def check(self, removed: Removed) -> tuple[float, float]:
+        """(predicted, measured) milliseconds: the network is rebuilt and timed."""
+        thin = rebuild(self.graph.model, self.graph.plan(removed))
+        return self.cost(removed), _forward_time(thin, self.inputs)
+
+    def _timed(self, removed: Removed) -> float:
+        keep = np.append(~removed, True)
+
+        def width(axis: Ints | int) -> float:
+            return float(axis) if isinstance(axis, int) else float(keep[axis].sum())
+
+        return sum(grid.at(width(ins), width(outs)) for grid, ins, outs in self.layers)
+
+
+def measure(graph: ChannelGraph, example_inputs: Any = None) -> LatencyTable:
+    """Time every distinct layer shape of the network on its own device; seconds for a ResNet-50 at batch 1.
+
+    Args:
+        graph: The network's channels; its model is run in eval mode and left as it was.
+        example_inputs: What a forward is timed on; random data in the shapes that were traced, by default.
+    """
+    device = next((p.device for p in graph.model.parameters()), torch.device("cpu"))
+    inputs = _random(graph.inputs, device) if example_inputs is None else example_inputs
+    grids: dict[tuple[Any, ...], Grid] = {}
+    layers: list[tuple[Grid, Ints | int, Ints | int]] = []
+    calls = _calls(graph, inputs)
+    for name, shape in progress(calls, len(calls), "timing layers"):
+        module = graph.model.get_submodule(name)
+        ins, outs, build = _builder(module, shape)
+        key = (_settings(module), shape)
+        if key not in grids:
+            grids[key] = _grid(ins, outs, build, shape, module, device)
+        weight, dim = f"{name}.weight", out_dim(module)
+        layers.append((grids[key], _or(in_groups(graph, weight, dim), ins), _or(out_groups(graph, weight, dim), outs)))
+    return LatencyTable(graph, layers, _forward_time(graph.model, inputs), inputs)
+
+
+def _or(groups: Ints | None, width: int) -> Ints | int:
+    return groups if groups is not None and len(groups) == width else width
+
+
+def _calls(graph: ChannelGraph, inputs: Any) -> list[tuple[str, tuple[int, ...]]]:
+    """(module, input shape) of every call of a convolution or linear layer, in order."""
+    found: list[tuple[str, tuple[int, ...]]] = []
+    handles = []
+
+    def note(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        return lambda _, args: found.append((name, tuple(args[0].shape)))
+
+    try:
+        for name, module in graph.model.named_modules():
+            if isinstance(module, (_ConvNd, nn.Linear)):
+                handles.append(module.register_forward_pre_hook(note(name)))
+        _run(graph.model, inputs)()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+def _builder(module: nn.Module, shape: tuple[int, ...]) -> tuple[int, int, Callable[[int, int], nn.Module]]:
+    """(inputs, outputs, a function from both widths to a layer like ``module``)."""
+    if isinstance(module, nn.Linear):
+        return module.in_features, module.out_features, lambda i, o: nn.Linear(i, o, module.bias is not None)
+    assert isinstance(module, _ConvNd)
+    depthwise = module.groups == module.in_channels > 1
+    kinds: dict[int, Any] = TRANSPOSED if isinstance(module, _ConvTransposeNd) else PLAIN
+    kind = kinds[len(module.kernel_size)]
+
+    def build(cin: int, cout: int) -> nn.Module:
+        made: nn.Module = kind(
+            cin,
+            cout,
+            module.kernel_size,
+            stride=module.stride,
+            padding=module.padding,
+            dilation=module.dilation,
+            groups=cin if depthwise else module.groups,
+            bias=module.bias is not None,
+        )
+        return made
+
+    return module.in_channels, module.out_channels, build
+
+
+def _settings(module: nn.Module) -> tuple[Any, ...]:
+    names = ("in_channels", "out_channels", "in_features", "out_features", "kernel_size", "stride", "padding")
+    found = [getattr(module, n, None) for n in (*names, "dilation", "groups", "transposed")]
+    return (*found, module.bias is not None)
+
+
+def _grid(
+    ins: int, outs: int, build: Callable[[int, int], nn.Module], shape: tuple[int, ...], module: nn.Module, device: Any
+) -> Grid:
+    groups = int(getattr(module, "groups", 1))
+    dtype = next(module.parameters()).dtype
+    axis = -1 if isinstance(module, nn.Linear) else len(shape) - len(getattr(module, "kernel_size", ())) - 1
+    depthwise = groups == ins > 1
+    block = 1 if depthwise else groups
+    columns = _widths(outs, block if not depthwise else 1)
+    rows = np.array([ins]) if depthwise else _widths(ins, block)
+    times = np.zeros((len(rows), len(columns)))
+    for i, cin in enumerate(rows):
+        for j, cout in enumerate(columns):
+            wide = int(cout) * ins // outs if depthwise else int(cin)
+            size = list(shape)
+            size[axis] = wide
+            layer = build(wide, int(cout) // wide * wide if depthwise else int(cout)).to(device, dtype).eval()
+            times[i, j] = _milliseconds(_run(layer, torch.randn(size, device=device, dtype=dtype)), device, 0.002)
+    # Noise must not make a thinner layer slower: budgets are searched by bisection.
+    return Grid(rows, columns, np.maximum.accumulate(np.maximum.accumulate(times, 0), 1))
+
+
+def _widths(full: int, block: int) -> Ints:
+    return np.unique([max(block, round(full * s / block) * block) for s in SHARES]).astype(np.int64)
+
+
+def _activations(graph: ChannelGraph, removed: Removed) -> int:
+    """Elements that the layers put out."""
+    keep = np.append(~removed, True)
+    total = 0
+    for layer in graph.layers:
+        elements, groups = layer.ends[-1]
+        total += elements if groups is None else elements * int(keep[groups].sum())
+    return total
+
+
+def _run(model: nn.Module, inputs: Any) -> Callable[[], Any]:
+    args, kwargs = call_arguments(inputs)
+
+    def forward() -> Any:
+        with torch.inference_mode():
+            return model(*args, **kwargs)
+
+    return forward
+
+
+def _forward_time(model: nn.Module, inputs: Any) -> float:
+    """Milliseconds of one forward in eval mode; modes are restored."""
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    modes = [(m, m.training) for m in model.modules()]
+    try:
+        return _milliseconds(_run(model.eval(), inputs), device, 0.2)
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def _milliseconds(forward: Callable[[], Any], device: torch.device, seconds: float) -> float:
+    """Median of at least five runs, after two to warm up."""
+    finish: Callable[[], None] = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    runs: list[float] = []
+    stop = math.inf
+    for i in count():
+        if i == 2:
+            stop = time.perf_counter() + seconds
+        start = time.perf_counter()
+        forward()
+        finish()
+        end = time.perf_counter()
+        if i >= 2:
+            runs.append(end - start)
+        if len(runs) >= 5 and end > stop:
+            break
+    return float(np.median(runs) * 1e3)
+
+
+def _random(spec: Any, device: Any) -> Any:
+    """Random inputs in the shapes and types that a graph was traced on."""
+    if "shape" in spec:
+        dtype = getattr(torch, spec["dtype"])
+        return torch.randn(spec["shape"], device=device).to(dtype)
+    if "dict" in spec:
+        return {k: _random(v, device) for k, v in spec["dict"].items()}
+    return tuple(_random(v, device) for v in spec["list"])
