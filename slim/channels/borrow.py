@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.modules import module as nn_module
+from torch.utils._pytree import tree_map_only
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -40,6 +41,42 @@ def meta_like(tensor: torch.Tensor) -> torch.Tensor:
         return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
     except RuntimeError:
         return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+
+
+def moved_to_meta(args: Any, kwargs: Any) -> tuple[Any, Any]:
+    """Where real tensors (index buffers, constants made in a forward) meet meta ones, move them for this call."""
+    found = [False, False]
+    for a in (*args, *kwargs.values()):
+        for t in a if isinstance(a, (list, tuple)) else (a,):
+            if isinstance(t, torch.Tensor):
+                found[t.is_meta] = True
+    if not all(found):
+        return args, kwargs
+    moved: tuple[Any, Any] = tree_map_only(torch.Tensor, lambda t: t if t.is_meta else t.to("meta"), (args, kwargs))
+    return moved
+
+
+_IN_PLACE = {"hardswish_", "hardtanh_", "elu_", "celu_", "leaky_relu_", "silu_", "relu_", "relu6_", "add_", "mul_"}
+_SAME_SHAPE = {"add", "mul", "sub", "div"}
+_UNARY = {"relu", "silu", "gelu", "sigmoid", "hardswish", "hardsigmoid", "hardtanh", "tanh", "leaky_relu", "elu"}
+
+
+def call_on_meta(func: Any, args: Any, kwargs: Any) -> Any:
+    """Run an operation on meta tensors, without asking PyTorch where shape and dtype are plain (its meta kernels for
+    elementwise operations are Python, and would be most of a trace).
+    """
+    name = func.overloadpacket.__name__
+    first = args[0] if args and isinstance(args[0], torch.Tensor) else None
+    if first is not None and first.is_meta and first.is_floating_point():
+        second = args[1] if len(args) > 1 else None
+        if name in _IN_PLACE and (not isinstance(second, torch.Tensor) or second.shape == first.shape):
+            return first
+        if name in _UNARY:
+            return torch.empty_like(first)
+        if name in _SAME_SHAPE and isinstance(second, torch.Tensor):
+            if second.shape == first.shape and second.dtype == first.dtype and second.stride() == first.stride():
+                return torch.empty_like(first)
+    return func(*args, **kwargs)
 
 
 @contextmanager

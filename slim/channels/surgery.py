@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
 
-from slim.channels.borrow import borrowed, call_arguments, module_stack, unwrap
+from slim.channels.borrow import borrowed, call_arguments, call_on_meta, module_stack, moved_to_meta, unwrap
 from slim.channels.ids import IntArray
 from slim.channels.plan import Keep, Plan
 from slim.channels.select_layer import set_select
@@ -245,12 +244,8 @@ class _OnMeta(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Moves real tensors to meta where they meet meta tensors (index buffers, constants)."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        found: list[bool] = []
-        tree_map_only(torch.Tensor, lambda t: found.append(t.is_meta), (args, kwargs))
-        if any(found) and not all(found):
-            args, kwargs = tree_map_only(torch.Tensor, lambda t: t if t.is_meta else t.to("meta"), (args, kwargs))
-        return func(*args, **kwargs)
+        args, kwargs = moved_to_meta(args, kwargs or {})
+        return call_on_meta(func, args, kwargs)
 
 
 def on_meta() -> Any:

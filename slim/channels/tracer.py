@@ -17,7 +17,15 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
-from slim.channels.borrow import borrowed, call_arguments, meta_like, module_stack, tensors_in
+from slim.channels.borrow import (
+    borrowed,
+    call_arguments,
+    call_on_meta,
+    meta_like,
+    module_stack,
+    moved_to_meta,
+    tensors_in,
+)
 from slim.channels.facts import Axis, Facts, NormRead
 from slim.channels.ids import Ids, IntArray, Shadow, axis_layer, varying
 from slim.channels.rules import find_rule
@@ -49,11 +57,11 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if self.meta:
-            run_args, run_kwargs = self._on_meta(args, kwargs)
+            run_args, run_kwargs = moved_to_meta(args, kwargs)
         else:
             run_args, run_kwargs = args, kwargs
         self.where = func.overloadpacket.__name__
-        out = func(*run_args, **run_kwargs)
+        out = call_on_meta(func, run_args, run_kwargs) if self.meta else func(*run_args, **run_kwargs)
         if self.meta and run_args is not args and isinstance(out, torch.Tensor) and out is not args[0]:
             for before, after in zip(args, run_args, strict=False):
                 if out is after:  # an in-place operation on a tensor that was moved to meta for it
@@ -85,30 +93,6 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             for n in (layer.shape[d] for d in varying(layer)):
                 if any(math.isclose(abs(v), w, rel_tol=1e-9) for v in values for w in (n, 1 / n, n**0.5, n**-0.5)):
                     self.facts.assumptions.append((self.here(), layer.ravel()))
-
-    def _on_meta(self, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        """Real tensors (index buffers, constants made in the forward) meet meta ones: move them for this call."""
-        found = [False, False]
-
-        def look(t: torch.Tensor) -> torch.Tensor:
-            found[t.is_meta] = True
-            return t
-
-        for a in (*args, *kwargs.values()):
-            if isinstance(a, torch.Tensor):
-                look(a)
-            elif isinstance(a, (list, tuple)):
-                for t in a:
-                    if isinstance(t, torch.Tensor):
-                        look(t)
-        if not all(found):
-            return args, kwargs
-
-        def move(t: torch.Tensor) -> torch.Tensor:
-            return t if t.is_meta else t.to("meta")
-
-        moved: tuple[Any, Any] = tree_map_only(torch.Tensor, move, (args, kwargs))
-        return moved
 
     def _touched(self, args: Any, kwargs: Any) -> bool:
         for a in (*args, *kwargs.values()):
