@@ -61,6 +61,9 @@ class BatchLoader:
         world_size: Number of processes.
     """
 
+    # Lightning looks here first wherever there is a sampler.
+    batch_sampler = None
+
     def __init__(
         self,
         source: Source,

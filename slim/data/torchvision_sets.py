@@ -93,6 +93,7 @@ class TorchvisionSet:
         self.padding, self.mirror = self.facts.padding, self.facts.mirror
         self.class_names = tuple(str(index) for index in range(self.num_classes))
         self.where = str(self.root)
+        self._ready = False
         self._read: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def prepare(self) -> None:
@@ -101,6 +102,8 @@ class TorchvisionSet:
         Raises:
             SlimError: nothing on disk and no way to get it.
         """
+        if self._ready:
+            return
         try:
             self._dataset("train", download=False)
         except RuntimeError as missing:
@@ -109,6 +112,7 @@ class TorchvisionSet:
         except Exception as damaged:
             raise self._absent(damaged) from damaged
         else:
+            self._ready = True
             return
         before = existing(self.root)
         try:
@@ -120,6 +124,7 @@ class TorchvisionSet:
             # URLError, a checksum that differs, a broken archive, a full disk: all end in the same advice.
             remove_empty(self.root, before)
             raise self._absent(error) from error
+        self._ready = True
 
     def count(self, split: str) -> int:
         """Images of ``split``."""
@@ -128,6 +133,8 @@ class TorchvisionSet:
     def open(self, split: str, wanted: torch.Tensor) -> MemorySource:
         """The ``wanted`` images of ``split``."""
         images, labels = self._arrays(split)
+        # Let go of the rest: the source has a copy of what is wanted.
+        del self._read[split]
         return MemorySource(images[wanted], labels[wanted])
 
     def _arrays(self, split: str) -> tuple[torch.Tensor, torch.Tensor]:

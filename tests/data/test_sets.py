@@ -158,3 +158,46 @@ def test_limits_never_leave_what_there_is(limit: int) -> None:
     one.setup("test")
     assert one.counts["train"] == min(limit, 1437 - one.counts["val"]) and one.counts["test"] == min(limit, 360)
     assert one.counts["val"] == max(1, round(min(limit, 1437) * 0.1))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("val_fraction", [0.1, 0.0])
+def test_lightning_runs_the_module(tmp_path: Path, val_fraction: float) -> None:
+    import pytorch_lightning as pl
+
+    class Counter(pl.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = torch.nn.Linear(1024, 10)
+            self.seen = {"train": 0, "val": 0, "test": 0}
+
+        def step(self, batch: Any, part: str) -> torch.Tensor:
+            self.seen[part] += len(batch[1])
+            return torch.nn.functional.cross_entropy(self.layer(batch[0].flatten(1)), batch[1])
+
+        def training_step(self, batch: Any, index: int) -> torch.Tensor:
+            return self.step(batch, "train")
+
+        def validation_step(self, batch: Any, index: int) -> None:
+            self.step(batch, "val")
+
+        def test_step(self, batch: Any, index: int) -> None:
+            self.step(batch, "test")
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), 0.1)
+
+    one, module = DigitsData(val_fraction=val_fraction, limit_train=200), Counter()
+    quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = pl.Trainer(
+        max_epochs=2,
+        accelerator="cpu",
+        num_sanity_val_steps=0,
+        default_root_dir=tmp_path,
+        inference_mode=False,
+        **quiet,
+    )
+    trainer.fit(module, datamodule=one)
+    assert one._test is None
+    trainer.test(module, datamodule=one, verbose=False)
+    assert module.seen == {"train": 2 * 192, "val": 2 * round(200 * val_fraction), "test": 360}
