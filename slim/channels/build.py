@@ -158,7 +158,7 @@ def _spaces(facts: Facts, groups: Any, axes: Mapping[Axis, IntArray], count: int
     for axis, mine in axes.items():
         alone = mine[mine >= 0]
         if len(alone) and (label[alone] == 0).any():
-            mark(f"{axis.param.rpartition('.')[0]} (input)", alone[label[alone] == 0], makes=False)
+            mark(f"{axis.param.rpartition('.')[0]} (fixed)", alone[label[alone] == 0], makes=False)
 
     values, first, space_of = np.unique(label, return_index=True, return_inverse=True)
     rank = np.argsort(np.argsort(first))

@@ -84,7 +84,7 @@ def _loose_removal(graph: ChannelGraph, share: float, seed: int) -> np.ndarray:
         candidates = [block[free[block]] for block in blocks]
         most = min(int(share * len(block)) if len(block) < len(blocks[0]) else 10**9 for block in candidates)
         most = min(most, *(min(len(c), len(b) - 1) for c, b in zip(candidates, blocks, strict=True)))
-        count = min(most, int(rng.integers(0, len(blocks[0]) + 1)), int(np.ceil(share * len(blocks[0]))))
+        count = min(most, int(rng.integers(1, len(blocks[0]) + 1)), int(np.ceil(share * len(blocks[0]))))
         for candidate in candidates:
             removed[rng.permutation(candidate)[: max(count, 0)]] = True
     for space in graph.spaces:

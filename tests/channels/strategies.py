@@ -12,124 +12,27 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from tests.channels.pieces import (
+    ACTIVATIONS,
+    FUNCTIONS,
+    Attention,
+    Branches,
+    ChannelsLast,
+    Einsum,
+    Function,
+    Pad,
+    Scaled,
+    Shuffle,
+    Split,
+    Squeeze,
+    Tied,
+    Twice,
+)
+
 Op = tuple[Any, ...]
-
-ACTIVATIONS: dict[str, type[nn.Module]] = {
-    "relu": nn.ReLU,
-    "leaky": nn.LeakyReLU,
-    "silu": nn.SiLU,
-    "gelu": nn.GELU,
-    "hardswish": nn.Hardswish,
-    # From here on f(0) != 0: a removed channel is a constant, not nothing.
-    "sigmoid": nn.Sigmoid,
-    "softplus": nn.Softplus,
-    "hardsigmoid": nn.Hardsigmoid,
-}
-
-
-class Branches(nn.Module):
-    """Runs one input ``(N, C, H, W)`` through several paths and combines their outputs: ``add``, ``mul`` or ``cat``."""
-
-    def __init__(self, paths: Sequence[nn.Module], combine: str) -> None:
-        super().__init__()
-        self.paths = nn.ModuleList(paths)
-        self.combine = combine
-
-    def forward(self, x: Tensor) -> Tensor:
-        outs = [path(x) for path in self.paths]
-        if self.combine == "cat":
-            return torch.cat(outs, 1)
-        total = outs[0]
-        for out in outs[1:]:
-            total = total + out if self.combine == "add" else total * out
-        return total
-
-
-class Split(nn.Module):
-    """Splits the channels in pieces, runs each through its own path, concatenates in another order."""
-
-    def __init__(self, widths: Sequence[int], paths: Sequence[nn.Module], chunk: bool) -> None:
-        super().__init__()
-        self.paths = nn.ModuleList(paths)
-        self.widths, self.chunk = list(widths), chunk
-
-    def forward(self, x: Tensor) -> Tensor:
-        # A chunk says how many, a split says how wide: the thin network must get both right.
-        parts = x.chunk(len(self.widths), 1) if self.chunk else x.split(self.widths, 1)
-        return torch.cat([path(part) for path, part in zip(self.paths, parts, strict=True)][::-1], 1)
-
-
-class Shuffle(nn.Module):
-    """ShuffleNet's channel shuffle, written as models write it: view, transpose, view."""
-
-    def __init__(self, groups: int) -> None:
-        super().__init__()
-        self.groups = groups
-
-    def forward(self, x: Tensor) -> Tensor:
-        n, c, h, w = x.shape
-        return x.view(n, self.groups, c // self.groups, h, w).transpose(1, 2).reshape(n, c, h, w)
-
-
-class Squeeze(nn.Module):
-    """Squeeze-excite: a gate per channel from the channels' means."""
-
-    def __init__(self, channels: int, hidden: int, gate: str) -> None:
-        super().__init__()
-        self.down, self.up = nn.Conv2d(channels, hidden, 1), nn.Conv2d(hidden, channels, 1)
-        self.gate = ACTIVATIONS[gate]()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * self.gate(self.up(F.relu(self.down(x.mean((2, 3), keepdim=True)))))
-
-
-class ChannelsLast(nn.Module):
-    """Runs a module on ``(N, H, W, C)``, as ConvNeXt does with its LayerNorm and its linear layers."""
-
-    def __init__(self, inner: nn.Module) -> None:
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.inner(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-
-
-class Twice(nn.Module):
-    """One module, called twice: its outputs are its own inputs' channels."""
-
-    def __init__(self, inner: nn.Module) -> None:
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.inner(torch.relu(self.inner(x)))
-
-
-class Scaled(nn.Module):
-    """Raw parameters used in forward: a scale and a shift per channel, no layer around them."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.scale = nn.Parameter(torch.ones(channels, 1, 1))
-        self.shift = nn.Parameter(torch.zeros(1, channels, 1, 1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * self.scale + self.shift
-
-
-class Pad(nn.Module):
-    """Zero channels after the real ones, as the parameter-free ResNet shortcut has them."""
-
-    def __init__(self, extra: int) -> None:
-        super().__init__()
-        self.extra = extra
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.pad(x, (0, 0, 0, 0, 0, self.extra))
 
 
 def build(op: Op, channels: int) -> tuple[nn.Module, int]:
@@ -194,6 +97,18 @@ def build(op: Op, channels: int) -> tuple[nn.Module, int]:
         return ChannelsLast(
             nn.Sequential(nn.Linear(channels, hidden), nn.GELU(), nn.Linear(hidden, channels))
         ), channels
+    if kind == "attention":
+        return Attention(channels, math.gcd(args[0], channels), args[1]), channels
+    if kind == "einsum":
+        return Einsum(channels, args[0]), args[0]
+    if kind == "tied":
+        return Tied(channels), channels
+    if kind == "function" and args[0] in ("glu", "gate") and channels % 2:
+        return nn.Identity(), channels
+    if kind == "function":
+        return Function(args[0]), FUNCTIONS[args[0]][1](channels)
+    if kind == "instancenorm":
+        return nn.InstanceNorm2d(channels, affine=True), channels
     if kind == "twice":
         return Twice(nn.Conv2d(channels, channels, 3, padding=1)), channels
     if kind == "scaled":
@@ -265,24 +180,32 @@ GATE = st.sampled_from(["sigmoid", "hardsigmoid"])
 
 def _flat() -> st.SearchStrategy[Op]:
     """Operations that keep height and width, so that any of them may stand inside a branch."""
-    return st.one_of(
-        st.tuples(
-            st.just("conv"), WIDTH, st.sampled_from([1, 3]), st.just(1), st.sampled_from([1, 1, 2, 3, 4]), st.booleans()
-        ),
-        st.tuples(st.just("batchnorm"), st.sampled_from([True, True, True, False])),
-        st.tuples(st.just("act"), ACT),
+    groups = st.sampled_from([1, 1, 2, 3, 4])
+    conv = st.tuples(st.just("conv"), WIDTH, st.sampled_from([1, 3]), st.just(1), groups, st.booleans())
+    batchnorm = st.tuples(st.just("batchnorm"), st.sampled_from([True, True, True, False]))
+    act = st.tuples(st.just("act"), ACT)
+    common = st.one_of(
         st.tuples(st.just("depthwise"), st.sampled_from([1, 1, 2])),
         st.tuples(st.just("squeeze"), st.integers(1, 6), GATE),
         st.tuples(st.just("shuffle"), st.sampled_from([2, 3, 4])),
         st.tuples(st.just("groupnorm"), st.sampled_from([1, 2, 4])),
         st.just(("layernorm",)),
         st.just(("prelu",)),
-        st.just(("scaled",)),
-        st.just(("twice",)),
-        st.tuples(st.just("mlp"), WIDTH),
-        st.tuples(st.just("pad"), st.integers(1, 3)),
         st.tuples(st.just("pool"), st.sampled_from(["max", "avg"])),
     )
+    rare = st.one_of(
+        st.just(("scaled",)),
+        st.just(("twice",)),
+        st.just(("tied",)),
+        st.just(("instancenorm",)),
+        st.tuples(st.just("mlp"), WIDTH),
+        st.tuples(st.just("einsum"), WIDTH),
+        st.tuples(st.just("pad"), st.integers(1, 3)),
+        st.tuples(st.just("attention"), st.integers(1, 4), st.booleans()),
+        st.tuples(st.just("function"), st.sampled_from(sorted(FUNCTIONS))),
+    )
+    # Indirection keeps the weights: one_of would flatten what it is given directly.
+    return st.sampled_from([conv, conv, batchnorm, act, common, common, rare]).flatmap(lambda kind: kind)
 
 
 def _nest(inner: st.SearchStrategy[Op]) -> st.SearchStrategy[Op]:

@@ -30,6 +30,7 @@ def batch_norm(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any
             rest.append(layer)
     result = out[0] if isinstance(out, (tuple, list)) else out
     if x.shape[1] == 1:
+        note_single(tr, args[1:5])
         return
     ids = note_norm(tr, args[1:5], mine[0].ravel() if mine else None)
     for t in tensors:
@@ -140,6 +141,16 @@ def note_norm(tr: Tracer, tensors: Sequence[Any], read: IntArray | None) -> IntA
     if own is not None:
         tr.facts.norms.append(NormRead("batch", module, weight, bias, mean, var, own, read))
     return own
+
+
+def note_single(tr: Tracer, tensors: Sequence[Any]) -> None:
+    """A normalization of one channel: its scale is listed, and stays."""
+    weight, bias, mean, var = (tr.name_of(t) for t in tensors)
+    if weight and weight not in tr.normed and not tr.known:
+        tr.normed.add(weight)
+        own = tr.param_axis(weight, 0, 1)
+        tr.pin(own, "the only channel of its layer")
+        tr.facts.norms.append(NormRead("batch", tr.here(), weight, bias, mean, var, own, None))
 
 
 def note_other_norm(tr: Tracer, kind: str, weight: Any) -> None:
