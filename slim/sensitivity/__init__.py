@@ -1,0 +1,6 @@
+"""Sensitivity analysis: which layer can lose how much."""
+
+from slim.sensitivity.measure import SHARES, measure
+from slim.sensitivity.result import Sensitivity
+
+__all__ = ["SHARES", "Sensitivity", "measure"]
