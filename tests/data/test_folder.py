@@ -21,6 +21,9 @@ from slim.data.listing import class_folders, listing
 from slim.data.splits import permutation
 from slim.errors import SlimError
 
+# Python 3.12 and newer warn when a process with threads forks, which is how PyTorch starts its workers.
+pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+
 MakeFolder = Callable[..., Path]
 Batch = tuple[torch.Tensor, torch.Tensor]
 
@@ -315,7 +318,6 @@ def test_a_folder_that_goes_away_is_named(make_folder: MakeFolder) -> None:
         list(streamed.train_dataloader())
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_dead_worker_is_a_failed_run(make_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     from slim.data import stream
     from slim.errors import RunFailed
