@@ -1,4 +1,4 @@
-"""Where a number was measured: versions, processor, accelerator, source revision. No host names, no user names, no paths."""
+"""Where a run took place: versions, processor, memory, revision."""
 
 from __future__ import annotations
 
@@ -10,7 +10,16 @@ from pathlib import Path
 
 import torch
 
-PACKAGES = ("torch", "torchvision", "pytorch-lightning", "numpy", "torchmetrics", "hydra-core", "tensorboard", "safetensors")
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "pytorch-lightning",
+    "numpy",
+    "torchmetrics",
+    "hydra-core",
+    "tensorboard",
+    "safetensors",
+)
 
 
 def processor() -> str:
@@ -35,12 +44,16 @@ def memory_gib() -> float | None:
 def revision(folder: Path | None = None) -> str | None:
     """The git revision of the source (12 hex digits, ``+`` when files are changed), or ``None`` outside a clone."""
     where = str(folder or Path(__file__).resolve().parent)
-    # An installed copy may lie inside somebody else's repository (a virtual environment in a project): not our revision.
+    # An installed copy may lie inside somebody else's repository (a project's .venv): not our revision.
     if "site-packages" in where:
         return None
     try:
         head = subprocess.run(
-            ["git", "-C", where, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, timeout=5, check=True
+            ["git", "-C", where, "rev-parse", "--short=12", "HEAD"],
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=True,
         )
         dirty = subprocess.run(
             ["git", "-C", where, "status", "--porcelain", "--untracked-files=no"],

@@ -1,7 +1,7 @@
 """The pictures of a run: what it cost and kept, widths before and after, and where the cut fell among the gammas.
 
-Every function takes plain data and returns a ``matplotlib.figure.Figure`` made without pyplot: no global state, no display,
-the same bytes for the same numbers. They stay readable from 5 to 200 layers: up to ``NAMED`` layers each has its own
+Every function takes plain data and returns a ``matplotlib.figure.Figure`` made without pyplot: no global state, no
+display, the same bytes for the same numbers. They stay readable from 5 to 200 layers: up to ``NAMED`` layers each has its own
 labelled row; beyond that the layers form one profile with every k-th name.
 """
 
@@ -59,7 +59,9 @@ def summary(record: Mapping[str, Any]) -> Figure:
     _style(left, "Accuracy through the run")
     if shown:
         values = [100 * value for _, value in shown]
-        bars = left.bar([label for label, _ in shown], values, color=[DENSE, *[THIN] * len(shown)][: len(shown)], width=0.7)
+        bars = left.bar(
+            [label for label, _ in shown], values, color=[DENSE, *[THIN] * len(shown)][: len(shown)], width=0.7
+        )
         for bar, (label, _) in zip(bars, shown, strict=True):
             bar.set_color(DENSE if label in ("dense", "sparse") else THIN)
         left.bar_label(bars, [f"{value:.1f}" for value in values], padding=2, color=INK, fontsize=9)
@@ -70,7 +72,13 @@ def summary(record: Mapping[str, Any]) -> Figure:
             left.tick_params(axis="x", rotation=20)
     base = next((rows[name] for name in ("dense", "sparse") if rows.get(name)), {})
     thin = next((rows[name] for name in ("finetuned", "recovered", "rebuilt") if rows.get(name)), {})
-    kinds = {"channels": "channels", "params": "parameters", "macs": "MACs", "latency_ms_b1": "time, batch 1", "latency_ms_b64": "time, batch 64"}
+    kinds = {
+        "channels": "channels",
+        "params": "parameters",
+        "macs": "MACs",
+        "latency_ms_b1": "time, batch 1",
+        "latency_ms_b64": "time, batch 64",
+    }
     _style(right, "What is left of the dense network", grid="x")
     kept = [
         (label, now / then)
@@ -96,7 +104,8 @@ def widths(widths: Mapping[str, Sequence[int]]) -> Figure:
     before = np.array([float(widths[name][0]) for name in names])
     after = np.array([float(widths[name][1]) for name in names])
     gone = 1 - after.sum() / max(before.sum(), 1)
-    title = f"Channels per layer: {words.count(before.sum())} before, {words.count(after.sum())} after ({-100 * gone:+.1f}%)"
+    total, left = words.count(before.sum()), words.count(after.sum())
+    title = f"Channels per layer: {total} before, {left} after ({-100 * gone:+.1f}%)"
     if len(names) <= NAMED:
         figure = _figure(8.6, 1.3 + 0.27 * max(len(names), 3))
         axes = figure.subplots()
@@ -106,7 +115,9 @@ def widths(widths: Mapping[str, Sequence[int]]) -> Figure:
         axes.barh(rows, after, color=THIN, height=0.74, label="after")
         for row, (wide, thin) in enumerate(zip(before, after, strict=True)):
             text = f"{thin:.0f} of {wide:.0f}" if thin != wide else f"{wide:.0f}, all kept"
-            axes.annotate(text, (wide, row), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8, color=INK)
+            axes.annotate(
+                text, (wide, row), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8, color=INK
+            )
         axes.set_yticks(rows, [_short(name) for name in names], fontsize=8)
         axes.set_ylim(len(names) - 0.4, -0.6)
         axes.set_xlim(0, max(before.max(), 1) * 1.18)
@@ -169,7 +180,7 @@ def distribution(
 def by_layer(
     gammas: Mapping[str, Sequence[float]], cut: float | None = None, removed: Mapping[str, Sequence[bool]] | None = None
 ) -> Figure:
-    """Per layer: the spread of |gamma| (line: all, bar: middle half, dot: median) against the cut, and the share removed."""
+    """Per layer: the spread of |gamma| (line: all, bar: middle half, dot: median), the cut, and the share removed."""
     names = [name for name in gammas if len(gammas[name])]
     columns = [np.abs(np.asarray(gammas[name], dtype=float)) for name in names]
     floor, _, _ = _visible(np.concatenate(columns))
@@ -182,7 +193,16 @@ def by_layer(
     thick = float(np.clip(260 / len(names), 1.6, 7))
     upper.vlines(at, quantiles[:, 0], quantiles[:, 4], color=DENSE, linewidth=max(1.0, thick / 3))
     upper.vlines(at, quantiles[:, 1], quantiles[:, 3], color=THIN, linewidth=thick)
-    upper.plot(at, quantiles[:, 2], linestyle="none", marker="o", markersize=max(2.0, thick / 1.8), color="white", markeredgecolor=INK, markeredgewidth=0.7)
+    upper.plot(
+        at,
+        quantiles[:, 2],
+        linestyle="none",
+        marker="o",
+        markersize=max(2.0, thick / 1.8),
+        color="white",
+        markeredgecolor=INK,
+        markeredgewidth=0.7,
+    )
     upper.set_yscale("log")
     upper.set_ylim(floor * 0.6, quantiles.max() * 1.8)
     upper.set_ylabel("|gamma|")
@@ -215,12 +235,29 @@ def history(history: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
             label = None if name in seen else name.replace("_", " ").replace("/", " ")
             seen.add(name)
             points = [np.nan if (point := words.number(value)) is None else scale * point for value in values]
-            axes.plot(start + 1 + np.arange(len(points)), points, color=color, linewidth=1.8, marker="o" if len(points) < 3 else None, label=label)
+            axes.plot(
+                start + 1 + np.arange(len(points)),
+                points,
+                color=color,
+                linewidth=1.8,
+                marker="o" if len(points) < 3 else None,
+                label=label,
+            )
         for axes in (left, right):
             if start:
                 axes.axvline(start + 0.5, color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
             if length:
-                axes.annotate(phase, ((start + 0.5 + length / 2), 1), xycoords=("data", "axes fraction"), xytext=(0, -3), textcoords="offset points", ha="center", va="top", fontsize=8, color=FAINT)
+                axes.annotate(
+                    phase,
+                    ((start + 0.5 + length / 2), 1),
+                    xycoords=("data", "axes fraction"),
+                    xytext=(0, -3),
+                    textcoords="offset points",
+                    ha="center",
+                    va="top",
+                    fontsize=8,
+                    color=FAINT,
+                )
         start += length
     for axes in (left, right):
         axes.set_xlabel("epoch")

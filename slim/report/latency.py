@@ -1,7 +1,7 @@
 """Measured latency, and what bounds it.
 
-MACs are not time. A thin network is timed beside its dense twin, in alternating repetitions on the same machine, and a small
-roofline, probed on that machine, says which of three things its time goes to:
+MACs are not time. A thin network is timed beside its dense twin, in alternating repetitions on the same machine, and a
+small roofline, probed on that machine, says which of three things its time goes to:
 
 - *launch*: the fixed cost of starting an operator. Thinner layers do not lower it.
 - *bandwidth*: bytes read and written. Halving every width halves it, though it takes the MACs to a quarter.
@@ -62,10 +62,10 @@ def compare(
 
     Args:
         models: name -> network, the dense one first. Modes are restored; nothing else is touched.
-        example_inputs: a tensor ``(N, ...)``, a tuple or a dict of keyword arguments, on the networks' device. Its first
-            sample is repeated to make a batch.
+        example_inputs: a tensor ``(N, ...)``, a tuple or a dict of keyword arguments, on the networks' device. Its
+            first sample is repeated to make a batch.
         batches: batch sizes.
-        seconds: time to spend per network and batch size, split into rounds; a slow network gets ``repetitions`` runs all the same.
+        seconds: time to spend per network and batch size; a slow network gets ``repetitions`` runs all the same.
         repetitions: fewest timed runs per network and batch size, after two warm-up runs.
     """
     result = Comparison({name: {} for name in models}, {name: {} for name in models})
@@ -90,7 +90,7 @@ def alternate(
     repetitions: int = 5,
     warmup: int = 2,
 ) -> dict[str, float]:
-    """Median milliseconds of every call; the calls take turns, so a slow spell of the machine hits all of them alike."""
+    """Median milliseconds of every call; the calls take turns, so a slow spell hits all of them alike."""
     timings: dict[str, list[float]] = {name: [] for name in calls}
     for call in calls.values():
         for _ in range(warmup):
@@ -146,11 +146,11 @@ def roofline(model: nn.Module, inputs: Any, machine: Machine) -> Roofline:
     return Roofline(ledger.spent["launch"], ledger.spent["bandwidth"], ledger.spent["compute"], ledger.operators)
 
 
-class _Ledger(TorchDispatchMode):
+class _Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Charges every operator that does work to the slowest of its three bounds."""
 
     def __init__(self, machine: Machine) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.machine = machine
         self.spent = dict.fromkeys(KINDS, 0.0)
         self.operators = 0

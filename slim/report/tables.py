@@ -43,7 +43,10 @@ def cells(record: Mapping[str, Any]) -> list[list[Cell]]:
             [
                 Cell(words.LABELS.get(name, name)),
                 Cell(words.percent(row.get("accuracy")), moved),
-                *(Cell(words.count(row.get(key)), words.change(row.get(key), base.get(key))) for key in ("channels", "params", "macs")),
+                *(
+                    Cell(words.count(row.get(key)), words.change(row.get(key), base.get(key)))
+                    for key in ("channels", "params", "macs")
+                ),
                 Cell(words.count(None if macs is None else 2 * macs), words.change(row.get("macs"), base.get("macs"))),
                 *(
                     Cell(
@@ -77,14 +80,20 @@ def table(record: Mapping[str, Any], *, caption: bool = True) -> Table:
 
     Args:
         record: the run, as in report.json.
-        caption: put the footer below the table. :func:`show` prints it apart, so that no path or command is broken over lines.
+        caption: put the footer below the table. :func:`show` prints it apart, so that no path is broken over lines.
     """
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
     title = str(record.get("experiment") or "slim")
-    out = Table(title=Text(title, style="bold"), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, caption_justify="left")
+    out = Table(
+        title=Text(title, style="bold"),
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+        caption_justify="left",
+    )
     for index, name in enumerate(COLUMNS):
         out.add_column(name.replace(", ", "\n"), justify="left" if index == 0 else "right", no_wrap=True)
     for row in cells(record):
@@ -115,6 +124,8 @@ def footer(record: Mapping[str, Any]) -> list[str]:
     lines = [input_note(record)]
     lines += [str(line) for line in (record.get("latency") or {}).values()]
     paths = record.get("paths") or {}
-    lines += [f"{label:<10}{paths[key]}" for key, label in (("artifact", "artifact"), ("report", "report")) if paths.get(key)]
+    lines += [
+        f"{label:<10}{paths[key]}" for key, label in (("artifact", "artifact"), ("report", "report")) if paths.get(key)
+    ]
     command = tensorboard_command(record)
     return lines + ([f"{'curves':<10}{command}"] if command else [])

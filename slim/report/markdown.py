@@ -1,0 +1,99 @@
+"""report.md: the record of a run as a page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from slim.report import environment, tables, words
+
+CAPTIONS = {
+    "summary": "Accuracy and cost of every network of the run",
+    "widths": "Channels per layer, before and after",
+    "gammas": "All gammas before the cut, and the cut",
+    "gammas_by_layer": "Gammas per layer, and what was removed",
+    "history": "Loss and accuracy per epoch",
+}
+
+
+def render(record: Mapping[str, Any], figures: Sequence[str]) -> str:
+    """The page, in Markdown.
+
+    Args:
+        record: The content of report.json.
+        figures: Names of the figures beside it (``figures/<name>.png``).
+    """
+    parts = [f"# {record.get('experiment') or 'slim'}", _facts(record), "## Networks", _table(record)]
+    parts += [_list(tables.input_note(record), *(record.get("latency") or {}).values())]
+    if asked := _budgets(record):
+        parts += ["## Budget", asked]
+    if phases := _phases(record):
+        parts += ["## Phases", phases]
+    if notes := record.get("notes"):
+        parts += ["## Notes", _list(*notes)]
+    for name in figures:
+        caption = CAPTIONS.get(name, name.replace("_", " ").capitalize())
+        parts += [f"## {caption}", f"![{caption}](figures/{name}.png)"]
+    if widths := _widths(record):
+        parts += ["## Widths", widths]
+    paths = record.get("paths") or {}
+    files = [f"artifact: `{paths['artifact']}`"] if paths.get("artifact") else []
+    if command := tables.tensorboard_command(record):
+        files.append(f"curves: `{command}`")
+    if files:
+        parts += ["## Files", _list(*files)]
+    if machine := record.get("environment"):
+        parts += ["## Environment", environment.line(dict(machine))]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [list(head), ["---", *("---:" for _ in head[1:])], *[list(row) for row in rows]]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def _list(*lines: Any) -> str:
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _facts(record: Mapping[str, Any]) -> str:
+    names = ("model", "data", "seed", "passes", "input_shape", "plan_hash")
+    return _list(*(f"{name.replace('_', ' ')}: {record[name]}" for name in names if record.get(name) is not None))
+
+
+def _table(record: Mapping[str, Any]) -> str:
+    rows = [[f"{c.value} ({c.change})" if c.change else c.value for c in row] for row in tables.cells(record)]
+    return _grid(tables.COLUMNS, rows)
+
+
+def _budgets(record: Mapping[str, Any]) -> str:
+    asked, got = record.get("requested") or {}, record.get("achieved") or {}
+    rows = [[k, _plain(asked.get(k)), _plain(got.get(k))] for k in dict.fromkeys((*asked, *got))]
+    return _grid(("budget", "requested", "achieved"), rows) if rows else ""
+
+
+def _plain(value: Any) -> str:
+    amount = words.number(value)
+    if amount is None:
+        return words.MISSING if value is None else str(value)
+    return f"{amount:.4g}" if abs(amount) < 1e4 else words.count(amount)
+
+
+def _phases(record: Mapping[str, Any]) -> str:
+    rows = []
+    for name, phase in (record.get("phases") or {}).items():
+        best = words.percent(phase.get("best_val"))
+        if phase.get("best_epoch") is not None:
+            best += f" (epoch {phase['best_epoch']})"
+        epochs = words.MISSING if phase.get("epochs") is None else str(phase["epochs"])
+        cells = [name, epochs, words.percent(phase.get("val")), best, words.percent(phase.get("accuracy"))]
+        rows.append([*cells, words.seconds(phase.get("seconds"))])
+    head = ("phase", "epochs", "validation, last epoch", "validation, best", "test, last epoch", "time")
+    return _grid(head, rows) if rows else ""
+
+
+def _widths(record: Mapping[str, Any]) -> str:
+    rows = []
+    for name, (before, after) in (record.get("widths") or {}).items():
+        rows.append([name, str(before), str(after), words.change(after, before) or "0%"])
+    return _grid(("layer", "before", "after", "change"), rows) if rows else ""
