@@ -46,7 +46,8 @@ class Target:
             within their layer.
         memory: of the running mean of the scores, as a fraction of the phase.
         max_layer_ratio: most of a layer that may go, in (0, 1].
-        select: further options of `slim.select` (min_channels, round_to, ignore, overrides, strategy).
+        select: further options of `slim.select` (min_channels, round_to, ignore, overrides, strategy: ``marginal`` for a
+            budget of MACs unless given, else ``global``).
     """
 
     exact_zeros = True
@@ -76,7 +77,9 @@ class Target:
                             "Set penalty.criterion.")  # fmt: skip
         self.start, self.end, self.window, self.rankings = start, end, window, rankings
         self.criterion, self.balance, self.memory, self.norms = criterion, balance, memory, norms
-        self.max_layer_ratio, self.select = max_layer_ratio, dict(select or {})
+        # A budget of MACs asks what each channel is worth per MAC it saves.
+        self.select = {"strategy": "marginal" if self.kind == "macs" else "global", **(select or {})}
+        self.max_layer_ratio = max_layer_ratio
         self._progress = Progress("target")
         self._gammas: Gammas
         self._graph: ChannelGraph
@@ -169,7 +172,7 @@ class Target:
         inside = torch.as_tensor(self._gammas.groups >= 0, device=self._gammas.device)
         zero = inside & (self._gammas.flat() == 0)
         doomed = inside & ~torch.isinf(self._left)
-        total, cut = self._dense["scales"], self._dense["scales"] - self._scales()
+        total, cut = self._dense["scales"], self._dense["entries"] - len(self._gammas)
         done = self._progress.step >= self._last + self._window and not bool((doomed & ~zero).any())
         return {
             "zero": (cut + float(zero.sum())) / total,
@@ -226,10 +229,19 @@ class Target:
     def _measure_dense(self) -> None:
         """What budgets and floors refer to, also after the network became thinner."""
         graph = self._graph
-        self._dense = {"scales": self._scales(), "macs": graph.macs(), "params": graph.params()}
+        self._dense = {
+            "entries": len(self._gammas),
+            "scales": self._scales(),
+            "macs": graph.macs(),
+            "params": graph.params(),
+        }
         share, least = 1 - self.max_layer_ratio, int(self.select.get("min_channels", 1))
         # The subtraction is exact to an ulp only: 10 * (1 - 0.9) must ask for one channel, not two.
-        self._floor = {space.name: max(least, int(np.ceil(len(space.groups) * share - 1e-9))) for space in graph.spaces}
+        self._floor = {}
+        for space in graph.spaces:
+            floor = max(least, int(np.ceil(len(space.groups) * share - 1e-9)))
+            # By module: a space is named after its first producer, which may leave it as the network gets thinner.
+            self._floor.update(dict.fromkeys((space.name, *space.modules), floor))
 
     def _share(self, step: int) -> float:
         u = (step - self._first + 1) / (self._last - self._first + 1)
@@ -246,7 +258,7 @@ class Target:
         self._dense, self._floor = dict(state["dense"]), dict(state["floor"])
 
     def _scores(self) -> np.ndarray:
-        """Score of every group: entries over their layer's mean, summed over the group's members."""
+        """Score of every group: its members' mean, each over its layer's mean to the power ``balance``."""
         g = self._gammas
         raw = (self._score if self.criterion == "taylor" else g.flat().abs()).double().cpu().numpy()
         # Only what is alive counts in a layer's mean, so that removing zeros for good changes nothing.
@@ -261,9 +273,9 @@ class Target:
     def _budget(self, share: float) -> float:
         """The budget after ``share`` of the way, in terms of the network as it is now."""
         if self.kind == "ratio":
-            now = self._scales()
-            gone = self._dense["scales"] - now
-            return max(0.0, (self.budget * share * self._dense["scales"] - gone) / now)
+            # Counted in entries: a last channel that became unremovable is still there.
+            gone = self._dense["entries"] - len(self._gammas)
+            return max(0.0, (self.budget * share * self._dense["scales"] - gone) / max(1, self._scales()))
         now = self._graph.macs() if self.kind == "macs" else self._graph.params()
         return min(1.0, (1 - (1 - self.budget) * share) * self._dense[self.kind] / now)
 
@@ -284,7 +296,10 @@ class Target:
         counts = np.bincount(g.groups[own], minlength=len(graph))
         values = np.where(settled, -1.0, self._scores())
         options: dict[str, Any] = {**self.select, "overrides": {
-            **{name: {"min_channels": least} for name, least in self._floor.items()},
+            **{
+                space.name: {"min_channels": max(self._floor.get(m, 1) for m in (space.name, *space.modules))}
+                for space in graph.spaces
+            },
             **(self.select.get("overrides") or {}),
         }, self.kind: self._budget(share)}  # fmt: skip
         scores = Scores(values, counts > 0, counts, self.criterion)
