@@ -1,0 +1,51 @@
+"""slim.prune: the five lines in one."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import slim
+from slim.channels import count_macs, count_params
+from slim.errors import SlimError
+from tests.selection.networks import INPUTS, Residual
+
+
+def test_it_is_trace_score_select_rebuild():
+    torch.manual_seed(0)
+    model = Residual()
+    for p in model.parameters():
+        nn.init.normal_(p)
+    before = copy.deepcopy(model.state_dict())
+    result = slim.prune(model, INPUTS, macs=0.5, round_to=2)
+    graph = slim.trace(model, INPUTS)
+    plan = slim.select(graph, slim.score(graph), macs=0.5, round_to=2)
+    assert result.plan.hash == plan.hash
+    assert result.report.macs == (count_macs(model, INPUTS), count_macs(result.model, INPUTS))
+    assert result.report.params == (count_params(model), count_params(result.model))
+    assert result.report.achieved["macs"] <= 0.5
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    text = str(result.report)
+    assert "FLOPs = 2 x MACs; input 1x3x8x8" in text
+    assert "criterion gamma, macs=0.5" in text
+
+
+def test_options_of_the_criterion_have_a_place_of_their_own():
+    result = slim.prune(Residual(), INPUTS, criterion="random", criterion_options={"seed": 3}, ratio=0.3)
+    again = slim.prune(Residual(), INPUTS, criterion="random", criterion_options={"seed": 3}, ratio=0.3)
+    assert result.plan.hash == again.plan.hash
+
+
+def test_notes_reach_the_report():
+    result = slim.prune(Residual(), INPUTS, ratio=0.9, max_layer_ratio=0.5)
+    assert "Requested ratio=0.9" in str(result.report)
+
+
+def test_unknown_options_are_errors():
+    with pytest.raises(TypeError):
+        slim.prune(Residual(), INPUTS, ratoi=0.5)
+    with pytest.raises(SlimError, match="without any"):
+        slim.prune(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 1)), INPUTS, ratio=0.5)
