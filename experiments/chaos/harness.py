@@ -20,12 +20,13 @@ TINY = (
     "data.limit_train=256",
     "data.batch_size=32",
     "model.widths=[8,M,16]",
-    "trainer.precision=32",
+    "trainer.precision=fp32",
     "trainer.threads=1",
     "trainer.checkpoint_every=3",
-    "penalty=prox",
+    "penalty=target",
     "sparse.epochs=6",
     "sparse.slim_every=2",
+    "prune.ratio=0.5",
     "finetune.epochs=4",
     "recovery.recalibrate_batches=2",
 )
@@ -120,7 +121,7 @@ def where(directory: Path) -> str:
 def compare(whole: Path, killed: Path, outcome: Outcome) -> None:
     """Weights, plan, report and curves of the two runs, bit by bit."""
     for name in ("model.safetensors", "prune/plan.json", "sparse/network.safetensors", "prune/network.safetensors"):
-        if (whole / name).read_bytes() != (killed / name).read_bytes():
+        if contents(whole / name) != contents(killed / name):
             outcome.differences.append(name)
     reports = [timeless(json.loads((place / "report.json").read_text())) for place in (whole, killed)]
     outcome.differences += [f"report.json: {key}" for key in reports[0] if reports[0][key] != reports[1].get(key)]
@@ -129,6 +130,16 @@ def compare(whole: Path, killed: Path, outcome: Outcome) -> None:
         outcome.differences += [
             f"curve {phase} {tag}" for tag in sorted(a.keys() | b.keys()) if a.get(tag) != b.get(tag)
         ]
+
+
+def contents(path: Path) -> Any:
+    """What is in a file: bytes, or for safetensors the header and every tensor's bytes (its header has no fixed order)."""
+    if path.suffix != ".safetensors":
+        return path.read_bytes()
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        return file.metadata(), {key: file.get_tensor(key).numpy().tobytes() for key in sorted(file.keys())}
 
 
 def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:

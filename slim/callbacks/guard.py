@@ -58,5 +58,5 @@ class Guard(pl.Callback):
                 f"The loss must be finite. Got loss=nan or inf ({self._phase}, epoch {trainer.current_epoch + 1}, "
                 f"batch {bad}, step {trainer.global_step}). Try a lower {self._phase}.lr, "
                 "trainer.clip=1, scheduler.warmup=0.05 or "
-                "trainer.precision=32; the last good checkpoint is kept."
+                "trainer.precision=fp32; the last good checkpoint is kept."
             )

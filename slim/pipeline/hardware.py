@@ -56,15 +56,15 @@ def choose(wanted: Hardware, cpu_flags: frozenset[str] | None = None) -> Choice:
         why = found[0].upper().replace("_", "-") if found else "no AMX or AVX512-BF16"
     precision = wanted.precision
     if precision == "auto":
-        precision = "bf16" if good else "32"
+        precision = "bf16" if good else "fp32"
     else:
         why = "as asked"
     layout = good if wanted.channels_last is None else wanted.channels_last
-    words = {"32": "fp32", "bf16": "bf16 autocast", "16": "fp16 autocast"}[precision]
+    words = {"fp32": "fp32", "bf16": "bf16 autocast", "fp16": "fp16 autocast"}[precision]
     return Choice(
         accelerator="gpu" if gpu else "cpu",
         device=torch.device("cuda" if gpu else "cpu"),
-        precision={"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}[precision],
+        precision={"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}[precision],
         channels_last=layout,
         line=f"{where}, {words}{', channels last' if layout else ''} ({why})",
     )

@@ -16,7 +16,7 @@ Keys (a missing one means: not known in this run)::
     environment       versions, processor, device, git revision
     paths             {artifact, report, tensorboard}
 
-Accuracies are fractions in [0, 1]. Everything but ``seconds``, the latencies, ``environment`` and ``paths`` is a function
+Accuracies are fractions in [0, 1]. Everything but ``seconds``, latencies, ``environment`` and ``paths`` is a function
 of configuration and seed (on one machine): a resumed run ends with the same values as one that was left alone.
 """
 

@@ -109,7 +109,7 @@ class Hardware:
 
     accelerator: str = one_of("auto", "cpu", "gpu", default="auto")
     devices: int = _at_least(1, default=1)
-    precision: str = one_of("auto", "32", "bf16", "16", default="auto")
+    precision: str = one_of("auto", "fp32", "bf16", "fp16", default="auto")
     channels_last: bool | None = None
     compile: bool = False
     accumulate: int = _at_least(1, default=1)
@@ -163,8 +163,8 @@ def read(config: Mapping[str, Any]) -> Settings:
         raise SlimError(
             f"The cut needs exactly one budget. Got {got}. Set one and the others to null, e.g. prune.ratio=null."
         )
-    if settings.trainer.precision == "16" and settings.trainer.accelerator == "cpu":
-        raise SlimError("precision must be 32 or bf16 on a CPU. Got precision=16. Set trainer.precision=bf16.")
+    if settings.trainer.precision == "fp16" and settings.trainer.accelerator == "cpu":
+        raise SlimError("precision must be fp32 or bf16 on a CPU. Got precision=fp16. Set trainer.precision=bf16.")
     return settings
 
 

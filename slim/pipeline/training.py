@@ -35,7 +35,6 @@ QUIET = (
     ".*does not have many workers.*",
     ".*smaller than the logging interval.*",
     ".*Checkpoint directory .* exists and is not empty.*",
-    ".*in eval mode at the start of training.*",
     ".*GPU available but not used.*",
     ".*TPU available.*",
     ".*The `srun` command is available.*",
@@ -97,6 +96,8 @@ def train(
         penalty = _penalty(work, training, network, graph, rates.total(factor, lr, steps), note or (lambda line: None))
     if hardware.channels_last:
         network = network.to(memory_format=torch.channels_last)
+    # Lightning leaves modes as it finds them.
+    network.train()
     module = Classifier(
         network,
         optimizer=lambda parameters: work.optimizer(parameters, lr),
