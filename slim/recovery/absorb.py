@@ -90,7 +90,7 @@ def _removed_groups(removed: Plan | npt.NDArray[np.bool_], graph: ChannelGraph) 
         mask_of_groups = np.asarray(removed, bool)
         if mask_of_groups.shape != (len(graph),):
             raise SlimError(
-                f"absorb needs a mask over the channel groups. Got shape {mask_of_groups.shape} for {len(graph)} groups. "
+                f"absorb needs a mask over the channel groups. Got shape {mask_of_groups.shape}, not ({len(graph)},). "
                 "Use the selection made on this graph."
             )
         return mask_of_groups

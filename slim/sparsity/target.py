@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from slim.channels import plan_of
 from slim.criteria import Scores
 from slim.errors import SlimError
-from slim.selection import select_groups
+from slim.sparsity.aim import Aim
 from slim.sparsity.forecast import Forecast
 from slim.sparsity.gammas import Gammas, collect
 from slim.sparsity.progress import Progress
@@ -46,8 +46,8 @@ class Target:
             within their layer.
         memory: of the running mean of the scores, as a fraction of the phase.
         max_layer_ratio: most of a layer that may go, in (0, 1].
-        select: further options of `slim.select` (min_channels, round_to, ignore, overrides, strategy: ``marginal`` for a
-            budget of MACs unless given, else ``global``).
+        select: further options of `slim.select` (min_channels, round_to, ignore, overrides, strategy: unless given
+            ``marginal`` for a budget of MACs, else ``global``).
     """
 
     exact_zeros = True
@@ -56,17 +56,7 @@ class Target:
                  start: float = 0.1, end: float = 0.7, window: float = 0.05, rankings: int = 40,
                  criterion: str = "taylor", balance: float = 0.0, memory: float = 0.02, max_layer_ratio: float = 0.9,
                  norms: str = "batch", select: Mapping[str, Any] | None = None) -> None:  # fmt: skip
-        given = {k: v for k, v in (("ratio", ratio), ("macs", macs), ("params", params)) if v is not None}
-        if len(given) != 1:
-            raise SlimError(
-                f"target needs exactly one budget of ratio, macs, params. Got {given or 'none'}. "
-                "Set penalty.ratio, penalty.macs or penalty.params."
-            )
-        ((self.kind, self.budget),) = given.items()
-        inside = 0 <= self.budget < 1 if self.kind == "ratio" else 0 < self.budget <= 1
-        if not inside:
-            bounds = "[0, 1)" if self.kind == "ratio" else "(0, 1]"
-            raise SlimError(f"{self.kind} must be in {bounds}. Got {self.kind}={self.budget}. Set penalty.{self.kind}.")
+        self.aim = Aim({"ratio": ratio, "macs": macs, "params": params}, max_layer_ratio, dict(select or {}))
         if not (start >= 0 and window > 0 and start + window <= end <= 1):
             raise SlimError(
                 "target needs 0 <= start, 0 < window and start + window <= end <= 1, fractions of the phase. "
@@ -77,21 +67,16 @@ class Target:
                             "Set penalty.criterion.")  # fmt: skip
         self.start, self.end, self.window, self.rankings = start, end, window, rankings
         self.criterion, self.balance, self.memory, self.norms = criterion, balance, memory, norms
-        # A budget of MACs asks what each channel is worth per MAC it saves.
-        self.select = {"strategy": "marginal" if self.kind == "macs" else "global", **(select or {})}
-        self.max_layer_ratio = max_layer_ratio
         self._progress = Progress("target")
         self._gammas: Gammas
         self._graph: ChannelGraph
-        self._dense: dict[str, float] = {}
-        self._floor: dict[str, int] = {}
         self._notes: tuple[str, ...] = ()
 
     def attach(self, model: nn.Module, graph: ChannelGraph, total_steps: int) -> None:
         """See `Penalty.attach`."""
         self._find(model, graph)
         state = self._progress.attach(total_steps)
-        self._measure_dense()
+        self.aim.measure(graph, len(self._gammas))
         self._first = int(self.start * total_steps)
         self._window = max(1, round(self.window * total_steps))
         self._last = max(self._first, int(self.end * total_steps) - self._window)
@@ -156,7 +141,7 @@ class Target:
         """Step, running scores, the way left to zero of every entry, and the size of the dense network."""
         state = self._progress.state()
         tensors = {"score": self._score.clone(), "left": self._left.clone()}
-        return {**state, **tensors, "dense": dict(self._dense), "floor": dict(self._floor)}
+        return {**state, **tensors, **self.aim.state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """See `Penalty.load_state_dict`."""
@@ -172,12 +157,12 @@ class Target:
         inside = torch.as_tensor(self._gammas.groups >= 0, device=self._gammas.device)
         zero = inside & (self._gammas.flat() == 0)
         doomed = inside & ~torch.isinf(self._left)
-        total, cut = self._dense["scales"], self._dense["entries"] - len(self._gammas)
+        total, gone = self.aim.dense["scales"], self.aim.gone(len(self._gammas))
         done = self._progress.step >= self._last + self._window and not bool((doomed & ~zero).any())
         return {
-            "zero": (cut + float(zero.sum())) / total,
-            "target": self.budget if self.kind == "ratio" else (cut + float(doomed.sum())) / total,
-            "macs": self._graph.macs(self.removed()) / self._dense["macs"],
+            "zero": gone + float(zero.sum()) / total,
+            "target": self.aim.budget if self.aim.kind == "ratio" else gone + float(doomed.sum()) / total,
+            "macs": self._graph.macs(self.removed()) / self.aim.dense["macs"],
             "ready": float(done),
         }
 
@@ -185,7 +170,7 @@ class Target:
         """Reaches zero whatever the learning rate; only floors can keep it from the whole budget."""
         median = float(self._gammas.flat().abs().median())
         line = (
-            f"target: {self.kind}={self.budget:g} will be at exactly zero after {self._last + self._window} of "
+            f"target: {self.aim.kind}={self.aim.budget:g} will be at exactly zero after {self._last + self._window} of "
             f"{self._progress.total} steps, ranked {len(self._moments)} times."
         )
         if self._notes:
@@ -221,28 +206,6 @@ class Target:
         keeps = [plan.axes.get((name, 0)) if plan is not None else None for name in g.names]
         self._kept = [None if keep is None else keep.kept for keep in keeps]
 
-    def _scales(self) -> int:
-        """Scales that may be removed, now."""
-        own = self._gammas.groups >= 0
-        return int(self._graph.prunable[self._gammas.groups[own]].sum())
-
-    def _measure_dense(self) -> None:
-        """What budgets and floors refer to, also after the network became thinner."""
-        graph = self._graph
-        self._dense = {
-            "entries": len(self._gammas),
-            "scales": self._scales(),
-            "macs": graph.macs(),
-            "params": graph.params(),
-        }
-        share, least = 1 - self.max_layer_ratio, int(self.select.get("min_channels", 1))
-        # The subtraction is exact to an ulp only: 10 * (1 - 0.9) must ask for one channel, not two.
-        self._floor = {}
-        for space in graph.spaces:
-            floor = max(least, int(np.ceil(len(space.groups) * share - 1e-9)))
-            # By module: a space is named after its first producer, which may leave it as the network gets thinner.
-            self._floor.update(dict.fromkeys((space.name, *space.modules), floor))
-
     def _share(self, step: int) -> float:
         u = (step - self._first + 1) / (self._last - self._first + 1)
         return 1 - (1 - min(1.0, u)) ** 3
@@ -255,7 +218,7 @@ class Target:
             )
         self._score.copy_(state["score"])
         self._left.copy_(state["left"])
-        self._dense, self._floor = dict(state["dense"]), dict(state["floor"])
+        self.aim.load(state)
 
     def _scores(self) -> np.ndarray:
         """Score of every group: its members' mean, each over its layer's mean to the power ``balance``."""
@@ -269,15 +232,6 @@ class Target:
         total = np.bincount(g.groups[own], entry[own], minlength=len(self._graph))
         count = np.bincount(g.groups[own], minlength=len(self._graph))
         return total / np.maximum(count, 1)
-
-    def _budget(self, share: float) -> float:
-        """The budget after ``share`` of the way, in terms of the network as it is now."""
-        if self.kind == "ratio":
-            # Counted in entries: a last channel that became unremovable is still there.
-            gone = self._dense["entries"] - len(self._gammas)
-            return max(0.0, (self.budget * share * self._dense["scales"] - gone) / max(1, self._scales()))
-        now = self._graph.macs() if self.kind == "macs" else self._graph.params()
-        return min(1.0, (1 - (1 - self.budget) * share) * self._dense[self.kind] / now)
 
     def _rank(self, share: float) -> None:
         groups = self._gammas.groups
@@ -295,14 +249,7 @@ class Target:
         settled[g.groups[own & (self._left <= 1).cpu().numpy()]] = True
         counts = np.bincount(g.groups[own], minlength=len(graph))
         values = np.where(settled, -1.0, self._scores())
-        options: dict[str, Any] = {**self.select, "overrides": {
-            **{
-                space.name: {"min_channels": max(self._floor.get(m, 1) for m in (space.name, *space.modules))}
-                for space in graph.spaces
-            },
-            **(self.select.get("overrides") or {}),
-        }, self.kind: self._budget(share)}  # fmt: skip
         scores = Scores(values, counts > 0, counts, self.criterion)
-        selection = select_groups(graph, scores, **options)
+        selection = self.aim.select(graph, scores, share, len(g))
         self._notes = selection.notes
         return selection.removed | settled
