@@ -53,12 +53,13 @@ def close(got: Tensor, want: Tensor, what: str, tolerance: float = EXACT) -> Non
 def removal(graph: ChannelGraph, share: float, seed: int) -> np.ndarray:
     """A random removal that keeps the promises a selection keeps: one channel per space, equal losses where balanced.
 
-    A shared stream goes with its last reader (``residual="select"``), which can empty a layer that lost little: then
-    half the share is tried.
+    A shared stream goes with its last reader (``residual="select"``), which can empty a layer that lost little or tip a
+    balance: then half the share is tried.
     """
     removed = graph.closure(_loose_removal(graph, share, seed))
     emptied = any(removed[space.groups].all() for space in graph.spaces)
-    if not emptied:
+    tipped = any(len({int(removed[b[b >= 0]].sum()) for b in map(np.asarray, x.blocks)}) > 1 for x in graph.balance)
+    if not (emptied or tipped):
         return removed
     return removal(graph, share / 2, seed) if share > 0.02 else np.zeros_like(removed)
 
@@ -95,9 +96,14 @@ def _loose_removal(graph: ChannelGraph, share: float, seed: int) -> np.ndarray:
 
 
 def counted_macs(model: nn.Module, x: Tensor) -> int:
-    """MACs of one forward by PyTorch's own counter."""
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(x)
+    """MACs of one forward by PyTorch's own counter, which does not see into attention's fused inference kernel."""
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            model(x)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
     return int(counter.get_total_flops()) // 2
 
 
