@@ -179,8 +179,9 @@ def _trainer(
     work: Workspace, epochs: int, directory: Path, name: str, saved: dict[str, Any] | None, callbacks: list[pl.Callback]
 ) -> pl.Trainer:
     wanted, hardware = work.settings.trainer, work.hardware
-    # Points after the checkpoint belong to a past that did not happen; TensorBoard drops what is purged.
-    purge = None if saved is None else int(saved["global_step"]) + 1
+    # Points after the checkpoint belong to a past that did not happen; TensorBoard drops what is purged. A phase that
+    # was killed before its first checkpoint may have left points, too.
+    purge = 0 if saved is None else int(saved["global_step"]) + 1
     return pl.Trainer(
         accelerator=hardware.accelerator,
         devices=wanted.devices,
