@@ -1,7 +1,8 @@
 """The pictures of a run: what it cost and kept, widths before and after, and where the cut fell among the gammas.
 
 Every function takes plain data and returns a ``matplotlib.figure.Figure`` made without pyplot: no global state, no
-display, the same bytes for the same numbers. They stay readable from 5 to 200 layers: up to ``NAMED`` layers each has its own
+display, the same bytes for the same numbers.
+They stay readable from 5 to 200 layers: up to ``NAMED`` layers each has its own
 labelled row; beyond that the layers form one profile with every k-th name.
 """
 
@@ -64,12 +65,12 @@ def summary(record: Mapping[str, Any]) -> Figure:
         )
         for bar, (label, _) in zip(bars, shown, strict=True):
             bar.set_color(DENSE if label in ("dense", "sparse") else THIN)
-        left.bar_label(bars, [f"{value:.1f}" for value in values], padding=2, color=INK, fontsize=9)
+        for text in left.bar_label(bars, [f"{value:.1f}" for value in values], padding=3, color=INK, fontsize=9):
+            text.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.6})
         left.set_ylim(0, max(values) * 1.13 or 1)
         left.set_ylabel("accuracy, %")
         left.axhline(values[0], color=FAINT, linewidth=0.8, linestyle=(0, (4, 3)), zorder=0)
-        if len(shown) > 4:
-            left.tick_params(axis="x", rotation=20)
+        left.tick_params(axis="x", labelsize=8.5 if len(shown) > 4 else 9)
     base = next((rows[name] for name in ("dense", "sparse") if rows.get(name)), {})
     thin = next((rows[name] for name in ("finetuned", "recovered", "rebuilt") if rows.get(name)), {})
     kinds = {
@@ -122,7 +123,7 @@ def widths(widths: Mapping[str, Sequence[int]]) -> Figure:
         axes.set_ylim(len(names) - 0.4, -0.6)
         axes.set_xlim(0, max(before.max(), 1) * 1.18)
         axes.set_xlabel("channels")
-        axes.legend(loc="lower right", frameon=True, framealpha=0.9, edgecolor="none", fontsize=9)
+        _legend(axes)
     else:
         figure = _figure(11, 4.6)
         axes = figure.subplots()
@@ -132,7 +133,7 @@ def widths(widths: Mapping[str, Sequence[int]]) -> Figure:
         _sparse_names(axes, names)
         axes.set_ylabel("channels")
         axes.set_ylim(0, before.max() * 1.08)
-        axes.legend(loc="upper left", frameon=True, framealpha=0.9, edgecolor="none", fontsize=9)
+        _legend(axes)
     return figure
 
 
@@ -150,7 +151,7 @@ def distribution(
     floor, shown, zeros = _visible(values)
     figure = _figure(10, 3.8)
     left, right = figure.subplots(1, 2)
-    _style(left, f"{words.count(len(values))} gammas of {len(gammas)} layers")
+    _style(left, "All gammas")
     top = max(shown.max() * 1.1, floor * 10)
     bins = np.geomspace(floor * 0.999, top, 61)
     left.hist([shown[~gone], shown[gone]], bins=list(bins), stacked=True, color=[THIN, CUT], label=["kept", "removed"])
@@ -159,7 +160,20 @@ def distribution(
     left.set_ylabel("channels")
     if zeros:
         left.set_xlabel(f"|gamma|  (leftmost bin: {words.count(zeros)} at or below {floor:.0e})")
-    _style(right, f"Sorted: {100 * gone.mean():.1f}% removed" if len(gone) else "Sorted")
+        others = float(np.histogram(shown, bins)[0][1:].max())
+        if zeros > 2.5 * others > 0:
+            # A tall bar of zeros would flatten everything there is to see; it leaves the frame and says its height.
+            left.set_ylim(0, 1.6 * others)
+            left.annotate(
+                f"{words.count(zeros)} ↑",
+                (bins[1], 1.52 * others),
+                xytext=(3, 0),
+                textcoords="offset points",
+                va="top",
+                fontsize=8.5,
+                color=CUT,
+            )
+    _style(right, f"Sorted: {100 * gone.mean():.1f}% of {words.count(len(values))} removed")
     share = 100 * (np.arange(len(values)) + 0.5) / len(values)
     right.plot(share, shown, color=THIN, linewidth=1.8, drawstyle="steps-mid")
     if gone.any():
@@ -173,7 +187,7 @@ def distribution(
     if cut is not None and cut > 0:
         left.axvline(max(cut, floor), color=INK, linewidth=1.1, linestyle=(0, (5, 3)), label=f"cut at {cut:.3g}")
         right.axhline(max(cut, floor), color=INK, linewidth=1.1, linestyle=(0, (5, 3)))
-    left.legend(loc="upper left", frameon=True, framealpha=0.9, edgecolor="none", fontsize=9)
+    _legend(left)
     return figure
 
 
@@ -208,7 +222,7 @@ def by_layer(
     upper.set_ylabel("|gamma|")
     if cut is not None and cut > 0:
         upper.axhline(max(cut, floor), color=CUT, linewidth=1.1, linestyle=(0, (5, 3)), label=f"cut at {cut:.3g}")
-        upper.legend(loc="lower left", frameon=True, framealpha=0.9, edgecolor="none", fontsize=9)
+        _legend(upper)
     _style(lower, "")
     lower.bar(at, 100 * share, color=CUT, width=0.8)
     lower.set_ylim(0, 100)
@@ -264,8 +278,24 @@ def history(history: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
         axes.set_xlim(0.5, max(start, 1) + 0.5)
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.margins(y=0.14)
-        if axes.get_legend_handles_labels()[0]:
-            axes.legend(loc="center right", frameon=True, framealpha=0.9, edgecolor="none", fontsize=9)
+        _legend(axes)
+    return figure
+
+
+def scatter(points: Sequence[tuple[float, float, str]]) -> Figure:
+    """Jobs of a sweep: ``(MACs kept in %, accuracy in %, label)``."""
+    figure = _figure(7, 4)
+    axes = figure.subplots()
+    _style(axes, "Accuracy against cost, one point per job")
+    ordered = sorted(points)
+    axes.plot([x for x, _, _ in ordered], [y for _, y, _ in ordered], color=DENSE, linewidth=1.2, zorder=1)
+    axes.scatter([x for x, _, _ in ordered], [y for _, y, _ in ordered], color=THIN, s=34, zorder=2)
+    for x, y, label in ordered if len(ordered) <= 30 else []:
+        axes.annotate(label, (x, y), xytext=(5, 5), textcoords="offset points", fontsize=8.5, color=INK)
+    axes.set_xlabel("MACs kept, % of the dense network")
+    axes.set_ylabel("test accuracy, %")
+    axes.set_xlim(left=0)
+    axes.margins(0.1, 0.15)
     return figure
 
 
@@ -282,6 +312,21 @@ def _style(axes: Axes, title: str, grid: str = "y") -> None:
     axes.tick_params(colors=INK, labelsize=9, length=3)
     axes.grid(axis=grid, color="#e6e9ee", linewidth=0.8)  # type: ignore[arg-type]
     axes.set_axisbelow(True)
+
+
+def _legend(axes: Axes) -> None:
+    """Beside the title, where it can cover nothing."""
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(
+            loc="lower right",
+            bbox_to_anchor=(1.0, 0.995),
+            ncols=3,
+            frameon=False,
+            fontsize=8.5,
+            borderaxespad=0.0,
+            handlelength=1.4,
+            columnspacing=1.2,
+        )
 
 
 def _say(axes: Axes, text: str) -> None:

@@ -1,89 +1,140 @@
-"""One table over the jobs of a multirun."""
+"""One table and one figure over the jobs of a multirun."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slim.errors import SlimError
-from slim.files import read_json, write_atomic
+from slim.files import read_json, write_atomic, write_json
 from slim.report import words
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from rich.table import Table
 
-HEAD = ("job", "what differs", "dense", "thin", "channels", "params", "MACs", "ms, batch 1")
+HEAD = ("job", "what differs", "dense", "thin", "channels", "params", "MACs", "batch 1", "batch 64")
+"""Accuracy of the first and the last network, what is left of the dense one, measured time against it."""
+
+Jobs = list[tuple[str, Mapping[str, Any]]]
 
 
-def jobs(directory: str | Path) -> list[tuple[str, Mapping[str, Any]]]:
-    """The records of a sweep's jobs, by folder name, in the order of their numbers."""
-    found = []
-    for folder in sorted(Path(directory).iterdir(), key=lambda p: (len(p.name), p.name)):
-        if (folder / "report.json").is_file():
-            try:
-                found.append((folder.name, read_json(folder / "report.json", what="report")))
-            except SlimError as error:
-                found.append((folder.name, {"status": "failed", "error": str(error)}))
+def jobs(directory: str | Path) -> Jobs:
+    """The records of a sweep's jobs, by folder name, in the order of their numbers.
+
+    A folder without a readable report.json is a job that failed; its error.txt, if any, says why.
+
+    Raises:
+        SlimError: There is no such directory.
+    """
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise SlimError(f"A sweep is a directory of jobs. Got {directory}. Give the directory that the sweep printed.")
+    found: Jobs = []
+    for folder in sorted(directory.iterdir(), key=lambda place: (len(place.name), place.name)):
+        if not folder.is_dir() or not any((folder / mark).exists() for mark in ("report.json", "error.txt", ".hydra")):
+            continue
+        try:
+            record = read_json(folder / "report.json", what="report")
+            if not isinstance(record, dict):
+                raise SlimError(f"A report is a JSON object. Got {folder / 'report.json'}. Run the job again.")
+        except SlimError as error:
+            told = folder / "error.txt"
+            why = told.read_text(encoding="utf-8").strip() if told.is_file() else str(error)
+            record = {"status": "failed", "error": why}
+        found.append((folder.name, record))
     return found
 
 
 def rows(directory: str | Path) -> list[list[str]]:
-    """One row of text per job, in the order of ``HEAD``; a failed job says why."""
+    """One row of text per job, in the order of ``HEAD``; a failed job has its reason in the second cell."""
+    found = jobs(directory)
+    told = {name: _overrides(Path(directory) / name) for name, _ in found}
+    # What every job was told is no news.
+    shared = set.intersection(*(set(items) for items in told.values())) if len(told) > 1 else set()
     out = []
-    for name, record in jobs(directory):
-        overrides = _overrides(Path(directory) / name)
+    for name, record in found:
+        differs = " ".join(item for item in told[name] if item not in shared)
         if record.get("status") == "failed":
-            out.append([name, overrides, "failed", str(record.get("error", ""))[:120], *[words.MISSING] * 4])
+            out.append([name, f"{differs} failed: {str(record.get('error', ''))[:160]}".strip(), *[words.MISSING] * 7])
             continue
-        networks = record.get("rows") or {}
-        dense = networks.get("dense") or networks.get("sparse") or {}
-        thin: Mapping[str, Any] = next((networks[k] for k in reversed(words.LABELS) if networks.get(k)), {})
-        out.append(
-            [
-                name,
-                overrides,
-                words.percent(dense.get("accuracy")),
-                words.percent(thin.get("accuracy")),
-                *(
-                    f"{words.count(thin.get(k))} {words.change(thin.get(k), dense.get(k))}".strip()
-                    for k in ("channels", "params", "macs")
-                ),
-                words.millis(thin.get("latency_ms_b1")).removesuffix(" ms"),
-            ]
-        )
+        dense, thin = _ends(record)
+        keys = ("channels", "params", "macs", "latency_ms_b1", "latency_ms_b64")
+        accuracies = [words.percent(row.get("accuracy")) for row in (dense, thin)]
+        out.append([name, differs, *accuracies, *(words.percent(_kept(thin, dense, key), 1) for key in keys)])
     return out
 
 
 def table(directory: str | Path) -> Table:
-    """The sweep as a rich table."""
+    """The sweep as a rich table: one row per job, the failed ones in red."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    out = Table(title=Text(f"sweep {directory}", style="bold"), box=box.SIMPLE_HEAD)
+    out = Table(
+        title=Text("sweep", style="bold"),
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        caption=Text("Accuracy of the dense and the thin network; the rest is what is left of the dense network's."),
+        caption_justify="left",
+    )
     for index, name in enumerate(HEAD):
-        out.add_column(name, justify="left" if index < 2 else "right", overflow="fold")
+        out.add_column(name, justify="left" if index < 2 else "right", overflow="fold", no_wrap=index != 1)
     for row in rows(directory):
-        out.add_row(*(Text(cell, style="red" if "failed" in row[:3] else "") for cell in row))
+        style = "red" if "failed: " in row[1] else ""
+        out.add_row(*(Text(cell, style=style) for cell in row))
     return out
 
 
 def write(directory: str | Path) -> None:
-    """Write ``sweep.md`` and ``sweep.json`` beside the jobs."""
+    """Write ``sweep.md``, ``sweep.json`` and, from two finished jobs on, ``figures/sweep.png`` beside the jobs."""
+    from slim.report import figures
+
     directory = Path(directory)
-    lines = ["| " + " | ".join(HEAD) + " |", "|" + "---|" * len(HEAD)]
+    lines = ["| " + " | ".join(HEAD) + " |", "| --- | --- |" + " ---: |" * (len(HEAD) - 2)]
     lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows(directory)]
-    write_atomic(directory / "sweep.md", "# Sweep\n\n" + "\n".join(lines) + "\n")
-    records = {name: dict(record) for name, record in jobs(directory)}
-    write_atomic(directory / "sweep.json", json.dumps(records, indent=2) + "\n")
+    text = "# Sweep\n\n" + "\n".join(lines) + "\n"
+    text += "\nChannels, params, MACs and time (measured, per batch) are what is left of the dense network's.\n"
+    drawn = figure(directory)
+    if drawn is not None:
+        write_atomic(directory / "figures" / "sweep.png", figures.png(drawn))
+        text += "\n![accuracy against cost](figures/sweep.png)\n"
+    write_atomic(directory / "sweep.md", text)
+    write_json(directory / "sweep.json", {name: dict(record) for name, record in jobs(directory)})
 
 
-def _overrides(folder: Path) -> str:
-    """What the command line of the job said beyond the experiment, as Hydra kept it."""
+def figure(directory: str | Path) -> Figure | None:
+    """Accuracy against MACs kept, one point per finished job; ``None`` when fewer than two have both."""
+    from slim.report import figures
+
+    points = []
+    for name, record in jobs(directory):
+        dense, thin = _ends(record)
+        kept, accuracy = _kept(thin, dense, "macs"), words.number(thin.get("accuracy"))
+        if kept is not None and accuracy is not None:
+            points.append((100 * kept, 100 * accuracy, name))
+    return figures.scatter(points) if len(points) > 1 else None
+
+
+def _ends(record: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """The network a run began with (trained, if one was) and the one it ended with."""
+    networks: Mapping[str, Mapping[str, Any]] = record.get("rows") or {}
+    known = [networks[name] for name in words.LABELS if networks.get(name)] or [{}]
+    trained = next((row for row in known if row.get("accuracy") is not None), known[0])
+    return {**known[0], "accuracy": trained.get("accuracy")}, known[-1]
+
+
+def _kept(thin: Mapping[str, Any], dense: Mapping[str, Any], key: str) -> float | None:
+    now, then = words.number(thin.get(key)), words.number(dense.get(key))
+    return None if now is None or not then else now / then
+
+
+def _overrides(folder: Path) -> list[str]:
+    """What the command line of the job said, as Hydra kept it: a YAML list with one override per line."""
     path = folder / ".hydra" / "overrides.yaml"
     if not path.is_file():
-        return ""
-    lines = [line.removeprefix("- ").strip().strip("'\"") for line in path.read_text().splitlines()]
-    return " ".join(line for line in lines if line and not line.startswith(("+experiment", "hydra.", "[]", "output")))
+        return []
+    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("- ")]
+    items = [line[2:].strip().strip("'\"") for line in lines]
+    return [item for item in items if not item.startswith(("+experiment=", "hydra.", "output="))]
