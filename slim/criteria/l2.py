@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from slim.criteria.registry import Evidence, criterion
-from slim.criteria.tensors import filters
+from slim.criteria.tensors import filters, settled
 
 if TYPE_CHECKING:
     from slim.channels import ChannelGraph
@@ -17,4 +17,4 @@ if TYPE_CHECKING:
 def l2(graph: ChannelGraph) -> Evidence:
     """Euclidean norm of the filter that makes a channel; the mean over the layers of a residual stream."""
     for groups, rows in filters(graph):
-        yield groups, torch.linalg.vector_norm(rows, ord=2, dim=1)
+        yield groups, settled(torch.linalg.vector_norm(rows, ord=2, dim=1, dtype=torch.float64))

@@ -33,23 +33,21 @@ class Criterion:
     name: str
     rank: Rank
     reduce: str = "mean"
-    layerwise: bool = False  # scores only say who goes first within a layer; comparing layers is meaningless
 
 
 CRITERIA: dict[str, Criterion] = {}
 
 
-def criterion(name: str, *, reduce: str = "mean", layerwise: bool = False) -> Callable[[Rank], Rank]:
+def criterion(name: str, *, reduce: str = "mean") -> Callable[[Rank], Rank]:
     """Register the decorated function as the criterion ``name``.
 
     Args:
         name: What users write, as in ``slim.score(graph, "gamma")``.
         reduce: ``mean``, ``max``, ``sum`` or ``l2`` over what is said about one group; users can override it.
-        layerwise: The scores of different layers are not comparable by construction.
     """
 
     def register(rank: Rank) -> Rank:
-        CRITERIA[name] = Criterion(name, rank, reduce, layerwise)
+        CRITERIA[name] = Criterion(name, rank, reduce)
         return rank
 
     return register

@@ -75,6 +75,7 @@ def score(
         )
     _check_options(found.name, found.rank, options)
     values, covered = reduced(found.rank(graph, **options), len(graph), how)
+    _inherit(graph, values, covered)
     if not covered.any():
         raise SlimError(
             f"The criterion finds no channel to rank. Got criterion={found.name!r} on a network with {len(graph)}"
@@ -113,6 +114,15 @@ def reduced(
         if how == "mean":
             result = result / np.maximum(count, 1)
     return result, covered
+
+
+def _inherit(graph: ChannelGraph, values: npt.NDArray[np.float64], covered: npt.NDArray[np.bool_]) -> None:
+    """A reader of a shared stream that nothing was said about has the score of the channel it reads."""
+    if len(graph.implied):
+        stream, reader = graph.implied[:, 0], graph.implied[:, 1]
+        heirs = ~covered[reader] & covered[stream]
+        values[reader[heirs]] = values[stream[heirs]]
+        covered[reader[heirs]] = True
 
 
 def as_float64(numbers: Any) -> npt.NDArray[np.float64]:

@@ -54,6 +54,18 @@ def rows_of(weight: torch.Tensor, dim: int, channels: int) -> torch.Tensor:
     return weight.reshape(blocks, -1, per_block, weight[0, 0].numel()).transpose(1, 2).reshape(channels, -1)
 
 
+def settled(values: torch.Tensor) -> torch.Tensor:
+    """``values`` (float64) to ten significant digits.
+
+    The last bits of a sum depend on how a machine orders its additions; who goes first must not.
+
+    >>> settled(torch.tensor([1 / 3, 0.0], dtype=torch.float64)).tolist()
+    [0.3333333333, 0.0]
+    """
+    scale = 10.0 ** (9 - values.abs().clamp_min(1e-300).log10().floor())
+    return torch.where(values.isfinite() & (values != 0), (values * scale).round() / scale, values)
+
+
 def out_groups(graph: ChannelGraph, weight: str, dim: int) -> npt.NDArray[np.int64] | None:
     """The channel group of every output of ``weight``, (C_out,), or None when the axis is not in the graph."""
     for axis, groups in _axes_of(graph, weight):

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from slim.channels import ChannelGraph
 
 
-@criterion("uniform", layerwise=True)
+@criterion("uniform")
 def uniform(graph: ChannelGraph, by: str | Rank | None = None) -> Evidence:
     """A group's place in the order of its own layer, in (0, 1): a global threshold then takes the same share of each.
 

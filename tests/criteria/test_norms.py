@@ -41,3 +41,28 @@ def test_linear_layers_make_channels_too():
     graph = slim.trace(model, INPUTS)
     values = slim.score(graph, "l2").values
     assert values[space(graph, "1")] == pytest.approx(model[1].weight.detach().norm(dim=1).tolist(), rel=1e-5)
+
+
+def test_readers_of_a_stream_without_filters_of_their_own_have_the_stream_s_score():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 6, 1), Preactivated(6), Preactivated(6), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 2, 1)
+    )
+    graph = slim.trace(model, INPUTS, residual="select")
+    assert len(graph.implied)
+    scores = slim.score(graph, "l1")
+    for stream, reader in graph.implied:
+        assert scores.covered[reader]
+        assert scores.values[reader] == scores.values[stream]
+    assert slim.select_groups(graph, scores, macs=0.5).removed[graph.implied[:, 1]].any()
+
+
+class Preactivated(nn.Module):
+    """BatchNorm, ReLU, convolution, shortcut."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.norm, self.conv = nn.BatchNorm2d(width), nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, x):
+        return x + self.conv(self.norm(x).relu())
