@@ -197,13 +197,13 @@ def _frozen_norms(model: nn.Module, axes: Mapping[Axis, IntArray], known: set[st
 
 def _balances(facts: Facts, groups: Any) -> list[Balance]:
     """The balance constraints that are not satisfied by themselves, each once."""
-    found: dict[bytes, Balance] = {}
+    found: dict[tuple[tuple[int, ...], bytes], Balance] = {}
     for where, array in facts.balance:
         blocks = groups(array).reshape(array.shape)
         ordered = np.sort(blocks, axis=1)
         if (ordered == ordered[:1]).all() or (blocks < 0).all():
             continue
-        found.setdefault(blocks.tobytes(), Balance(where, tuple(blocks)))
+        found.setdefault((blocks.shape, blocks.tobytes()), Balance(where, tuple(blocks)))
     return list(found.values())
 
 
