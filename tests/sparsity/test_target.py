@@ -27,9 +27,10 @@ def betas(net):
     return torch.cat([m.bias.detach() for m in net.modules() if isinstance(m, torch.nn.BatchNorm2d)])
 
 
-@pytest.mark.parametrize("make", [chain, Residual])
-@pytest.mark.parametrize("criterion", ["taylor", "gamma"])
-@pytest.mark.parametrize("ratio", [0.25, 0.5, 0.75])
+@pytest.mark.parametrize(
+    ("make", "criterion", "ratio"),
+    [(chain, "taylor", 0.25), (chain, "gamma", 0.5), (Residual, "taylor", 0.75), (Residual, "gamma", 0.25)],
+)
 def test_the_ratio_is_at_exactly_zero_when_the_phase_ends(make, criterion, ratio):
     net, penalty = trained(make, {"ratio": ratio}, criterion=criterion)
     zero = gammas(net) == 0
@@ -41,8 +42,7 @@ def test_the_ratio_is_at_exactly_zero_when_the_phase_ends(make, criterion, ratio
     assert penalty.value() == 0
 
 
-@pytest.mark.parametrize("make", [chain, Residual])
-@pytest.mark.parametrize("macs", [0.7, 0.3])
+@pytest.mark.parametrize(("make", "macs"), [(chain, 0.3), (Residual, 0.7)])
 def test_the_cut_meets_the_budget_of_macs_and_changes_nothing(make, macs):
     net, penalty = trained(make, {"macs": macs})
     graph = graph_of(net)
@@ -103,8 +103,10 @@ def test_a_budget_out_of_reach_is_said_before_training():
         build("target", macs=0.01, max_layer_ratio=0.5).attach(net, graph_of(net), TOTAL)
 
 
-@pytest.mark.parametrize("budget", [{"ratio": 0.6}, {"macs": 0.3}, {"params": 0.4}])
-@pytest.mark.parametrize("make", [chain, Residual])
+@pytest.mark.parametrize(
+    ("make", "budget"),
+    [(chain, {"ratio": 0.6}), (Residual, {"ratio": 0.6}), (Residual, {"macs": 0.3}), (chain, {"params": 0.4})],
+)
 def test_slimming_while_training_is_the_same_as_one_late_cut(make, budget):
     # Per MAC saved, a channel of the thin network is worth something else than the same one of the dense network.
     budget = {**budget, "select": {"strategy": "global"}}
