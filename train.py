@@ -42,14 +42,8 @@ def guarded(action: Callable[[], int], debug: bool = False, told: list[str] | No
             traceback.print_exc()
         line, code = str(error), int(getattr(error, "exit_code", 0))
         if not code:
-            of_hydra = type(error).__module__.partition(".")[0] in ("hydra", "omegaconf", "antlr4")
             said = " ".join(str(error).split())[:300]
-            code = 2 if of_hydra else 1
-            line = (
-                _hydra_line(error)
-                if of_hydra
-                else f"The run failed. Got {type(error).__name__}: {said}. Add debug=true."
-            )
+            line, code = f"The run failed. Got {type(error).__name__}: {said}. Add debug=true for the traceback.", 1
     print(line, file=sys.stderr, flush=True)
     if told is not None:
         told.append(line)
@@ -75,14 +69,15 @@ def _run(config: dict[str, Any], directory: Path, overrides: list[str], composed
     """Check everything, then let Hydra make the run directory and run in it."""
     from slim import report
     from slim.pipeline.run import run
-    from slim.pipeline.workspace import Workspace, check_writable
+    from slim.pipeline.workspace import Workspace, check_writable, make
 
     check_writable(directory)
-    work = Workspace(config)
+    work = Workspace(config, begun=(directory / "state.json").is_file())
     if work.settings.task != "train":
         from slim.pipeline.tasks import perform
 
         return perform(work)
+    make(directory)
     caught: list[BaseException] = []
 
     def job(cfg: Any) -> None:
@@ -167,7 +162,7 @@ def _check_jobs(overrides: list[str], args: Any) -> Path:
     composed = [_compose(job, args) for job in jobs]
     from slim.errors import SlimError
     from slim.pipeline.settings import read
-    from slim.pipeline.workspace import check_writable
+    from slim.pipeline.workspace import make
 
     faults = []
     for config, _ in composed:
@@ -178,7 +173,7 @@ def _check_jobs(overrides: list[str], args: Any) -> Path:
     if len(faults) == len(composed):
         raise faults[0]
     directory = Path(composed[0][1].sweep.dir)
-    check_writable(directory)
+    make(directory)
     return directory
 
 
@@ -207,19 +202,24 @@ def _compose(overrides: list[str], args: Any) -> tuple[dict[str, Any], Any]:
     from hydra import compose, initialize_config_dir
 
     found = [f"hydra.searchpath=[file://{Path(args.config_dir).resolve()}]"] if args.config_dir else []
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose(args.config_name or "config", overrides=[*found, *overrides], return_hydra_config=True)
-        return _plain({key: value for key, value in cfg.items_ex(resolve=False) if key != "hydra"}, cfg), cfg.hydra
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            cfg = compose(args.config_name or "config", overrides=[*found, *overrides], return_hydra_config=True)
+            return _plain(cfg), cfg.hydra
+    except Exception as error:  # Hydra, OmegaConf, ANTLR and Python itself complain, each in its own way
+        from slim.errors import SlimError
+
+        raise SlimError(_hydra_line(error)) from error
 
 
-def _plain(cfg: Any, parent: Any = None) -> dict[str, Any]:
+def _plain(cfg: Any) -> dict[str, Any]:
     from omegaconf import OmegaConf
+    from omegaconf.errors import MissingMandatoryValue
 
-    if parent is not None:
-        keys = list(cfg)
-        whole: Any = OmegaConf.to_container(OmegaConf.masked_copy(parent, keys), resolve=True, throw_on_missing=True)
-        return dict(whole)
-    plain: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    ours = OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"])
+    for key in sorted(OmegaConf.missing_keys(ours)):
+        raise MissingMandatoryValue(f"Missing mandatory value: {key}")
+    plain: Any = OmegaConf.to_container(ours, resolve=True)
     return dict(plain)
 
 

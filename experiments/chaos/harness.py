@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import train
 from slim.pipeline.record import timeless
 
 TINY = (
@@ -89,8 +90,6 @@ def start(argv: list[str]) -> int:
             os.dup2(quiet, 1)
             if not os.environ.get("CHAOS_LOUD"):
                 os.dup2(quiet, 2)
-            import train
-
             code = train.main([*argv, "debug=true"])
         finally:
             os._exit(code)

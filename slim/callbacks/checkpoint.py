@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,9 @@ def read(path: Path) -> dict[str, Any]:
         SlimError: The file is missing, damaged, or holds more than tensors and plain data.
     """
     try:
-        body = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickle protocols: what cannot be read is refused below
+            body = torch.load(path, map_location="cpu", weights_only=True)
         if not isinstance(body, dict) or "slim" not in body or "state_dict" not in body:
             raise ValueError("it was not written by a run of slim")
         return body

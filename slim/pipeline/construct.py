@@ -41,7 +41,7 @@ def target(path: Any, key: str) -> Callable[..., Any]:
             ) from error
         for part in parts[split:]:
             if not hasattr(found, part):
-                public = [name for name in dir(found) if not name.startswith("_")]
+                public = [name for name in getattr(found, "__all__", dir(found)) if not name.startswith("_")]
                 raise SlimError(f"{key}._target_ must exist. Got {path}. {nearest(part, public)}")
             found = getattr(found, part)
         if not callable(found):

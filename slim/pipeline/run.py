@@ -96,7 +96,7 @@ class _Run:
             return self.work.dense()
         if "start" in self.state.phases:
             return self._load("start")
-        network = load_network(self.work, Path(checkpoint))
+        network = self.work.start or load_network(self.work, Path(checkpoint))
         self._keep("start", network, {})
         return network
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,7 +59,9 @@ def _age(path: Path) -> float:
 
 def _state_dict(path: Path) -> dict[str, Any]:
     try:
-        body = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickle protocols: what cannot be read is refused below
+            body = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a hostile file raises whatever it likes
         reason = str(error).split("\n", 1)[0].split(". In PyTorch", 1)[0][:160]
         raise SlimError(

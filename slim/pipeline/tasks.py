@@ -40,7 +40,7 @@ def evaluate(work: Workspace) -> dict[str, object]:
         checkpoint, data, accuracy in [0, 1], channels, params, macs, input_shape, plan (hash or null).
     """
     path = Path(str(work.settings.checkpoint))
-    network = load_network(work, path)
+    network = work.start or load_network(work, path)
     accuracy = judge.accuracies({"": network}, work.data.test_dataloader(), work.hardware.device)[""]
     plan = plan_of(network)
     return {

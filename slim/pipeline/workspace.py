@@ -19,6 +19,7 @@ from slim.pipeline.construct import check, construct, target
 from slim.pipeline.feed import seed_all
 from slim.pipeline.hardware import choose
 from slim.pipeline.settings import read
+from slim.pipeline.source import load_network
 
 
 class Workspace:
@@ -29,10 +30,11 @@ class Workspace:
         hardware: What the machine offers.
         data: LightningDataModule, set up.
         example: One image of zeros ``(1, C, H, W)``; MACs are counted on it.
+        start: The network in ``checkpoint``, if the run begins with one.
     """
 
-    def __init__(self, config: Mapping[str, Any]) -> None:
-        """Build and check.
+    def __init__(self, config: Mapping[str, Any], *, begun: bool = False) -> None:
+        """Build and check; ``begun`` says that a run goes on, which has its own copy of ``checkpoint``.
 
         Raises:
             SlimError: One line per kind of mistake, before anything touches the disk.
@@ -49,6 +51,8 @@ class Workspace:
         models.check(dense, self.data.num_classes, self.data.in_channels, size)
         self._check_graph(self.trace(dense))
         self._check_batches()
+        checkpoint = self.settings.checkpoint
+        self.start = None if checkpoint is None or begun else load_network(self, Path(checkpoint))
 
     # Builders
 
@@ -164,6 +168,21 @@ def check_writable(directory: Path) -> None:
         raise SlimError(
             f"The output directory must be writable. Got output={directory} ({place} is not). Set output=<dir>."
         )
+
+
+def make(directory: Path) -> None:
+    """Make a directory and its parents.
+
+    Raises:
+        SlimError: That is not possible.
+    """
+    check_writable(directory)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SlimError(
+            f"The output directory must be writable. Got output={directory} ({error.strerror}). Set output=<dir>."
+        ) from error
 
 
 def plan_json(network: nn.Module) -> str | None:

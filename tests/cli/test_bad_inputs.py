@@ -1,0 +1,134 @@
+"""Bad input ends in one line on stderr and exit code 2; nothing is written."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+import slim
+import train
+from slim.models import vgg
+from tests.cli.bad_inputs import TRAIN
+
+ROOT = Path(__file__).parents[2]
+
+
+class Bomb:
+    """Pickle that would make a file when loaded."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return (os.mkdir, (str(self.path),))
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Files and folders that the command lines point at."""
+    home = tmp_path_factory.mktemp("places")
+    found = {name: home / name for name in ("empty", "one_class", "broken_state", "strange_state")}
+    for place in found.values():
+        place.mkdir()
+    (found["one_class"] / "train" / "cat").mkdir(parents=True)
+    for index in range(3):
+        Image.new("RGB", (8, 8)).save(found["one_class"] / "train" / "cat" / f"{index}.png")
+    (found["broken_state"] / "state.json").write_text('{"format": 1, ')
+    (found["strange_state"] / "state.json").write_text(json.dumps({"format": 99, "config": {}}))
+    files = {
+        "text": home / "text.pt",
+        "bomb": home / "bomb.ckpt",
+        "bomb_pt": home / "bomb.pt",
+        "truncated": home / "truncated.safetensors",
+        "other": home / "other.safetensors",
+    }
+    files["text"].write_text("not a network")
+    files["bomb"].write_bytes(pickle.dumps({"state_dict": Bomb(home / "exploded")}))
+    torch.save({"weights": Bomb(home / "exploded")}, files["bomb_pt"])
+    slim.save(files["other"], vgg(depth=11, num_classes=7), None)
+    files["truncated"].write_bytes(files["other"].read_bytes()[:1000])
+    return found | files | {"exploded": home / "exploded"}
+
+
+@pytest.mark.parametrize(("line", "expected"), TRAIN, ids=[line for line, _ in TRAIN])
+def test_one_line_and_nothing_written(
+    line: str,
+    expected: str,
+    places: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = sorted(places["empty"].parent.rglob("*"))
+    texts = {name: str(path) for name, path in places.items()}
+    assert train.main(line.format(**texts).split()) == 2
+    out, err = capfd.readouterr()
+    lines = [text for text in err.splitlines() if text.strip()]
+    assert len(lines) == 1, err
+    assert expected.format(**texts) in lines[0]
+    assert "Traceback" not in out + err
+    assert list(tmp_path.rglob("*")) == []
+    assert sorted(places["empty"].parent.rglob("*")) == before
+    assert not places["exploded"].exists()
+
+
+@pytest.mark.parametrize("line", ["+experiment=nothing", "prune.ratio=1.0"])
+def test_as_a_process(line: str, tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, ROOT / "train.py", line], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_several_mistakes_are_told_at_once(capfd: pytest.CaptureFixture[str]) -> None:
+    assert train.main(["prune.ratio=1.0", "seed=-1", "+sparse.epoch=3"]) == 2
+    err = capfd.readouterr().err
+    assert all(word in err for word in ("ratio", "seed", "epochs"))
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_debug_shows_the_traceback(capfd: pytest.CaptureFixture[str]) -> None:
+    assert train.main(["prune.ratio=1.0", "debug=true"]) == 2
+    assert "Traceback" in capfd.readouterr().err
+
+
+KEYS = st.sampled_from(
+    ["seed", "prune.ratio", "prune.macs", "sparse.epochs", "phases", "penalty.lam", "trainer.clip", "scheduler.milestones",
+     "optimizer.lr", "passes", "name", "model.depth", "checkpoint", "prune.overrides", "trainer.precision"]
+)  # fmt: skip
+VALUES = st.one_of(
+    st.integers().map(str),
+    st.floats().map(str),
+    st.sampled_from(["null", "true", "[]", "{}", "[1,a]", "{a:1}", "''", "abc", "???", "${seed}", "${nowhere}"]),
+    st.text(max_size=12),
+)
+
+
+@given(st.lists(st.tuples(KEYS, VALUES), min_size=1, max_size=3))
+@settings(max_examples=40)
+def test_only_slim_errors_come_out(pairs: list[tuple[str, str]]) -> None:
+    """Random values for known keys: the settings come out, or a SlimError, or Hydra refuses the line."""
+    from hydra._internal.utils import get_args_parser
+
+    train._register("id")
+    args = get_args_parser().parse_args([])
+
+    def read() -> int:
+        from slim.pipeline.settings import read as settings_of
+
+        config, _ = train._compose([f"{key}={value}" for key, value in pairs], args)
+        settings_of(config)
+        return 0
+
+    assert train.guarded(read) in (0, 2)
