@@ -132,7 +132,7 @@ def compare(whole: Path, killed: Path, outcome: Outcome) -> None:
 
 
 def contents(path: Path) -> Any:
-    """What is in a file: bytes, or for safetensors the header and every tensor's bytes (its header has no fixed order)."""
+    """What is in a file: its bytes, or the metadata and tensors of a safetensors file (its header has no order)."""
     if path.suffix != ".safetensors":
         return path.read_bytes()
     from safetensors import safe_open
