@@ -196,7 +196,7 @@ def by_layer(
 ) -> Figure:
     """Per layer: the spread of |gamma| (line: all, bar: middle half, dot: median), the cut, and the share removed."""
     names = [name for name in gammas if len(gammas[name])]
-    columns = [np.abs(np.asarray(gammas[name], dtype=float)) for name in names]
+    columns = [_flat({name: gammas[name]}, None, None)[0] for name in names]
     floor, _, _ = _visible(np.concatenate(columns))
     quantiles = np.array([np.quantile(np.maximum(column, floor), (0, 0.25, 0.5, 0.75, 1)) for column in columns])
     share = np.array([_flat({name: gammas[name]}, cut, removed)[1].mean() for name in names])

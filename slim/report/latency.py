@@ -162,7 +162,7 @@ class _Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         out = func(*args, **kwargs)
         read = [leaf for leaf in tree_flatten((args, kwargs))[0] if isinstance(leaf, Tensor)]
         made = [leaf for leaf in tree_flatten(out)[0] if isinstance(leaf, Tensor)]
-        if getattr(func, "is_view", False) or not made:
+        if getattr(func, "is_view", False) or not any(leaf.numel() for leaf in made):
             return out  # moves no byte
         count = flop_registry.get(getattr(func, "_overloadpacket", None))
         flops = count(*args, **kwargs, out_val=out) if count is not None else 0

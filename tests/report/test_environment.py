@@ -1,0 +1,24 @@
+"""The environment names the machine, never its owner."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import socket
+from pathlib import Path
+
+from slim.report import environment
+
+
+def test_the_environment_is_plain_data_without_names_of_hosts_users_or_folders() -> None:
+    told = json.dumps(environment.describe())
+    assert "torch" in told
+    assert str(Path.home()) not in told.replace("/", "") or str(Path.home()) == "/"
+    host = socket.gethostname()
+    assert len(host) < 4 or host not in told
+    user = getpass.getuser()
+    assert len(user) < 5 or user not in told
+
+
+def test_outside_a_clone_there_is_no_revision(tmp_path: Path) -> None:
+    assert environment.revision(tmp_path) is None

@@ -1,0 +1,62 @@
+"""One table over all jobs, the failed ones included."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from slim.errors import SlimError
+from slim.report import sweep
+
+
+@pytest.fixture
+def multirun(tmp_path: Path, make_record: Any) -> Path:
+    for index in range(12):
+        folder = tmp_path / str(index)
+        (folder / ".hydra").mkdir(parents=True)
+        (folder / ".hydra" / "overrides.yaml").write_text(
+            f"- +experiment=vgg_slim\n- prune.ratio=0.{index}\n- data=digits\n"
+        )
+        record = make_record(seed=index)
+        record["rows"]["finetuned"]["macs"] = 1500 + index
+        (folder / "report.json").write_text(json.dumps(record))
+    (tmp_path / "3" / "report.json").write_text(json.dumps({"status": "failed", "error": "the loss | was NaN"}))
+    (tmp_path / "4" / "report.json").write_text("{")
+    (tmp_path / "5" / "report.json").unlink()
+    (tmp_path / "5" / "error.txt").write_text("killed\n")
+    return tmp_path
+
+
+def test_jobs_come_in_the_order_of_their_numbers(multirun: Path) -> None:
+    assert [row[0] for row in sweep.rows(multirun)] == [str(index) for index in range(12)]
+
+
+def test_only_what_differs_is_told(multirun: Path) -> None:
+    assert sweep.rows(multirun)[2][1] == "prune.ratio=0.2"
+
+
+def test_failed_jobs_say_why_and_do_not_hide_the_others(multirun: Path) -> None:
+    rows = sweep.rows(multirun)
+    assert "failed: the loss | was NaN" in rows[3][1]
+    assert "failed: " in rows[4][1] and "killed" in rows[5][1]
+    assert rows[0][2:5] == ["90.00%", "89.50%", "39.1%"]
+
+
+def test_table_page_and_figure_are_written(multirun: Path) -> None:
+    sweep.write(multirun)
+    page = (multirun / "sweep.md").read_text()
+    assert page.count("\n| ") == 2 + 12 and "the loss \\| was NaN" in page
+    assert (multirun / "figures" / "sweep.png").is_file()
+    assert len(json.loads((multirun / "sweep.json").read_text())) == 12
+    assert sweep.table(multirun).row_count == 12
+    # Written again, its own files are no jobs.
+    sweep.write(multirun)
+    assert (multirun / "sweep.md").read_text() == page
+
+
+def test_a_place_that_is_no_sweep() -> None:
+    with pytest.raises(SlimError, match="directory of jobs"):
+        sweep.rows("/nowhere/at/all")

@@ -1,0 +1,78 @@
+"""The final table tells every number and cuts nothing off."""
+
+from __future__ import annotations
+
+import copy
+import io
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from slim import report
+from slim.report import tables
+
+
+def text(record: dict[str, Any], width: int) -> str:
+    buffer = io.StringIO()
+    report.show(record, Console(file=buffer, width=width))
+    return buffer.getvalue()
+
+
+def test_every_network_has_one_row_of_all_columns(make_record: Any) -> None:
+    rows = tables.cells(make_record())
+    assert [row[0].value for row in rows] == ["dense", "sparse", "rebuilt", "fine-tuned"]
+    assert {len(row) for row in rows} == {len(tables.COLUMNS)}
+
+
+def test_changes_are_against_the_dense_network(make_record: Any) -> None:
+    record = make_record()
+    dense, _, _, thin = tables.cells(record)
+    assert all(cell.change == "" for cell in dense)
+    told = dict(zip(tables.COLUMNS, thin, strict=True))
+    assert told["MACs"].change == told["FLOPs"].change == "-70.0%"
+    assert told["accuracy"].change == "-0.50 pt"
+    assert told["ms, batch 64"].change == "-60.0%"
+
+
+def test_flops_are_twice_the_macs(make_record: Any) -> None:
+    row = dict(zip(tables.COLUMNS, tables.cells(make_record())[0], strict=True))
+    assert (row["MACs"].value, row["FLOPs"].value) == ("5000", "10.00 k")
+
+
+def test_eighty_columns_cut_nothing_off(make_record: Any) -> None:
+    record = make_record()
+    for row in record["rows"].values():
+        row.update(params=20_035_018, macs=398_136_320)
+    shown = text(record, 80)
+    assert "…" not in shown
+    assert "20.04 M" in shown and "796.3 M" in shown and "fine-tuned" in shown
+
+
+def test_paths_and_the_command_stand_unbroken_on_a_line(make_record: Any) -> None:
+    record = make_record()
+    record["paths"]["artifact"] = "/".join(["folder"] * 30) + "/model.safetensors"
+    lines = text(record, 60).splitlines()
+    assert any(line.endswith(record["paths"]["artifact"]) for line in lines)
+    assert any("tensorboard --logdir 'out dir'" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    "record", [{}, {"rows": {}}, {"rows": {"dense": {"accuracy": None}}}, {"rows": {"dense": None}}]
+)
+def test_what_a_record_lacks_is_a_dash_not_an_error(record: dict[str, Any]) -> None:
+    assert "MACs" in text(record, 80)
+
+
+def test_a_value_that_is_no_number_is_a_dash(make_record: Any) -> None:
+    record = make_record()
+    record["rows"]["finetuned"].update(accuracy=float("nan"), macs=None, latency_ms_b1=float("inf"))
+    row = tables.cells(record)[-1]
+    assert [cell.value for cell in (row[1], row[4], row[5], row[6])] == ["-"] * 4
+
+
+def test_a_table_leaves_its_record_alone(make_record: Any) -> None:
+    record = make_record()
+    before = copy.deepcopy(record)
+    text(record, 80)
+    assert record == before

@@ -1,0 +1,83 @@
+"""Report and figures: the same bytes, complete, readable from 1 to 200 layers."""
+
+from __future__ import annotations
+
+import re
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from slim import report
+from slim.report import figures, markdown
+
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_the_same_record_gives_the_same_bytes(tmp_path: Path, make_record: Any) -> None:
+    for name in ("a", "b"):
+        report.write(tmp_path / name, make_record())
+    first, second = files(tmp_path / "a"), files(tmp_path / "b")
+    assert first == second
+    assert set(first) == {
+        "report.md",
+        *(f"figures/{name}.png" for name in ("summary", "widths", "gammas", "gammas_by_layer", "history")),
+    }
+    assert all(content.startswith(SIGNATURE) for name, content in first.items() if name.endswith(".png"))
+
+
+def test_every_picture_of_the_page_exists(tmp_path: Path, make_record: Any) -> None:
+    report.write(tmp_path, make_record())
+    shown = re.findall(r"!\[[^]]+\]\(([^)]+)\)", (tmp_path / "report.md").read_text())
+    assert shown and all((tmp_path / path).is_file() for path in shown)
+
+
+def test_every_row_of_a_markdown_table_has_the_same_cells(make_record: Any) -> None:
+    page = markdown.render(make_record(), [])
+    for block in re.findall(r"(?:^\|.*\n?)+", page, re.MULTILINE):
+        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}) == 1
+
+
+@pytest.mark.parametrize(
+    "record", [{}, {"rows": {"dense": {}}}, {"gammas": {"a": []}, "widths": {}}, {"history": {"x": {}}}]
+)
+def test_a_poor_record_still_makes_a_report(tmp_path: Path, record: dict[str, Any]) -> None:
+    report.write(tmp_path, record)
+    assert (tmp_path / "report.md").read_text().startswith("# slim")
+
+
+@pytest.mark.parametrize("layers", [1, 44, 200])
+def test_no_label_leaves_the_figure_or_touches_another(layers: int, make_record: Any) -> None:
+    record = make_record(layers)
+    for figure in (
+        figures.widths(record["widths"]),
+        figures.by_layer(record["gammas"], record["cut"], record["removed"]),
+        figures.distribution(record["gammas"], record["cut"], record["removed"]),
+        figures.summary(record),
+    ):
+        figures.png(figure)  # lays it out
+        frame = figure.bbox
+        for axes in figure.axes:
+            boxes = []
+            for axis in (axes.xaxis, axes.yaxis):
+                shown = [label for label in axis.get_ticklabels() if label.get_text() and label.get_visible()]
+                boxes.append([label.get_window_extent() for label in shown])
+            for box in (box for group in boxes for box in group):
+                # Ticks beyond the limits of an axis have extents too, but are not drawn.
+                inside = axes.bbox.expanded(1.02, 1.02)
+                if inside.x0 <= (box.x0 + box.x1) / 2 <= inside.x1 or inside.y0 <= (box.y0 + box.y1) / 2 <= inside.y1:
+                    assert box.x0 >= frame.x0 - 1 and box.y0 >= frame.y0 - 1 and box.y1 <= frame.y1 + 1
+            if axes.get_yscale() != "log":
+                rows = sorted(boxes[1], key=lambda box: box.y0)
+                assert all(lower.y1 <= upper.y0 + 1 for lower, upper in pairwise(rows))
+
+
+def test_exact_zeros_and_a_single_value_have_a_place_on_the_logarithmic_axis() -> None:
+    for gammas in ({"a": [0.0] * 8}, {"a": [0.5]}, {"a": [0.0, float("nan"), 0.3]}):
+        assert figures.png(figures.distribution(gammas, 0.0)).startswith(SIGNATURE)
+        assert figures.png(figures.by_layer(gammas, 0.0)).startswith(SIGNATURE)
