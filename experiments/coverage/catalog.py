@@ -53,11 +53,7 @@ def _timm_size(name: str) -> int:
 
 
 def build(path: str) -> tuple[nn.Module, Tensor]:
-    """The network and an example image ``(2, C, H, W)``, of the smallest size of ``SIZES`` that it accepts.
-
-    Norms have random scales, shifts and statistics fitted to a random batch, and layer scales are large: at their
-    defaults a channel removed by mistake would hardly show.
-    """
+    """The network that a path of this catalog names, prepared, and its example image."""
     source, kind, name = path.split("/")
     channels, fixed = 3, None
     if source == "timm":
@@ -70,6 +66,15 @@ def build(path: str) -> tuple[nn.Module, Tensor]:
     else:
         model = _torchvision(kind, name)
         fixed = getattr(model, "image_size", None)
+    return prepare(model, channels, fixed)
+
+
+def prepare(model: nn.Module, channels: int = 3, fixed: int | None = None) -> tuple[nn.Module, Tensor]:
+    """``model`` in eval mode and an image ``(2, C, H, W)``: ``fixed``, or the smallest of ``SIZES`` that it accepts.
+
+    Norms get random scales and shifts and statistics fitted to a random batch, layer scales are made large and zeros
+    random: at their defaults a channel removed by mistake would hardly show.
+    """
     stir(model)
     for size in (fixed,) if isinstance(fixed, int) else SIZES:
         image = torch.randn(2, channels, size, size, generator=torch.Generator().manual_seed(0))
@@ -92,7 +97,7 @@ def _torchvision(kind: str, name: str) -> nn.Module:
 
 
 def stir(model: nn.Module) -> None:
-    """Give every vector of parameters (scales, shifts, ...) values between 0.3 and 1, a quarter of them negative."""
+    """Give vectors of parameters values between 0.3 and 1, a quarter of them negative; and what is all zero, noise."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -100,6 +105,8 @@ def stir(model: nn.Module) -> None:
                 value = torch.rand(parameter.shape, generator=generator) * 0.7 + 0.3
                 sign = torch.where(torch.rand(parameter.shape, generator=generator) < 0.25, -1.0, 1.0)
                 parameter.copy_(value * sign)
+            elif not parameter.any():
+                parameter.normal_(std=0.1, generator=generator)
 
 
 def norms(model: nn.Module) -> list[nn.Module]:
