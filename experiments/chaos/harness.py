@@ -30,6 +30,7 @@ TINY = (
     "prune.ratio=0.5",
     "finetune.epochs=4",
     "recovery.recalibrate_batches=2",
+    "latency_seconds=0.01",
 )
 """All phases, surgery in the middle of training, checkpoints within epochs; a few seconds on one core."""
 

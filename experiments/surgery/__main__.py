@@ -51,15 +51,19 @@ def line(row: dict[str, Any]) -> str:
 
 def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """The figures that the goals are about."""
-    ratios = {}
+    ratios, cpu = {}, []
     for row in rows:
         ours, theirs = seconds(row, "slim"), seconds(row, "torch-pruning")
         if ours and theirs and row["criterion"] == "gamma":
             ratios[row["model"]] = ours / theirs
-    worst = max(ratios, key=lambda name: ratios[name])
+            cpu.append(row["slim"]["seconds"]["cpu"] / row["torch-pruning"]["seconds"]["cpu"])
+    worst = max(ratios, key=lambda name: ratios[name], default=None)
+    if worst is None:
+        return {"compared": 0}
     return {
         "compared": len(ratios),
         "median ratio": statistics.median(ratios.values()),
+        "median ratio of processor seconds": statistics.median(cpu),
         "worst ratio": [worst, ratios[worst]],
         "densenet201 ratio": ratios.get("densenet201"),
         "vgg19_bn tracing MiB": next((row.get("trace MiB") for row in rows if row["model"] == "vgg19_bn"), None),

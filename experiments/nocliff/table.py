@@ -1,0 +1,44 @@
+"""`python -m experiments.nocliff.table`: results.json as the README's table, mean and deviation over the seeds."""
+
+from __future__ import annotations
+
+import statistics
+from typing import Any
+
+from experiments.nocliff import store
+
+
+def rows(results: dict[str, Any]) -> list[tuple[str, ...]]:
+    """One row per network and way of training: seeds, accuracy, distance to dense, share removed, MACs, parameters."""
+    by_way: dict[str, list[dict[str, Any]]] = {}
+    for name, result in results.items():
+        if not name.startswith("curve/"):
+            by_way.setdefault(name.rpartition("/")[0], []).append(result)
+    found = []
+    for way, each in by_way.items():
+        dense = by_way.get(way.partition("/")[0] + "/dense", [])
+        mean = statistics.mean(r["accuracy"] for r in each)
+        gap = f"{mean - statistics.mean(r['accuracy'] for r in dense):+.2f}" if dense else ""
+        at_the_cut = [
+            f"{average(each, key):.2f}" if key in each[0] else "" for key in ("sparse", "rebuilt", "recalibrated")
+        ]
+        sizes = [f"{100 * average(each, key):.0f}%" if key in each[0] else "" for key in ("removed", "macs", "params")]
+        spread = f" ± {statistics.stdev(r['accuracy'] for r in each):.2f}" if len(each) > 1 else ""
+        found.append((way, str(len(each)), f"{mean:.2f}{spread}", gap, *at_the_cut, *sizes))
+    return found
+
+
+def average(each: list[dict[str, Any]], key: str) -> float:
+    """Mean of one figure over the seeds."""
+    return statistics.mean(r[key] for r in each)
+
+
+def markdown(results: dict[str, Any]) -> str:
+    """The table."""
+    head = ("job", "seeds", "accuracy", "to dense", "sparse", "cut", "recalibrated", "removed", "MACs", "parameters")
+    lines = [head, ("---",) * len(head), *rows(results)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+if __name__ == "__main__":
+    print(markdown(store.read()))
