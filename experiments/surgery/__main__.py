@@ -15,9 +15,9 @@ HERE = Path(__file__).parent
 TIMEOUT = 900  # seconds for one network, both tools, all repetitions
 
 
-def run_one(name: str, repeats: int) -> dict[str, Any]:
+def run_one(name: str, repeats: int, size: int) -> dict[str, Any]:
     """One network in a process of its own: a crash or a leak of one tool stays there."""
-    command = [sys.executable, "-W", "ignore", "-m", "experiments.surgery.one", name, str(repeats)]
+    command = [sys.executable, "-W", "ignore", "-m", "experiments.surgery.one", name, str(repeats), str(size)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, cwd=HERE.parents[1])
     except subprocess.TimeoutExpired:
@@ -76,6 +76,7 @@ def main() -> None:
     """Measure, print, write results.json beside this file."""
     parser = argparse.ArgumentParser(prog="python -m experiments.surgery", description=__doc__)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--size", type=int, default=224, help="height and width of the example image")
     parser.add_argument("--only", default="", help="only the networks whose name contains this")
     parser.add_argument("--no-growth", action="store_true", help="leave the ResNets of growing depth out")
     args = parser.parse_args()
@@ -88,7 +89,7 @@ def main() -> None:
     rows = []
     for name in models.list_models(module=models):
         if args.only in name:
-            rows.append(run_one(name, args.repeats))
+            rows.append(run_one(name, args.repeats, args.size))
             print(line(rows[-1]), flush=True)
     machine = {"processor": platform.processor() or platform.machine(), "threads": torch.get_num_threads()}
     results: dict[str, Any] = {"machine": machine | {"torch": torch.__version__}, "summary": summary(rows)}

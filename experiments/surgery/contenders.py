@@ -28,23 +28,6 @@ def dense_network(name: str) -> nn.Module:
     return model
 
 
-def example_for(model: nn.Module, name: str) -> torch.Tensor:
-    """The smallest square image that the network accepts: Torch-Pruning runs it for real, small is to its advantage."""
-    sizes = (64, 96, 128, 224, 256)
-    fixed = getattr(model, "image_size", None)
-    if isinstance(fixed, int):
-        return torch.zeros(1, 3, fixed, fixed)
-    for size in sizes:
-        image = torch.zeros(1, 3, size, size)
-        try:
-            with torch.no_grad():
-                model(image)
-        except (RuntimeError, ValueError, AssertionError):
-            continue
-        return image
-    raise ValueError(f"No size of {sizes} fits {name}.")
-
-
 def with_slim(model: nn.Module, example: torch.Tensor, criterion: str) -> tuple[nn.Module, Steps]:
     """Trace, score, select, rebuild. Returns a new network; ``model`` stays whole."""
     marks = [time.perf_counter()]

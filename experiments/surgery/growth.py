@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import nn
 
-import slim
 from experiments.surgery.contenders import with_slim
+from slim.models import build
 
 DEPTHS = (20, 56, 110, 218, 434)
 
@@ -19,7 +19,7 @@ def growth(repeats: int) -> dict[str, Any]:
     """Median seconds per depth, the linear fit and its R^2, and the exponent between depth 110 and 434."""
     seconds = []
     for depth in DEPTHS:
-        model = slim.models.build("resnet", num_classes=10, depth=depth)
+        model = build("resnet", num_classes=10, depth=depth)
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):
                 nn.init.uniform_(module.weight)

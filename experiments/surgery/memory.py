@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 from pathlib import Path
 
 _MEBI = 2**20
@@ -17,13 +19,15 @@ def _status(field: str) -> int:
 class Peak:
     """Highest resident memory inside the ``with`` block above what it began with, in MiB; None where it cannot be read.
 
-    torch's tensors do not pass through Python's allocator, so tracemalloc would not see them. A block that has run
-    before in this process reads lower, because freed memory is used again: measure the first run.
+    torch's tensors do not pass through Python's allocator, so tracemalloc would not see them. Memory that the process
+    has freed but not given back would hide what the block needs: glibc is asked to return it first.
     """
 
     mebibytes: float | None = None
 
     def __enter__(self) -> Peak:
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
         try:
             Path("/proc/self/clear_refs").write_text("5")  # forget the old high-water mark
             self._before: int | None = _status("VmRSS")

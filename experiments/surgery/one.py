@@ -1,4 +1,4 @@
-"""One network, both tools, in a process of its own: `python -m experiments.surgery.one resnet50 3` prints JSON."""
+"""One network, both tools, in a process of its own: `python -m experiments.surgery.one resnet50 3 224` prints JSON."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ import torch
 from torch import nn
 
 import slim
-from experiments.surgery.contenders import CONTENDERS, dense_network, example_for, with_slim
+from experiments.surgery.contenders import CONTENDERS, dense_network, with_slim
 from experiments.surgery.memory import Peak
 
 
-def size(model: nn.Module) -> int:
+def count(model: nn.Module) -> int:
     """Number of parameters."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def measure(name: str, repeats: int) -> dict[str, Any]:
+def measure(name: str, repeats: int, size: int) -> dict[str, Any]:
     """Median seconds of each tool over alternating repetitions, peak memory of the first, and what came out.
 
     Networks without BatchNorm are ranked by weight magnitude, once: they show who fails, not who is fast.
@@ -33,16 +33,16 @@ def measure(name: str, repeats: int) -> dict[str, Any]:
     criterion = "gamma"
     if not any(isinstance(module, nn.BatchNorm2d) for module in dense.modules()):
         criterion, repeats = "l1", 1
-    example = example_for(dense, name)
+    example = torch.zeros(1, 3, size, size)
     # Lazy imports belong to neither tool's time.
     small = dense_network("resnet18")
     for contender in CONTENDERS.values():
-        contender(copy.deepcopy(small), torch.zeros(1, 3, 64, 64), "gamma")
+        contender(copy.deepcopy(small), example, "gamma")
     gc.collect()
 
     with Peak() as tracing:
         slim.trace(dense, example)
-    row: dict[str, Any] = {"model": name, "parameters": size(dense), "input": "x".join(map(str, example.shape))}
+    row: dict[str, Any] = {"model": name, "parameters": count(dense), "input": "x".join(map(str, example.shape))}
     row |= {"criterion": criterion, "trace MiB": tracing.mebibytes}
     tools: dict[str, Any] = {tool: {"runs": []} for tool in CONTENDERS}
     for repeat in range(repeats):
@@ -60,7 +60,7 @@ def measure(name: str, repeats: int) -> dict[str, Any]:
                 tools[tool]["runs"].append(steps | {"cpu": time.process_time() - begun})
                 if repeat == 0:
                     tools[tool]["peak MiB"] = peak.mebibytes
-                    tools[tool]["parameters kept"] = size(thin) / size(dense)
+                    tools[tool]["parameters kept"] = count(thin) / count(dense)
                     with torch.no_grad():
                         thin(example)
             except Exception as error:
@@ -75,4 +75,4 @@ def measure(name: str, repeats: int) -> dict[str, Any]:
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
-    print(json.dumps(measure(sys.argv[1], int(sys.argv[2]))))
+    print(json.dumps(measure(sys.argv[1], *map(int, sys.argv[2:]))))
