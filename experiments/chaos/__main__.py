@@ -14,7 +14,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=25)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
-        "--longest", type=float, default=6.0, help="seconds a process lives at most before it is killed"
+        "--longest", type=float, default=4.0, help="seconds a process lives at most before it is killed"
     )
     options = parser.parse_args()
     # Everything heavy is imported before the first fork, so that kills hit work and not imports.

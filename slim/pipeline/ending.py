@@ -92,7 +92,7 @@ def _time(work: Workspace, networks: dict[str, nn.Module], rows: dict[str, Any],
     timed = {"dense": networks["dense"], thin: networks[thin]}
     device = work.hardware.device
     ready = {name: network.to(device) for name, network in timed.items()}
-    found = latency.compare(ready, work.example.to(device), batches=(1, 64), seconds=1.0)
+    found = latency.compare(ready, work.example.to(device), batches=(1, 64), seconds=work.settings.latency_seconds)
     for name in ready:
         ready[name].cpu()
         rows[name] |= {f"latency_ms_b{batch}": millis for batch, millis in found.millis[name].items()}

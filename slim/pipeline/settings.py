@@ -25,6 +25,7 @@ SAFE_ON_RESUME = (
     "debug",
     "resume",
     "output",
+    "latency_seconds",
 )
 """Keys that may change when a run goes on: epochs to extend, devices, logging."""
 
@@ -146,6 +147,7 @@ class Settings:
     checkpoint: str | None = None
     resume: str | None = None
     output: str = "outputs"
+    latency_seconds: float = _positive(default=1.0)
     debug: bool = False
 
 

@@ -1,0 +1,36 @@
+"""A whole run in seconds, for tests: its command line, and a way to run it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import train
+
+TINY = [
+    "data.image_size=8",
+    "data.limit_train=128",
+    "data.limit_test=64",
+    "data.batch_size=32",
+    "model.widths=[8,M,16]",
+    "trainer.accelerator=cpu",
+    "trainer.precision=fp32",
+    "trainer.threads=1",
+    "sparse.epochs=2",
+    "sparse.shrink=0.3",
+    "finetune.epochs=2",
+    "baseline.epochs=2",
+    "prune.ratio=0.5",
+    "recovery.recalibrate_batches=2",
+    "latency_seconds=0.01",
+]
+
+
+def run(directory: Path, *overrides: str, code: int = 0) -> dict[str, Any]:
+    """Run ``TINY`` with ``overrides`` (which win) in ``directory``; returns the report."""
+    given = {item.partition("=")[0] for item in overrides}
+    line = ["+experiment=vgg_slim", *(item for item in TINY if item.partition("=")[0] not in given), *overrides]
+    assert train.main([*line, f"hydra.run.dir={directory}"]) == code
+    path = directory / "report.json"
+    return json.loads(path.read_text()) if path.is_file() else {}
