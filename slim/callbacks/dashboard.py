@@ -19,9 +19,6 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-FIRST = ("seed", "data", "model", "model.depth", "penalty.name", "penalty.lam", "prune.ratio", "prune.macs", "passes")
-"""Hyperparameters that stand first in TensorBoard's table, which shows the first few columns unless told otherwise."""
-
 LEFT_OUT = ("output", "resume", "debug", "name", "task", "trainer.progress")
 """What does not change what a run computes."""
 
@@ -199,26 +196,26 @@ def figures_of(record: Mapping[str, Any]) -> dict[str, float]:
     """What a row of a sweep says about a run: test accuracies, shares of the dense network kept, speed-ups.
 
     >>> figures_of({"rows": {"dense": {"macs": 200, "accuracy": 0.9}, "rebuilt": {"macs": 50, "accuracy": 0.8}}})
-    {'accuracy/dense': 0.9, 'accuracy/rebuilt': 0.8, 'kept/macs': 0.25}
+    {'result/accuracy_dense': 0.9, 'result/accuracy_rebuilt': 0.8, 'result/macs_kept': 0.25}
     """
     rows: Mapping[str, Mapping[str, Any]] = record.get("rows") or {}
     order = ("finetuned", "recovered", "rebuilt", "masked", "sparse", "dense")
     found: dict[str, float] = {}
     for name in reversed(order):
         if (accuracy := (rows.get(name) or {}).get("accuracy")) is not None:
-            found[f"accuracy/{name}"] = float(accuracy)
+            found[f"result/accuracy_{name}"] = float(accuracy)
     base: Mapping[str, Any] = next((rows[name] for name in ("dense", "sparse") if rows.get(name)), {})
     thin: Mapping[str, Any] = next((rows[name] for name in order[:3] if rows.get(name)), {})
     for key in ("macs", "params", "channels"):
         if base.get(key) and thin.get(key) is not None:
-            found[f"kept/{key}"] = thin[key] / base[key]
+            found[f"result/{key}_kept"] = thin[key] / base[key]
     for batch in (1, 64):
         before, after = (row.get(f"latency_ms_b{batch}") for row in (base, thin))
         if before and after:
-            found[f"speedup/batch_{batch}"] = before / after
+            found[f"result/speedup_batch_{batch}"] = before / after
     seconds = [phase.get("seconds") for phase in (record.get("phases") or {}).values()]
     if any(value is not None for value in seconds):
-        found["seconds"] = float(sum(value or 0.0 for value in seconds))
+        found["result/seconds"] = float(sum(value or 0.0 for value in seconds))
     return found
 
 
@@ -226,7 +223,7 @@ def flat(hparams: Mapping[str, Any]) -> dict[str, bool | int | float | str]:
     """Nested configuration as columns: dotted keys, ``_target_`` by its last name, lists as text, no empty values.
 
     >>> flat({"model": {"_target_": "slim.models.vgg", "widths": [8, "M"]}, "seed": 0, "checkpoint": None})
-    {'seed': 0, 'model': 'vgg', 'model.widths': '[8, M]'}
+    {'model': 'vgg', 'model.widths': '[8, M]', 'seed': 0}
     """
     columns: dict[str, bool | int | float | str] = {}
 
@@ -243,8 +240,7 @@ def flat(hparams: Mapping[str, Any]) -> dict[str, bool | int | float | str]:
                 columns[name] = value if isinstance(value, bool | int | float) else str(value)
 
     walk(hparams, "")
-    ordered = [*(name for name in FIRST if name in columns), *(name for name in columns if name not in FIRST)]
-    return {name: columns[name] for name in ordered if name not in LEFT_OUT}
+    return {name: value for name, value in columns.items() if name not in LEFT_OUT}
 
 
 def _fresh_writer(folder: Path) -> Any:

@@ -23,6 +23,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
+from slim.report import words
+
 KINDS = ("launch", "bandwidth", "compute")
 
 
@@ -239,7 +241,8 @@ def _statement(result: Comparison, batch: int) -> str:
         "bandwidth": "its time is mostly memory traffic, which falls with widths, more slowly than MACs",
         "compute": "its time is mostly arithmetic, so fewer MACs do make it faster",
     }[kind]
-    line = f"Batch {batch}: the {last} network is {kind}-bound ({told} of the roofline): {meaning}."
+    called = words.LABELS.get(last, last)
+    line = f"Batch {batch}: the {called} network is {kind}-bound ({told} of the roofline): {meaning}."
     if len(names) > 1:
         ratio = result.millis[last][batch] / result.millis[names[0]][batch]
         line += f" Measured: {ratio:.2f} x the {names[0]} network's time."

@@ -58,7 +58,10 @@ def _list(*lines: Any) -> str:
 
 def _facts(record: Mapping[str, Any]) -> str:
     names = ("model", "data", "seed", "passes", "input_shape", "plan_hash")
-    return _list(*(f"{name.replace('_', ' ')}: {record[name]}" for name in names if record.get(name) is not None))
+    told = {name: record[name] for name in names if record.get(name) is not None}
+    if "plan_hash" in told:
+        told["plan_hash"] = str(told["plan_hash"])[:16]  # plan.json has all of it
+    return _list(*(f"{name.replace('_', ' ')}: {value}" for name, value in told.items()))
 
 
 def _table(record: Mapping[str, Any]) -> str:

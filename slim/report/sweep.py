@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from rich.table import Table
 
-HEAD = ("job", "what differs", "dense", "thin", "channels", "params", "MACs", "batch 1", "batch 64")
-"""Accuracy of the first and the last network, what is left of the dense one, measured time against it."""
+HEAD = ("job", "what differs", "before", "after", "channels", "params", "MACs", "batch 1", "batch 64")
+"""Accuracy of the first trained and the last network; what is left of the dense network's cost, time as measured."""
 
 Jobs = list[tuple[str, Mapping[str, Any]]]
 
@@ -76,7 +76,7 @@ def table(directory: str | Path) -> Table:
         title=Text("sweep", style="bold"),
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
-        caption=Text("Accuracy of the dense and the thin network; the rest is what is left of the dense network's."),
+        caption=Text("Accuracy before and after the cut; the rest is what is left of the dense network's."),
         caption_justify="left",
     )
     for index, name in enumerate(HEAD):
