@@ -48,6 +48,31 @@ class Cut(nn.Module):
         return self.c(p * torch.sigmoid(q) + y[:, :half])
 
 
+class Halves(nn.Module):
+    """Two halves that different layers read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.a, self.b = nn.Conv2d(4, 16, 3), nn.Conv2d(8, 5, 1), nn.Conv2d(8, 5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        left, right = self.stem(x).chunk(2, 1)
+        return self.a(left) - self.b(right).tanh()
+
+
+class Spatial(nn.Module):
+    """An attention map from the mean and the maximum over channels (CBAM)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.map, self.head = nn.Conv2d(4, 8, 3), nn.Conv2d(2, 1, 3, padding=1), nn.Conv2d(8, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        pooled = torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], 1)
+        return self.head(x * torch.sigmoid(self.map(pooled)))
+
+
 class Attention(nn.Module):
     """Single-head attention by hand (its scale follows the width or not) and an MLP."""
 
@@ -129,6 +154,8 @@ PRUNABLE = {
     "channel shuffle": (Shuffled, True),
     "chunk and slice": (lambda: Cut(fixed=False), True),
     "split by fixed numbers": (lambda: Cut(fixed=True), False),
+    "halves": (Halves, True),
+    "mean over channels": (Spatial, False),
     "attention": (lambda: Attention(scaled=False), True),
     "attention scaled by its width": (lambda: Attention(scaled=True), True),
     "shared block": (Shared, True),
@@ -184,6 +211,11 @@ def test_multi_head_attention_keeps_its_heads_and_width() -> None:
     plan = graph.plan(removed)
     with torch.no_grad():
         close(slim.rebuild(net, plan)(x), slim.mask(net, plan)(x), "attention")
+
+
+def test_halves_lose_equally_many() -> None:
+    graph = slim.trace(Halves(), torch.randn(1, 4, 8, 8))
+    assert [len(block) for balance in graph.balance for block in balance.blocks] == [8, 8]
 
 
 def test_a_split_by_fixed_numbers_says_so() -> None:
