@@ -54,6 +54,13 @@ class Gammas:
         """Where the gammas live."""
         return self.weights[0].device
 
+    @property
+    def bias_index(self) -> Tensor | slice:
+        """``bias_entries`` to index a flat vector with; a slice, which costs nothing, where every layer has a beta."""
+        if len(self.bias_entries) == len(self):
+            return slice(None)
+        return torch.as_tensor(self.bias_entries, device=self.device)
+
     def flat(self) -> Tensor:
         """All gammas as one detached vector ``(N,)`` (a copy)."""
         return torch.cat([w.detach() for w in self.weights])

@@ -175,7 +175,7 @@ class L0:
         table, index, _ = member_table(g.groups)
         self._table = torch.as_tensor(table, device=g.device)
         self._index = torch.as_tensor(index, device=g.device)
-        self._bias_entries = torch.as_tensor(g.bias_entries, device=g.device)
+        self._bias_entries = g.bias_index
 
     def _make_gates(self, log_alpha: Tensor) -> None:
         self._log_alpha = log_alpha.requires_grad_()

@@ -129,12 +129,23 @@ class Target:
         return torch.where(torch.isinf(self._left), 0.0, self._gammas.flat().abs()).sum()
 
     def removed(self) -> np.ndarray:
-        """Bool ``(n_groups,)``: the channel groups that are exactly zero."""
+        """Bool ``(n_groups,)``: the channel groups that are exactly zero and may go now.
+
+        Of blocks that must lose equally many (grouped convolutions) as many as each can spare.
+        """
         gone = np.zeros(len(self._graph), bool)
         gone[self._owned] = True
         groups = self._gammas.groups
         alive = groups[(self._gammas.flat() != 0).cpu().numpy() & (groups >= 0)]
         gone[alive] = False
+        gone &= self._graph.prunable
+        spare = -1
+        while spare != gone.sum():  # a block may belong to two balances
+            spare = gone.sum()
+            for balance in self._graph.balance:
+                count = min(int(gone[block].sum()) for block in balance.blocks)
+                for block in balance.blocks:
+                    gone[block[gone[block]][count:]] = False
         return gone
 
     def state_dict(self) -> dict[str, Any]:
@@ -200,7 +211,7 @@ class Target:
     def _find(self, model: nn.Module, graph: ChannelGraph) -> None:
         self._graph = graph
         self._gammas = g = collect(model, graph, norms=self.norms)
-        self._bias_entries = torch.as_tensor(g.bias_entries, device=g.device)
+        self._bias_entries = g.bias_index
         self._owned = np.unique(g.groups[g.groups >= 0])
         plan = plan_of(model)
         keeps = [plan.axes.get((name, 0)) if plan is not None else None for name in g.names]

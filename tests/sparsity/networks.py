@@ -28,6 +28,16 @@ class Residual(nn.Module):
         return self.head(x.mean((2, 3)))
 
 
+def grouped() -> nn.Sequential:
+    """Two grouped convolutions that share a width but not the number of groups."""
+    return nn.Sequential(
+        nn.Conv2d(3, 12, 3, padding=1, bias=False), nn.BatchNorm2d(12), nn.ReLU(),
+        nn.Conv2d(12, 12, 3, padding=1, groups=2, bias=False), nn.BatchNorm2d(12), nn.ReLU(),
+        nn.Conv2d(12, 16, 3, padding=1, groups=4, bias=False), nn.BatchNorm2d(16), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 4),
+    )  # fmt: skip
+
+
 def chain() -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(3, 12, 3, padding=1, bias=False), nn.BatchNorm2d(12), nn.ReLU(),

@@ -9,7 +9,7 @@ import torch
 from slim.channels import mask, rebuild
 from slim.errors import SlimError
 from slim.sparsity import build
-from tests.sparsity.networks import Residual, chain, gammas, graph_of, sgd, started, steps
+from tests.sparsity.networks import Residual, chain, gammas, graph_of, grouped, sgd, started, steps
 
 TOTAL = 40
 PHASE = {"start": 0.1, "end": 0.8, "window": 0.15, "rankings": 12, "memory": 0.05}
@@ -69,6 +69,21 @@ def test_zeros_stay_zero_and_untouched_channels_feel_nothing():
     steps(net, sgd(net), penalty, 0, 20)
     steps(plain, sgd(plain), None, 0, 20)
     assert torch.equal(gammas(net), gammas(plain))
+
+
+def test_grouped_convolutions_can_be_cut_at_any_moment():
+    net = started(grouped)
+    graph, penalty, optimizer = graph_of(net), build("target", ratio=0.5, **PHASE), sgd(net)
+    penalty.attach(net, graph, TOTAL)
+    x, shares = torch.randn(2, 3, 8, 8), []
+    for first in range(0, TOTAL, 4):
+        steps(net, optimizer, penalty, first, first + 4)
+        gone = penalty.removed()
+        thin = rebuild(net, graph.plan(gone)).eval()
+        torch.testing.assert_close(thin(x), net.eval()(x), rtol=1e-4, atol=1e-5)
+        shares.append(gone.mean())
+    assert shares == sorted(shares)
+    assert shares[-1] > 0.25
 
 
 def test_a_channel_takes_a_straight_line_to_zero():
