@@ -186,8 +186,11 @@ def log_hparams(run_dir: str | Path, hparams: Mapping[str, Any], record: Mapping
 
     found = figures_of(record)
     with _fresh_writer(Path(run_dir) / "hparams") as writer:
-        for summary in row(flat(hparams), found):  # type: ignore[no-untyped-call]
-            writer.file_writer.add_summary(summary)
+        # Without torch's description of the experiment TensorBoard makes its own, over all runs of the log directory:
+        # then the columns in which they differ come first.
+        _, start, end = row(flat(hparams), found)  # type: ignore[no-untyped-call]
+        writer.file_writer.add_summary(start)
+        writer.file_writer.add_summary(end)
         for tag, value in found.items():
             writer.add_scalar(tag, value, 0)
 
