@@ -123,7 +123,6 @@ def _cut(state: State) -> dict[str, Any] | None:
 
 def _hparams(work: Workspace, directory: Path, told: dict[str, Any]) -> None:
     from slim.callbacks.dashboard import log_hparams
-
     from slim.pipeline.settings import plain
 
     log_hparams(directory, plain(work.settings), told)

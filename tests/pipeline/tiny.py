@@ -30,7 +30,10 @@ TINY = [
 def run(directory: Path, *overrides: str, code: int = 0) -> dict[str, Any]:
     """Run ``TINY`` with ``overrides`` (which win) in ``directory``; returns the report."""
     given = {item.partition("=")[0] for item in overrides}
-    line = ["+experiment=vgg_slim", *(item for item in TINY if item.partition("=")[0] not in given), *overrides]
+    whole = [] if any(item.startswith("+experiment=") for item in overrides) else ["+experiment=vgg_slim", *TINY]
+    # Another experiment brings its own model and budget.
+    base = whole or ["trainer.accelerator=cpu", "latency_seconds=0.01", "recovery.recalibrate_batches=1"]
+    line = [*(item for item in base if item.partition("=")[0] not in given), *overrides]
     assert train.main([*line, f"hydra.run.dir={directory}"]) == code
     path = directory / "report.json"
     return json.loads(path.read_text()) if path.is_file() else {}
