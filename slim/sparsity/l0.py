@@ -95,7 +95,7 @@ class L0:
         inside = (self._z > 0) & (self._z < 1)
         slope = (HIGH - LOW) * self._s * (1 - self._s) / TEMPERATURE * inside
         probability = torch.sigmoid(self._log_alpha - TEMPERATURE * math.log(-LOW / HIGH))
-        self._log_alpha.grad = per_gate * slope + lam * probability * (1 - probability)
+        self._log_alpha.grad = per_gate.float() * slope + lam * probability * (1 - probability)
         self._adam.step()
         entry = self._z[self._index]
         torch._foreach_mul_(grads, g.views(entry))

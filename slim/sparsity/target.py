@@ -100,7 +100,7 @@ class Target:
             if g.biases:
                 shifts = [b.grad if b.grad is not None else torch.zeros_like(b) for b in g.biases]
                 effect[self._bias_entries] += torch.cat([b.detach() for b in g.biases]) * torch.cat(shifts)
-            self._score.lerp_(effect.square_(), 1 / (1 + self.memory * self._progress.total))
+            self._score.lerp_(effect.square_().float(), 1 / (1 + self.memory * self._progress.total))
         if step >= self._first:
             alive = (self._left > 1).float()
             torch._foreach_mul_(grads, g.views(alive))

@@ -97,6 +97,21 @@ def test_a_layer_without_gradient_is_no_error(law):
 
 
 @laws
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_any_precision(law, dtype):
+    net = started(chain).to(dtype)
+    penalty = build(law, **OPTIONS[law])
+    penalty.attach(net, graph_of(started(chain)), 4)
+    for _ in range(4):
+        for parameter in net.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        penalty.before_step(0.1)
+        penalty.after_step(0.1)
+    assert {p.dtype for p in net.parameters()} == {dtype}
+    assert torch.isfinite(gammas(net)).all()
+
+
+@laws
 def test_structure_and_state_dict_of_the_model_stay(law):
     net = started(Residual)
     names, shape = list(net.state_dict()), str(net)
