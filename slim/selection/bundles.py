@@ -29,17 +29,24 @@ def bundles(
         The bundle of every group, (n_groups,) int64, -1 where it must stay; and a line per structure that keeps any.
     """
     bundle_of = np.where(candidates, np.arange(len(graph)), -1)
-    balances = _distinct(graph.balance)
-    tables = [_tipping(b, candidates) for b in balances]
+    tables = [_occurrences(balance) for balance in _distinct(graph.balance)]
     meets = np.zeros(len(graph), dtype=np.int64)
-    for groups, _ in tables:
-        meets[groups] += 1
+    # Structures that partition the same groups are met at once; one of a kind is the rule.
+    kinds: dict[bytes, list[tuple[str, Ints, Table]]] = {}
+    for i, (where, groups, table) in enumerate(tables):
+        meets[groups[(table != table[:, :1]).any(1)]] += 1
+        partition = (table.sum(1) == 1).all()
+        kinds.setdefault(groups.tobytes() if partition else str(i).encode(), []).append((where, groups, table))
     hard = []
-    for balance, (groups, table) in zip(balances, tables, strict=True):
-        if (meets[groups] == 1).all() and (table.sum(1) == 1).all():
-            _ranks(groups, table, values, bundle_of)
+    for kind in kinds.values():
+        groups, table = kind[0][1], kind[0][2]
+        inside = candidates[groups]
+        if (table.sum(1) == 1).all() and (meets[groups[inside]] == len(kind)).all():
+            _ranks(groups, [table for _, _, table in kind], inside, values, bundle_of)
         else:
-            hard.append((balance.where, groups, table))
+            for where, groups, table in kind:
+                tips = candidates[groups] & (table != table[:, :1]).any(1)
+                hard.append((where, groups[tips], table[tips]))
     return bundle_of, _repaired(hard, values, bundle_of) if hard else []
 
 
@@ -50,30 +57,41 @@ def _distinct(balances: list[Balance]) -> list[Balance]:
     return list(seen.values())
 
 
-def _tipping(balance: Balance, candidates: npt.NDArray[np.bool_]) -> tuple[Ints, Table]:
-    """(groups (n,), occurrences (n, blocks)) of the candidates that do not occur equally often in every block."""
+def _occurrences(balance: Balance) -> tuple[str, Ints, Table]:
+    """(where, groups (n,), how often each occurs in each block (n, blocks))."""
     every = np.concatenate([np.asarray(block, dtype=np.int64) for block in balance.blocks])
     groups = np.unique(every[every >= 0])
     table = np.zeros((len(groups), len(balance.blocks)), dtype=np.int32)
     for b, block in enumerate(balance.blocks):
         inside = np.asarray(block, dtype=np.int64)
         np.add.at(table[:, b], np.searchsorted(groups, inside[inside >= 0]), 1)
-    uneven = candidates[groups] & (table != table[:, :1]).any(1)
-    return groups[uneven], table[uneven]
+    return balance.where, groups, table
 
 
-def _ranks(groups: Ints, table: Table, values: npt.NDArray[np.float64], bundle_of: Ints) -> None:
-    """Each group in one block of one structure: the r-th bundle is the r-th lowest of every block."""
-    block = table.argmax(1)
-    order = np.lexsort((groups, values[groups], block))
-    ranked, block = groups[order], block[order]
-    size = np.bincount(block, minlength=table.shape[1])
-    place = np.arange(len(ranked)) - (np.cumsum(size) - size)[block]
-    whole = place < size.min()
-    # A bundle is called by its group of the first block, which no other bundle holds.
-    first = ranked[: size[0]]
-    bundle_of[ranked] = -1
-    bundle_of[ranked[whole]] = first[place[whole]]
+def _ranks(
+    groups: Ints, tables: list[Table], inside: npt.NDArray[np.bool_], values: npt.NDArray[np.float64], bundle_of: Ints
+) -> None:
+    """Each group in one block of each structure: the r-th bundle takes the next lowest of every block.
+
+    With several structures over the same groups, a cell is what lies in the same block of each. Cells in proportion to
+    their sizes are balanced in all of them; the smallest such bundle is taken.
+    """
+    cell = np.zeros(len(groups), dtype=np.int64)
+    for table in tables:
+        cell = cell * table.shape[1] + table.argmax(1)
+    cell = np.unique(cell, return_inverse=True)[1].reshape(-1)
+    full = np.bincount(cell)
+    share = full // np.gcd.reduce(full)
+    bundle_of[groups[inside]] = -1
+    groups, cell = groups[inside], cell[inside]
+    order = np.lexsort((groups, values[groups], cell))
+    ranked, cell = groups[order], cell[order]
+    size = np.bincount(cell, minlength=len(full))
+    rank = (np.arange(len(ranked)) - (np.cumsum(size) - size)[cell]) // share[cell]
+    whole = rank < (size // share).min()
+    # A bundle is called by its first group of the first cell, which no other bundle holds.
+    name = ranked[: size[0] : share[0]]
+    bundle_of[ranked[whole]] = name[rank[whole]]
 
 
 def _repaired(structures: list[tuple[str, Ints, Table]], values: npt.NDArray[np.float64], bundle_of: Ints) -> list[str]:

@@ -20,7 +20,7 @@ def protected(
 
     The highest score on every axis of every parameter and in every block of a balanced structure stays, so that nothing
     is emptied even where a layer reads only part of a space; and of every shared stream the ``min_channels`` best-read
-    channels keep their best reader.
+    channels keep their best reader, as does every channel that a balanced structure counts.
     """
     stay = np.zeros(len(graph), dtype=bool)
     # Whatever is no candidate stays anyway, and answers for its axis.
@@ -53,5 +53,10 @@ def _protect_streams(
     space = space[order]
     size = np.bincount(space, minlength=len(graph.spaces))
     place = np.arange(len(order)) - (np.cumsum(size) - size)[space]
-    kept = streams[order][place < bounds.floor[space]]
-    stay[best[kept]] = True
+    stay[best[streams[order][place < bounds.floor[space]]]] = True
+    # A stream that some structure balances would tip it, were it to go because nobody reads it any more.
+    balanced = np.zeros(len(graph), dtype=bool)
+    for structure in graph.balance:
+        for block in structure.blocks:
+            balanced[block[block >= 0]] = True
+    stay[best[streams[balanced[streams]]]] = True

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
+from torch import nn
 
 import slim
-from slim.criteria import marginal
+from slim.criteria import Scores, marginal
+from slim.criteria.scores import counts_of
 from slim.selection import select_groups
 from slim.selection.bundles import bundles
-from tests.selection.networks import network
+from tests.selection.networks import INPUTS, network
 
 
 def test_a_grouped_convolution_loses_the_lowest_of_every_block():
@@ -58,3 +61,32 @@ def test_marginal_selection_keeps_more_score_at_equal_macs():
         removed = select_groups(graph, scores, macs=0.5, strategy=strategy).removed
         kept[strategy] = scores.values[~removed].sum()
     assert kept["marginal"] > kept["global"]
+
+
+def test_no_piece_of_a_split_is_emptied():
+    """Spaces keep their floors even if everything that one split hands on goes; its readers must not be left empty."""
+    _, graph = network("shuffle")
+    covered = slim.score(graph, "gamma").covered
+    for balance in graph.balance:
+        values = np.ones(len(graph))
+        values[np.concatenate(balance.blocks)] = 0
+        scores = Scores(values, covered, counts_of(graph, covered), "aimed")
+        for ratio in (0.5, 0.8, 0.95):
+            graph.plan(select_groups(graph, scores, ratio=ratio).removed)
+
+
+def test_two_partitions_of_the_same_channels_are_met_at_once():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 12, 1), nn.BatchNorm2d(12), nn.Conv2d(12, 12, 1, groups=3), nn.Conv2d(12, 8, 1, groups=2),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3),
+    )  # fmt: skip
+    graph = slim.trace(model, INPUTS)
+    scores = slim.score(graph, "l1")
+    between = next(s for s in graph.spaces if s.name == "2").groups
+    removed = select_groups(graph, scores, overrides={"2": {"ratio": 0.5}}).removed
+    gone = removed[graph.axes[("2.weight", 0)]]
+    assert removed[between].sum() == gone.sum() == 6
+    assert gone.reshape(3, 4).sum(1).tolist() == [2, 2, 2]
+    assert gone.reshape(2, 6).sum(1).tolist() == [3, 3]
+    slim.rebuild(model, graph.plan(removed))
