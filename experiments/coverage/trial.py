@@ -48,7 +48,7 @@ def trial(model: nn.Module, image: Tensor) -> dict[str, Any]:
     seconds = time.perf_counter() - start
     masked = slim.mask(model, plan)
 
-    errors, change = {}, 0.0
+    errors, allowed, change = {}, {}, 0.0
     with torch.no_grad():
         dense = outputs(model, image)
         for mode in ("eval", "train"):
@@ -58,6 +58,12 @@ def trial(model: nn.Module, image: Tensor) -> dict[str, Any]:
                     module.train(mode == "train")
             want, got = outputs(masked, image), outputs(thin, image)
             errors[mode] = relative_error(got, want)
+            allowed[mode] = TOLERANCE[dtype]
+            if errors[mode] > allowed[mode]:
+                # Batch statistics of two images can amplify rounding without bound: compare with what the last
+                # bit of the input does to the same network.
+                nudged = outputs(masked, image * (1 + 4 * torch.finfo(dtype).eps))
+                allowed[mode] = max(allowed[mode], relative_error(nudged, want))
             if mode == "eval":
                 change = relative_error(want, dense)
     before, after = graph.macs(), graph.macs(chosen.removed)
@@ -65,7 +71,7 @@ def trial(model: nn.Module, image: Tensor) -> dict[str, Any]:
     achieved = chosen.achieved["ratio"]
     row |= {"requested": RATIO, "achieved": achieved, "macs": [before, after], "macs exact": exact, "seconds": seconds}
     row |= {"trace seconds": traced - start, "error": errors, "change": change, "plan bytes": len(plan.to_json())}
-    holds = max(errors.values()) <= TOLERANCE[dtype] and exact and np.isfinite(change)
+    holds = all(errors[mode] <= allowed[mode] for mode in errors) and exact and bool(np.isfinite(change))
     # One channel per layer may be missing: floors and balance cannot always be met to the channel.
     slack = len(graph.spaces) / max(1, int(graph.prunable.sum()))
     verdict = "broken" if not holds else "short" if achieved < RATIO - slack else "ok"
