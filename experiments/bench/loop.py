@@ -1,0 +1,114 @@
+"""Lightning's fit, with our module and callbacks and logging, against a bare PyTorch loop of the same step."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.loggers import TensorBoardLogger
+
+import slim
+from experiments.bench.row import Row
+from experiments.bench.steps import BATCH, Step, chosen, network
+from experiments.bench.turns import take_turns
+from slim.callbacks.dashboard import Dashboard
+from slim.callbacks.guard import Guard
+from slim.callbacks.progress import Progress
+from slim.data.loader import BatchLoader, Look
+from slim.data.memory import MemorySource
+from slim.module import Classifier
+from slim.pipeline.feed import Feed
+from slim.pipeline.training import quiet
+from slim.sparsity import build
+
+
+class Clock(pl.Callback):
+    """Seconds between the first batch and the last: Trainer construction is paid once per phase, not per step."""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.start = time.perf_counter()
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.seconds = time.perf_counter() - self.start
+
+
+def run(quick: bool) -> list[Row]:
+    """At most 3 % more than the bare loop, both with the L1 law, both fed by our loader. ResNet-20, batch 128."""
+    batch, steps = (16, 6) if quick else (BATCH, 40)
+    machine = chosen()
+
+    def loader() -> BatchLoader:
+        generator = torch.Generator().manual_seed(0)
+        pictures = torch.randint(256, (batch * steps, 3, 32, 32), generator=generator, dtype=torch.uint8)
+        labels = torch.randint(10, (len(pictures),), generator=generator)
+        look = Look((0.5,) * 3, (0.25,) * 3, 32, padding=4, mirror=True, augment=True)
+        source = MemorySource(pictures, labels)
+        return BatchLoader(source, torch.arange(len(pictures)), look, batch_size=batch, seed=0, train=True)
+
+    def bare() -> float:
+        model = network("resnet", depth=20)
+        law = build("l1", lam=1e-4)
+        step = Step(
+            model,
+            machine.precision == "bf16-mixed",
+            machine.channels_last,
+            machine.device.type,
+            law.before_step,
+            law.after_step,
+        )
+        law.attach(model, slim.trace(model, torch.zeros(1, 3, 32, 32, device=machine.device)), steps)
+        batches = loader()
+        start = time.perf_counter()
+        for x, y in batches:
+            step(x, y)
+        return time.perf_counter() - start
+
+    def lightning() -> float:
+        model = network("resnet", depth=20)
+        module = Classifier(
+            model,
+            optimizer=lambda weights: torch.optim.SGD(weights, lr=1e-3, momentum=0.9, nesterov=True, weight_decay=1e-4),
+            rate=lambda step: 1.0,
+            total_steps=steps,
+            penalty=build("l1", lam=1e-4),
+            graph=slim.trace(model, torch.zeros(1, 3, 32, 32)),
+            channels_last=machine.channels_last,
+        )
+        clock = Clock()
+        with tempfile.TemporaryDirectory() as folder, quiet(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            trainer = _trainer(folder, machine, [Guard("sparse"), Progress("bench", steps, "none"), Dashboard(), clock])
+            trainer.fit(module, Feed(loader(), (0, 0)))
+        return clock.seconds
+
+    turns = take_turns({"bare": bare, "lightning": lightning}, 2 if quick else 9)
+    return [
+        Row(
+            "loop",
+            f"fit over a bare loop, resnet-20, batch {batch}, {steps} steps",
+            100 * (turns.ratio("lightning", "bare") - 1),
+            "%",
+            ("<=", 3.0),
+            turns.seconds,
+        )
+    ]
+
+
+def _trainer(folder: str, machine: Any, callbacks: list[pl.Callback]) -> pl.Trainer:
+    return pl.Trainer(
+        accelerator=machine.accelerator,
+        devices=1,
+        precision=machine.precision,
+        max_epochs=1,
+        logger=TensorBoardLogger(folder, name="", version="bench"),
+        callbacks=callbacks,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=Path(folder),
+    )

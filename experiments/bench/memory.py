@@ -1,0 +1,79 @@
+"""Peak memory: sparse training against plain training, and the prune phase against dense plus thin."""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+
+import torch
+
+import slim
+from experiments.bench.row import Row
+from experiments.bench.steps import BATCH, Step, images, network
+from experiments.bench.thin import _spread
+from experiments.surgery.memory import Peak
+from slim.sparsity import LAWS, build
+
+
+def run(quick: bool) -> list[Row]:
+    """Sparse training at most 2 % above plain training (resident memory of a process of its own), per law."""
+    repetitions, batch = (1, 16) if quick else (3, BATCH)
+    names = ["none", *(LAWS if not quick else ["l1"])]
+    peaks: dict[str, list[float]] = {name: [] for name in names}
+    for _ in range(repetitions):
+        for name in names:
+            command = [sys.executable, "-m", "experiments.bench.memory", name, str(batch)]
+            told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            peaks[name].append(float(told))
+    plain = statistics.median(peaks["none"])
+    rows = [
+        Row(
+            "memory",
+            f"{name} over plain training, vgg-16, batch {batch} ({plain:.0f} MiB)",
+            100 * (statistics.median(peaks[name]) / plain - 1),
+            "%",
+            ("<=", 2.0),
+            {"mebibytes": peaks[name], "plain": peaks["none"]},
+        )
+        for name in names[1:]
+    ]
+    return [*rows, _surgery()]
+
+
+def _surgery() -> Row:
+    model = network("vgg", depth=19)
+    _spread(model)
+    with Peak() as peak:
+        result = slim.prune(model, torch.zeros(1, 3, 32, 32), ratio=0.5)
+    thin = sum(value.numel() * value.element_size() for value in result.model.state_dict().values()) / 2**20
+    dense = sum(value.numel() * value.element_size() for value in model.state_dict().values()) / 2**20
+    return Row(
+        "memory",
+        f"trace to rebuild of vgg-19, extra over the dense network's {dense:.0f} MiB (the thin one has {thin:.0f})",
+        peak.mebibytes if peak.mebibytes is not None else float("nan"),
+        "MiB",
+        None,
+        {"dense": dense, "thin": thin},
+    )
+
+
+def _train(law: str, batch: int) -> float:
+    """Peak resident MiB of this process after a few steps with the law."""
+    import resource
+
+    model = network("vgg", depth=16)
+    step = Step(model)
+    graph = slim.trace(model, torch.zeros(1, 3, 32, 32))
+    if law != "none":
+        penalty = build(law, **({"ratio": 0.5} if law == "target" else {"lam": 1e-4}))
+        penalty.attach(model, graph, 6)
+        step.before, step.after = penalty.before_step, penalty.after_step
+    x, y = images(batch)
+    for _ in range(6):
+        step(x, y)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+if __name__ == "__main__":
+    print(_train(sys.argv[1], int(sys.argv[2])))
