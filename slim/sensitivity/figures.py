@@ -42,7 +42,7 @@ def figure(found: Sensitivity, title: str = "") -> Figure:
     right.set_xlabel("share removed, %")
     right.set_ylabel("accuracy, %")
     right.legend(fontsize=7, frameon=False, title="most sensitive", title_fontsize=8, loc="lower left")
-    right.set_title(f"{title} {found.images} held-out images".strip(), loc="left", fontsize=10)
+    right.set_title(f"{title + ', ' if title else ''}{found.images} held-out images", loc="left", fontsize=10)
     for axes in (left, right):
         for side in ("top", "right"):
             axes.spines[side].set_visible(False)

@@ -31,7 +31,8 @@ def measure(
     *,
     scores: Scores | None = None,
     shares: Sequence[float] = SHARES,
-    images: int = 512,
+    images: int = 256,
+    bf16: bool = False,
     memory_mb: int = 1024,
     path: str | Path | None = None,
     seed: int = 0,
@@ -47,6 +48,7 @@ def measure(
         scores: Who goes first within a layer; by default ``gamma``, or ``l1`` in a network without scales.
         shares: Shares to remove, in (0, 1).
         images: How many held-out images, fewer when remembering the layers' outputs takes more than ``memory_mb``.
+        bf16: Run the layers in bfloat16 (autocast), on processors that are good at it two to three times as fast.
         memory_mb: Most memory for that, in MiB.
         path: A CSV, written after every layer; an unfinished one of the same analysis is gone on with.
         seed: Of torch's generators while the loader is read.
@@ -60,11 +62,16 @@ def measure(
     if scores is None:
         scores = score(graph, "gamma" if any(s.weight is not None for s in graph.scales) else "l1")
     device = next((p.device for p in graph.model.parameters()), torch.device("cpu"))
-    with untouched(graph.model, seed, device), _own_statistics(graph.model), Replay(graph.model) as replay:
+    with (
+        untouched(graph.model, seed, device),
+        _own_statistics(graph.model),
+        Replay(graph.model) as replay,
+        torch.autocast(device.type, torch.bfloat16, enabled=bf16),
+    ):
         x, y = _held_out(loader, images, device)
         x, y = _affordable(replay, x, y, memory_mb)
         whole = _accuracy(replay.record(x), y)
-        found = Sensitivity(shares, whole, len(y), _key(graph, scores, shares, x))
+        found = Sensitivity(shares, whole, len(y), _key(graph, scores, shares, x, bf16))
         if path is not None and Path(path).exists():
             found.go_on(Path(path))
         layers = within_layers(graph, scores, shares)
@@ -125,13 +132,13 @@ def _affordable(replay: Replay, x: Tensor, y: Tensor, memory_mb: int) -> tuple[T
 def _accuracy(output: Any, y: Tensor) -> float:
     while not isinstance(output, Tensor):
         output = next(iter(output.values())) if isinstance(output, Mapping) else output[0]
-    return float((output.argmax(1) == y).double().mean())
+    return float((output.float().argmax(1) == y).double().mean())
 
 
-def _key(graph: ChannelGraph, scores: Scores, shares: tuple[float, ...], x: Tensor) -> str:
+def _key(graph: ChannelGraph, scores: Scores, shares: tuple[float, ...], x: Tensor, bf16: bool) -> str:
     """A fingerprint of everything that the numbers depend on."""
     digest = hashlib.sha256(scores.values.tobytes())
-    digest.update(repr((scores.criterion, shares, tuple(x.shape), float(x.double().sum()))).encode())
+    digest.update(repr((scores.criterion, shares, bf16, tuple(x.shape), float(x.double().sum()))).encode())
     for name, p in graph.model.named_parameters():
         digest.update(f"{name} {tuple(p.shape)} {float(p.detach().double().sum())!r}".encode())
     return digest.hexdigest()[:16]
