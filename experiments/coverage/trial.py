@@ -34,7 +34,8 @@ def trial(model: nn.Module, image: Tensor) -> dict[str, Any]:
     start = time.perf_counter()
     graph = slim.trace(model, image)
     traced = time.perf_counter()
-    criterion = "gamma" if any(scale.weight for scale in graph.scales if scale.mean) else "l1"
+    batchnorms = [scale.groups for scale in graph.scales if scale.weight and scale.mean]
+    criterion = "gamma" if any(graph.prunable[groups[groups >= 0]].any() for groups in batchnorms) else "l1"
     row: dict[str, Any] = {"parameters": size, "dtype": str(dtype).removeprefix("torch."), "criterion": criterion}
     row |= {"input": "x".join(map(str, image.shape)), "groups": len(graph), "prunable": int(graph.prunable.sum())}
     if not graph.prunable.any():
