@@ -1,0 +1,72 @@
+"""What the pages say is there, is there; what they show as code, runs."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("experiments/**/*.md")])
+
+
+def name(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_every_link_and_picture_leads_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text(encoding="utf-8"))
+    local = [link for link in links if "://" not in link]
+    assert [link for link in local if not (page.parent / link).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_every_make_target_and_module_named_exists(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"`make ([a-z-]+)`", text)) <= targets
+    for module in re.findall(r"python -m (experiments[.\w]*\w)", text):
+        place = ROOT / module.replace(".", "/")
+        assert place.with_suffix(".py").is_file() or (place / "__main__.py").is_file(), module
+
+
+def test_the_readme_names_its_two_commands() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert "make slim" in text and "make test" in text
+
+
+def test_every_experiment_and_group_of_the_commands_exists() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for experiment in re.findall(r"\+experiment=(\w+)", text):
+        assert (ROOT / "conf" / "experiment" / f"{experiment}.yaml").is_file()
+    for group, choice in re.findall(r" (data|model|penalty)=(\w+)", text):
+        assert (ROOT / "conf" / group / f"{choice}.yaml").is_file()
+
+
+def test_the_code_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from slim.criteria import CRITERIA
+
+    def build() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(
+            *(nn.Conv2d(3, 32, 3), nn.BatchNorm2d(32), nn.ReLU(), nn.Conv2d(32, 32, 3), nn.BatchNorm2d(32), nn.ReLU()),
+            *(nn.Flatten(), nn.Linear(32 * 16, 5)),
+        ).eval()
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("slim.criteria.registry.CRITERIA", dict(CRITERIA))
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert len(blocks) == 3
+    shared: dict[str, Any] = {"model": build(), "example_inputs": torch.zeros(1, 3, 8, 8), "build_dense_model": build}
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), shared)
+    x = torch.randn(2, 3, 8, 8)
+    slim = shared["slim"]
+    assert torch.equal(slim.load("thin.safetensors", build()).eval()(x), shared["result"].model.eval()(x))
+    graph = slim.trace(build(), shared["example_inputs"])
+    assert slim.score(graph, shared["gamma_squared"]).covered.any()
