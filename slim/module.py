@@ -62,7 +62,7 @@ class Classifier(pl.LightningModule):
         self._make_optimizer = optimizer
         self._rate = rate
         self._label_smoothing = label_smoothing
-        self._format = torch.channels_last if channels_last else torch.preserve_format
+        self._format = torch.channels_last if channels_last else torch.contiguous_format
         self._compile = compile
         self._penalty_state: dict[str, Any] | None = None
         self._sums: dict[str, Tensor] = {}
@@ -70,6 +70,11 @@ class Classifier(pl.LightningModule):
 
     def renew(self) -> None:
         """Forget everything derived from the network's structure; call it after surgery."""
+        for parameter in self.network.parameters():
+            if parameter.dim() == 4:
+                # Canonical strides, however the weight came to be (built, cut, loaded): where channels are few several
+                # strides describe one layout, kernels differ between them, and a resumed run would, too.
+                parameter.data = torch.empty_like(parameter.data, memory_format=self._format).copy_(parameter.data)
         # Through __dict__: a compiled module registered as a child would put every weight into the checkpoint twice.
         self.__dict__["_run"] = torch.compile(self.network) if self._compile else self.network
 

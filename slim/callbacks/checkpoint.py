@@ -66,8 +66,8 @@ class Saver(Checkpoint):
 
     Args:
         path: The one file, replaced each time.
-        plan: Gives the network's plan as JSON (from the dense network), or ``None``: it is what a resumed run thins
-            the network with before the weights are loaded.
+        beside: Gives what is saved beside Lightning's own state, under ``slim``: the network's plan, which a resumed
+            run applies before it loads the weights, and the position in the data. Plain data and tensors.
         signals: Asked after every step.
         every_steps: Optimizer steps between saves within an epoch; ``None``: after ``every_seconds``.
         every_seconds: Wall time between saves within an epoch. When a run saves does not change what it computes.
@@ -77,13 +77,13 @@ class Saver(Checkpoint):
         self,
         path: Path,
         *,
-        plan: Callable[[], str | None],
+        beside: Callable[[], dict[str, Any]],
         signals: Signals,
         every_steps: int | None = None,
         every_seconds: float = 60.0,
     ) -> None:
         self.path = path
-        self._plan = plan
+        self._beside = beside
         self._signals = signals
         self._every_steps = every_steps
         self._every_seconds = every_seconds
@@ -93,8 +93,8 @@ class Saver(Checkpoint):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Adds the plan and the state of every random generator."""
-        checkpoint["slim"] = {"plan": self._plan(), "generators": _generators()}
+        """Adds what is beside, and the state of every random generator."""
+        checkpoint["slim"] = {**self._beside(), "generators": _generators()}
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]

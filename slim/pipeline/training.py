@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import time
-import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +10,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytorch_lightning as pl
-import torch
 from pytorch_lightning.loggers import TensorBoardLogger
 from torch import nn
 
@@ -24,24 +19,12 @@ from slim.callbacks.progress import Progress
 from slim.callbacks.signals import Signals
 from slim.callbacks.slimming import Slimming
 from slim.channels import ChannelGraph, Plan
-from slim.errors import RunFailed, SlimError
 from slim.module import Classifier
 from slim.pipeline import cut, rates
+from slim.pipeline.failures import explained, quiet
 from slim.pipeline.feed import Feed, seed_all
 from slim.pipeline.settings import PHASES, Sparse
 from slim.pipeline.workspace import Workspace, plan_json
-
-QUIET = (
-    ".*does not have many workers.*",
-    ".*smaller than the logging interval.*",
-    ".*Checkpoint directory .* exists and is not empty.*",
-    ".*GPU available but not used.*",
-    ".*TPU available.*",
-    ".*The `srun` command is available.*",
-    ".*isinstance.treespec, LeafSpec.*",
-    ".*`.*_module_state_dict`.*",
-)
-"""Lightning's warnings about choices that are ours on purpose."""
 
 
 @dataclass
@@ -85,17 +68,19 @@ def train(
     if saved is not None and saved["slim"]["plan"] != plan_json(network):
         network = work.with_plan(saved["slim"]["plan"])
     limit = settings.trainer.limit_batches
-    steps = (
-        -(-len(Feed(work.data.train_dataloader(), (), limit=limit)) // settings.trainer.accumulate) * training.epochs
-    )
+    feed = Feed(work.data.train_dataloader(), (settings.seed, number), limit=limit)
+    earlier = 0.0
+    if saved is not None:
+        # Lightning hands a loader its state back within an epoch, but not at the end of one.
+        feed.load_state_dict(saved["slim"]["feed"])
+        earlier = saved["slim"]["seconds"]
+    steps = -(-len(feed) // settings.trainer.accumulate) * training.epochs
     lr = training.lr or settings.optimizer.get("lr", 0.1)
     factor = rates.rate(settings.scheduler, steps)
     graph = work.trace(network)
     penalty = None
     if kind == "sparse":
         penalty = _penalty(work, training, network, graph, rates.total(factor, lr, steps), note or (lambda line: None))
-    if hardware.channels_last:
-        network = network.to(memory_format=torch.channels_last)
     # Lightning leaves modes as it finds them.
     network.train()
     module = Classifier(
@@ -119,7 +104,11 @@ def train(
     )
     saver = Saver(
         checkpoint,
-        plan=lambda: plan_json(network),
+        beside=lambda: {
+            "plan": plan_json(network),
+            "feed": feed.state_dict(),
+            "seconds": earlier + time.monotonic() - began,
+        },
         signals=signals,
         every_steps=settings.trainer.checkpoint_every,
     )
@@ -136,12 +125,12 @@ def train(
         trainer = _trainer(work, training.epochs, directory, name, saved, callbacks)
         # Loaders put their batches on the trainer's device.
         work.data.trainer = trainer
-        feed = Feed(work.data.train_dataloader(), (settings.seed, number), limit=limit)
+        feed.loader = work.data.train_dataloader()
         val = work.data.val_dataloader()
         val = Feed(val, (settings.seed,), limit=limit) if val else None
         trainer.fit(module, feed, val, ckpt_path=checkpoint if saved is not None else None)
         work.data.trainer = None
-    seconds = time.monotonic() - began + (saved["slim"].get("seconds", 0.0) if saved else 0.0)
+    seconds = earlier + time.monotonic() - began
     network.cpu().eval()
     return Trained(network, _record(module, training.epochs, steps, seconds, slimming), module.history, slimming.plan)
 
@@ -213,47 +202,3 @@ def _record(module: Classifier, epochs: int, steps: int, seconds: float, slimmin
     if slimming.history:
         record["slimmed"] = slimming.history
     return record
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Lightning without its tips, hardware lists and warnings about what we chose on purpose."""
-    loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch")]
-    levels = [(logger, logger.level) for logger in loggers]
-    with warnings.catch_warnings():
-        for message in QUIET:
-            warnings.filterwarnings("ignore", message)
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            for logger, level in levels:
-                logger.setLevel(level)
-
-
-@contextlib.contextmanager
-def explained(batch_size: Any) -> Iterator[None]:
-    """Failures of a training run that have a known reason, as one line.
-
-    Raises:
-        RunFailed: Out of memory, or a dead data loader worker.
-    """
-    try:
-        yield
-    except SlimError:
-        raise
-    except (RuntimeError, MemoryError) as error:
-        text = str(error)
-        half = f"{max(int(batch_size) // 2, 1)}" if isinstance(batch_size, int) else "half of it"
-        if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in text:
-            raise RunFailed(
-                f"The batch must fit in memory. Got data.batch_size={batch_size} (out of memory). "
-                f"Set data.batch_size={half} and trainer.accumulate=2; the last checkpoint is kept."
-            ) from error
-        if "DataLoader worker" in text:
-            raise RunFailed(
-                f"Data loader workers must live. Got {text.splitlines()[0][:200]}. Lower data.num_workers or free "
-                "memory; the last checkpoint is kept."
-            ) from error
-        raise

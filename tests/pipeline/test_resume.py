@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -10,8 +11,11 @@ from pathlib import Path
 import pytest
 
 import train
-from experiments.chaos.harness import Outcome, chaos, compare, start
+from experiments.chaos.harness import Outcome, chaos, compare, curves, start
+from slim.callbacks.checkpoint import Saver
+from slim.callbacks.signals import Interrupted
 from slim.errors import SlimError
+from slim.pipeline.record import timeless
 from slim.pipeline.state import Lock, State, differences
 from tests.pipeline.tiny import TINY, run
 
@@ -102,3 +106,24 @@ def _until(holds: object, process: int, seconds: float = 120.0) -> None:
         assert os.waitpid(process, os.WNOHANG)[0] == 0, "the run ended early"
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+@pytest.mark.parametrize("stop", [1, 3, 4, 7, 8, 10])
+def test_every_kind_of_save_is_exact(stop: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped after a save within an epoch, at its end, and right after surgery (four steps to an epoch)."""
+    line = (*SLIMMING, "phases=[sparse]", "trainer.checkpoint_every=1", "trainer.channels_last=true")
+    run(tmp_path / "whole", *line)
+    save, saves = Saver.save, iter(range(1, 1000))
+
+    def stopping(self: Saver, trainer: object) -> None:
+        save(self, trainer)  # type: ignore[arg-type]
+        if next(saves) == stop:
+            raise Interrupted("SIGTERM")
+
+    monkeypatch.setattr(Saver, "save", stopping)
+    run(tmp_path / "stopped", *line, code=143)
+    monkeypatch.setattr(Saver, "save", save)
+    assert train.main([f"resume={tmp_path / 'stopped'}"]) == 0
+    reports = [json.loads((tmp_path / name / "report.json").read_text()) for name in ("whole", "stopped")]
+    assert timeless(reports[0]) == timeless(reports[1])
+    assert curves(tmp_path / "whole" / "sparse") == curves(tmp_path / "stopped" / "sparse")

@@ -1,0 +1,69 @@
+"""What Lightning and torch say when something is wrong, or is not, turned into what a user can use."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from slim.errors import RunFailed, SlimError
+
+QUIET = (
+    ".*does not have many workers.*",
+    ".*smaller than the logging interval.*",
+    ".*Checkpoint directory .* exists and is not empty.*",
+    ".*GPU available but not used.*",
+    ".*TPU available.*",
+    ".*The `srun` command is available.*",
+    ".*isinstance.treespec, LeafSpec.*",
+    ".*`.*_module_state_dict`.*",
+)
+"""Lightning's warnings about choices that are ours on purpose."""
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Lightning without its tips, hardware lists and warnings about what we chose on purpose."""
+    loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch")]
+    levels = [(logger, logger.level) for logger in loggers]
+    with warnings.catch_warnings():
+        for message in QUIET:
+            warnings.filterwarnings("ignore", message)
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in levels:
+                logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def explained(batch_size: Any) -> Iterator[None]:
+    """Failures of a training run that have a known reason, as one line.
+
+    Raises:
+        RunFailed: Out of memory, or a dead data loader worker.
+    """
+    try:
+        yield
+    except SlimError:
+        raise
+    except (RuntimeError, MemoryError) as error:
+        text = str(error)
+        half = f"{max(int(batch_size) // 2, 1)}" if isinstance(batch_size, int) else "half of it"
+        if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in text:
+            raise RunFailed(
+                f"The batch must fit in memory. Got data.batch_size={batch_size} (out of memory). "
+                f"Set data.batch_size={half} and trainer.accumulate=2; the last checkpoint is kept."
+            ) from error
+        if "DataLoader worker" in text:
+            raise RunFailed(
+                f"Data loader workers must live. Got {text.splitlines()[0][:200]}. Lower data.num_workers or free "
+                "memory; the last checkpoint is kept."
+            ) from error
+        raise
