@@ -32,13 +32,15 @@ def cells(record: Mapping[str, Any]) -> list[list[Cell]]:
     rows: Mapping[str, Mapping[str, Any]] = record.get("rows") or {}
     base = next((rows[name] for name in ("dense", "sparse") if rows.get(name)), {})
     known = [name for name in words.LABELS if rows.get(name)] + sorted(set(rows) - set(words.LABELS))
+    # Without a baseline phase the dense row is a shape; the first accuracy is the sparse network's.
+    trained = next((rows[name] for name in known if (rows[name] or {}).get("accuracy") is not None), {})
     out = []
     for name in known:
         row = rows[name] or {}
         macs = words.number(row.get("macs"))
         # Two runs of one network differ by noise alone; a change is only told where the shape changed.
         thinner = row.get("macs") != base.get("macs") or row.get("params") != base.get("params")
-        moved = words.points(row.get("accuracy"), base.get("accuracy")) if row is not base else ""
+        moved = words.points(row.get("accuracy"), trained.get("accuracy")) if row is not trained else ""
         out.append(
             [
                 Cell(words.LABELS.get(name, name)),

@@ -35,6 +35,12 @@ def test_changes_are_against_the_dense_network(make_record: Any) -> None:
     assert told["ms, batch 64"].change == "-60.0%"
 
 
+def test_without_a_baseline_accuracy_is_against_the_sparse_network(make_record: Any) -> None:
+    record = make_record()
+    record["rows"]["dense"]["accuracy"] = None
+    assert [row[1].change for row in tables.cells(record)] == ["", "", "-49.0 pt", "+0.50 pt"]
+
+
 def test_flops_are_twice_the_macs(make_record: Any) -> None:
     row = dict(zip(tables.COLUMNS, tables.cells(make_record())[0], strict=True))
     assert (row["MACs"].value, row["FLOPs"].value) == ("5000", "10.00 k")
