@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from slim.files import write_atomic
-from slim.report.figures import CUT, DENSE, INK, THIN, png
+from slim.report.style import CUT, DENSE, INK, THIN, png
 
 
 def draw(record: dict) -> Figure:

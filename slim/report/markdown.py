@@ -13,6 +13,7 @@ CAPTIONS = {
     "gammas": "All gammas before the cut, and the cut",
     "gammas_by_layer": "Gammas per layer, and what was removed",
     "history": "Loss and accuracy per epoch",
+    "slimming": "MACs per epoch: the network is rebuilt while it trains",
 }
 
 

@@ -81,3 +81,12 @@ def test_exact_zeros_and_a_single_value_have_a_place_on_the_logarithmic_axis() -
     for gammas in ({"a": [0.0] * 8}, {"a": [0.5]}, {"a": [0.0, float("nan"), 0.3]}):
         figures.distribution(gammas, 0.0).draw_without_rendering()
         figures.by_layer(gammas, 0.0).draw_without_rendering()
+
+
+def test_a_run_that_is_rebuilt_while_it_trains_shows_what_its_epochs_cost(make_record: Any) -> None:
+    record = make_record()
+    assert "slimming" not in figures.all_figures(record)
+    record["phases"]["sparse"] |= {"epochs": 4, "slimmed": [{"epoch": 2, "macs": 3000}, {"epoch": 3, "macs": 2000}]}
+    record["phases"]["finetune"] = {"epochs": 1}
+    (steps,) = figures.all_figures(record)["slimming"].axes[0].patches
+    assert (1e6 * steps.get_data().values).round().tolist() == [5000, 5000, 3000, 2000, 1500]
