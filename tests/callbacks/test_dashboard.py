@@ -128,7 +128,7 @@ def test_a_resumed_run_doubles_no_point(tmp_path: Path, at: int) -> None:
     fit(whole, classifier(penalty=sparsity.build("prox", lam=1e-2)), board=Dashboard(every_n_steps=1))
 
     def saver() -> Saver:
-        return Saver(killed / "last.ckpt", plan=lambda: None, signals=Signals(), every_steps=3)
+        return Saver(killed / "last.ckpt", beside=dict, signals=Signals(), every_steps=3)
 
     def penalized() -> Classifier:
         return classifier(penalty=sparsity.build("prox", lam=1e-2))
