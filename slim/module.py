@@ -158,8 +158,7 @@ class Classifier(pl.LightningModule):
         """Write the epoch's losses and accuracies to the logger and to ``history``."""
         figures: dict[str, float] = {}
         for split, sums in self._sums.items():
-            if split == "train":
-                sums = self.trainer.strategy.reduce(sums, reduce_op="sum")
+            sums = self.trainer.strategy.reduce(sums, reduce_op="sum")
             loss, correct, count = sums.tolist()
             if not loss < float("inf"):
                 raise RunFailed(f"The {split} loss must be finite. Got {loss / count} (epoch {self.current_epoch}).")

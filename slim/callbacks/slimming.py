@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytorch_lightning as pl
 import torch
 
 from slim.channels import ChannelGraph, Plan, rebuild
+from slim.errors import RunFailed
 from slim.module import Classifier
 
 
@@ -71,9 +73,7 @@ class Slimming(pl.Callback):
         graph = self._trace(module.network)
         removed = exact_zeros(graph, self._min_channels)
         if trainer.world_size > 1:
-            # Ranks hold the same weights; one decides all the same, so that a bit flipped on one cannot split them.
-            told: Any = trainer.strategy.broadcast(removed.tolist())
-            removed = np.array(told, dtype=bool)
+            removed = _agreed(trainer, graph, removed)
         if not removed.any():
             return
         if self._absorb is not None:
@@ -116,10 +116,30 @@ def exact_zeros(graph: ChannelGraph, min_channels: int = 1) -> npt.NDArray[np.bo
             return removed
 
 
+def _agreed(trainer: pl.Trainer, graph: ChannelGraph, removed: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """What rank 0 removes; every rank makes the plan of it and compares the hash.
+
+    Raises:
+        RunFailed: The ranks hold different networks.
+    """
+    told: Any = trainer.strategy.broadcast((removed.tolist(), graph.plan(removed).hash))
+    removed = np.array(told[0], dtype=bool)
+    mine = graph.plan(removed).hash if len(removed) == len(graph) else "another number of channels"
+    if mine != told[1]:
+        raise RunFailed(
+            f"Every rank must cut the same plan. Got {mine[:12]} on rank {trainer.global_rank}, {told[1][:12]} on 0. "
+            "Go on with resume=<run directory>; the last checkpoint is kept."
+        )
+    return removed
+
+
 def _rewrap(trainer: pl.Trainer) -> None:
     """DistributedDataParallel remembers shapes: give it the thin network anew."""
     from torch.nn.parallel import DistributedDataParallel
 
     strategy: Any = trainer.strategy
     if isinstance(strategy.model, DistributedDataParallel):
+        # The old wrapper holds on to gradient nodes of the old shapes: it must be gone before the next backward.
+        strategy.model = strategy.lightning_module
+        gc.collect()
         strategy.model = strategy._setup_model(strategy.lightning_module)

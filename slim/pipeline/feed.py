@@ -46,11 +46,16 @@ class Feed:
     """
 
     def __init__(self, loader: Any, key: tuple[int, ...], *, limit: int | None = None) -> None:
-        self.loader: Any = loader
         self.key = key
-        self.length: int = len(self.loader) if limit is None else min(len(self.loader), limit)
+        self.limit = limit
+        self.resize(loader)
         self.epoch = 0
         self.batch = 0
+
+    def resize(self, loader: Any) -> None:
+        """Read from another loader of the same batches, of this process's share of them, say."""
+        self.loader = loader
+        self.length: int = len(loader) if self.limit is None else min(len(loader), self.limit)
 
     def __len__(self) -> int:
         return self.length

@@ -96,19 +96,21 @@ class _Run:
             return self.work.dense()
         if "start" in self.state.phases:
             return self._load("start")
-        network = self.work.start or load_network(self.work, Path(checkpoint))
-        self._keep("start", network, {})
-        return network
+        self._keep("start", self.work.start or load_network(self.work, Path(checkpoint)), {})
+        return self._load("start")
 
     def _phase(self, name: str, kind: str, number: int, network: nn.Module) -> nn.Module:
         if name in self.state.phases:
             self.say(f"{name}: done before")
-            # The baseline is a run of its own: what follows begins from the untrained network again.
-            return network if kind == "baseline" else self._load(name)
-        self._banner(name, kind)
-        if kind == "prune":
-            return self._prune(name, network)
-        before = copy.deepcopy(network) if kind == "baseline" else network
+        else:
+            self._banner(name, kind)
+            work = self._prune if kind == "prune" else self._train
+            work(name, kind, number, copy.deepcopy(network))
+        # The baseline is a run of its own: what follows begins from the network before it. Everything else begins from
+        # the file, whether or not this process wrote it, so that a resumed run begins from the same bits and strides.
+        return network if kind == "baseline" else self._load(name)
+
+    def _train(self, name: str, kind: str, number: int, network: nn.Module) -> None:
         cut_next = kind == "sparse" and "prune" in self.work.settings.phases
         done = train(
             self.work, self.directory, name, network, self.signals, number=number, cut_next=cut_next, note=self._note
@@ -116,19 +118,18 @@ class _Run:
         if done.plan is not None:
             self._keep_plan(name.replace("sparse", "prune"), done.plan)
         self._keep(name, done.network, {**done.record, "history": done.history})
-        return before if kind == "baseline" else done.network
 
-    def _prune(self, name: str, network: nn.Module) -> nn.Module:
+    def _prune(self, name: str, kind: str, number: int, network: nn.Module) -> None:
         work = self.work
         graph = work.trace(network)
         selection = cut.select(work, graph)
         plan = graph.plan(selection.removed)
         self._keep_plan(name, plan)
         masked, rebuilt = slim.mask(network, plan), slim.rebuild(network, plan)
-        difference = judge.check_equal(masked, rebuilt, work.batch(work.data.val_dataloader()))
+        difference = judge.check_equal(masked, rebuilt, work.batch(work.validation()))
         recovered = cut.recover(work, network, graph, selection.removed, plan)
         networks = {"sparse": network, "masked": masked, "rebuilt": rebuilt, "recovered": recovered}
-        val = judge.accuracies(networks, work.data.val_dataloader(), work.hardware.device)
+        val = judge.accuracies(networks, work.validation(), work.hardware.device)
         told = ", ".join(f"{key} {100 * value:.2f} %" for key, value in val.items())
         self.say(f"{name:9} validation: {told}; {100 * selection.achieved['macs']:.1f} % of the MACs left")
         for line in selection.notes:
@@ -146,7 +147,6 @@ class _Run:
                 **cut.describe(graph, selection, plan),
             },
         )
-        return recovered
 
     def _curves(self, name: str, graph: Any, selection: Any, plan: Plan) -> None:
         from slim.callbacks.dashboard import log_cut

@@ -75,6 +75,6 @@ def sensitivity(work: Workspace) -> dict[str, object]:
             except SlimError:
                 continue  # a share that the layer's structure does not allow
         if masked:
-            layers[space.name] = judge.accuracies(masked, work.data.val_dataloader(), device)
-    whole = judge.accuracies({"": network}, work.data.val_dataloader(), device)[""]
+            layers[space.name] = judge.accuracies(masked, work.validation(), device)
+    whole = judge.accuracies({"": network}, work.validation(), device)[""]
     return {"accuracy": whole, "layers": layers}

@@ -23,6 +23,7 @@ from slim.module import Classifier
 from slim.pipeline import cut, rates
 from slim.pipeline.failures import explained, quiet
 from slim.pipeline.feed import Feed, seed_all
+from slim.pipeline.ranks import together
 from slim.pipeline.settings import PHASES, Sparse
 from slim.pipeline.workspace import Workspace, plan_json
 
@@ -74,7 +75,7 @@ def train(
         # Lightning hands a loader its state back within an epoch, but not at the end of one.
         feed.load_state_dict(saved["slim"]["feed"])
         earlier = saved["slim"]["seconds"]
-    steps = -(-len(feed) // settings.trainer.accumulate) * training.epochs
+    steps = -(-(len(feed) // settings.trainer.devices) // settings.trainer.accumulate) * training.epochs
     lr = training.lr or settings.optimizer.get("lr", 0.1)
     factor = rates.rate(settings.scheduler, steps)
     graph = work.trace(network)
@@ -121,11 +122,12 @@ def train(
     ]
     seed_all(settings.seed, number, PHASES.index(kind))
     began = time.monotonic()
-    with quiet(), explained(settings.data.get("batch_size")):
+    several = together(directory, name, number, network, settings.trainer.devices, hardware.accelerator == "gpu")
+    with quiet(), explained(settings.data.get("batch_size")), several:
         trainer = _trainer(work, training.epochs, directory, name, saved, callbacks)
-        # Loaders put their batches on the trainer's device.
+        # Loaders put their batches on the trainer's device, and give each process its share.
         work.data.trainer = trainer
-        feed.loader = work.data.train_dataloader()
+        feed.resize(work.data.train_dataloader())
         val = work.data.val_dataloader()
         val = Feed(val, (settings.seed,), limit=limit) if val else None
         trainer.fit(module, feed, val, ckpt_path=checkpoint if saved is not None else None)

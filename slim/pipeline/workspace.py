@@ -98,6 +98,11 @@ class Workspace:
         """As printed beside MACs, such as ``1x3x32x32``."""
         return "x".join(map(str, self.example.shape))
 
+    def validation(self) -> Iterable[Any]:
+        """Validation batches; a few of training, without augmentation, where nothing is held out."""
+        found: Iterable[Any] = self.data.val_dataloader() or self.data.calibration_batches(8)
+        return found
+
     def batch(self, loader: Iterable[Any]) -> Tensor:
         """The images of a loader's first batch, on the CPU."""
         images: Tensor = next(iter(loader))[0]
