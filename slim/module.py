@@ -170,7 +170,7 @@ class Classifier(pl.LightningModule):
             # Straight to the logger, not through self.log: Lightning writes those after the checkpoint is saved, and
             # a run killed in between would lose the point.
             self.logger.log_metrics({**figures, "epoch": self.current_epoch}, step=self.global_step)
-        self.log_dict(figures, logger=False)
+        self.log_dict(figures, logger=False, sync_dist=True)
 
     # Checkpoints
 
