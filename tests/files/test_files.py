@@ -1,0 +1,71 @@
+"""Files are whole or not there."""
+
+from __future__ import annotations
+
+import errno
+import json
+import resource
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from slim.errors import RunFailed, SlimError
+from slim.files import read_json, write_atomic, write_json
+
+
+def test_replaces_and_leaves_no_part(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "file.txt"
+    write_atomic(path, "one")
+    write_atomic(path, lambda file: file.write(b"two"))
+    assert path.read_text() == "two"
+    assert [entry.name for entry in path.parent.iterdir()] == ["file.txt"]
+
+
+def test_a_failing_writer_leaves_the_old_file(tmp_path: Path) -> None:
+    path = write_atomic(tmp_path / "file.txt", "old")
+
+    def fails(file: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(RunFailed, match=r"room for file\.txt"):
+        write_atomic(path, fails)
+    with pytest.raises(KeyError):
+        write_atomic(path, lambda file: {}["missing"])
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("kind", ["bytes", "torch"])
+def test_a_full_disk(kind: str, tmp_path: Path) -> None:
+    """A limit on file sizes stands in for a full disk: real writes fail half way."""
+    path = write_atomic(tmp_path / "weights", b"old")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        with pytest.raises(RunFailed, match="room for weights"):
+            if kind == "bytes":
+                write_atomic(path, b"x" * 1_000_000)
+            else:
+                write_atomic(path, lambda file: torch.save({"w": torch.zeros(250_000)}, file))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_json(tmp_path: Path) -> None:
+    path = write_json(tmp_path / "a.json", {"a": [1, 2.5, None]})
+    assert read_json(path) == json.loads(path.read_text())
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(path, {"a": float("nan")})
+    assert read_json(path) == {"a": [1, 2.5, None]}
+    path.write_text("{")
+    for bad in (path, tmp_path / "missing.json"):
+        with pytest.raises(SlimError, match="Got"):
+            read_json(bad)
+    with pytest.raises(SlimError, match="at most 0 bytes"):
+        read_json(path, limit=0)
