@@ -48,6 +48,8 @@ def run(
     """
     say = say or (lambda line: print(line, file=sys.stderr, flush=True))
     with Lock(directory), Signals() as signals:
+        for part in directory.rglob(".*.part"):
+            part.unlink()  # what a killed process was writing; the lock says that nobody writes now
         if (directory / "state.json").is_file():
             state = State.load(directory)
             check_same(state.config, plain(work.settings))

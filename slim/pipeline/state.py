@@ -50,10 +50,20 @@ class Lock:
                 f"A run directory belongs to one process. Got {self.path.parent}, held by {holder}. "
                 "Wait for it or end it."
             ) from error
+        if not self._is_the_file(handle):
+            # Its holder took the name away while this process waited in line for it: what is locked has no name.
+            os.close(handle)
+            return self.__enter__()
         os.ftruncate(handle, 0)
         os.write(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
         self._handle = handle
         return self
+
+    def _is_the_file(self, handle: int) -> bool:
+        try:
+            return os.path.samestat(os.fstat(handle), self.path.stat())
+        except FileNotFoundError:
+            return False
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
