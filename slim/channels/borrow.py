@@ -57,6 +57,7 @@ def moved_to_meta(args: Any, kwargs: Any) -> tuple[Any, Any]:
 
 
 _IN_PLACE = {"hardswish_", "hardtanh_", "elu_", "celu_", "leaky_relu_", "silu_", "relu_", "relu6_", "add_", "mul_"}
+_BATCH_NORM = {"native_batch_norm", "_native_batch_norm_legit_no_training", "cudnn_batch_norm"}
 _SAME_SHAPE = {"add", "mul", "sub", "div"}
 _UNARY = {"relu", "silu", "gelu", "sigmoid", "hardswish", "hardsigmoid", "hardtanh", "tanh", "leaky_relu", "elu"}
 
@@ -71,11 +72,19 @@ def call_on_meta(func: Any, args: Any, kwargs: Any) -> Any:
         second = args[1] if len(args) > 1 else None
         if name in _IN_PLACE and (not isinstance(second, torch.Tensor) or second.shape == first.shape):
             return first
+        if name in _BATCH_NORM:
+            return first.new_empty(first.shape), first.new_empty(0), first.new_empty(0)
         if name in _UNARY:
             return torch.empty_like(first)
-        if name in _SAME_SHAPE and isinstance(second, torch.Tensor):
-            if second.shape == first.shape and second.dtype == first.dtype and second.stride() == first.stride():
+        if name in _SAME_SHAPE and isinstance(second, torch.Tensor) and second.dtype == first.dtype:
+            if second.shape == first.shape and second.stride() == first.stride():
                 return torch.empty_like(first)
+            if second.ndim == first.ndim and all(m in (n, 1) for n, m in zip(first.shape, second.shape, strict=True)):
+                return torch.empty_like(first)
+        if name == "mean" and isinstance(second, (list, tuple)) and second and kwargs.get("dtype") is None:
+            keep = len(args) > 2 and args[2]
+            gone = {d % first.ndim for d in second}
+            return first.new_empty([1 if d in gone else n for d, n in enumerate(first.shape) if keep or d not in gone])
     return func(*args, **kwargs)
 
 

@@ -8,13 +8,13 @@ pinned.
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from slim.channels.duplicate import duplicate
 from slim.channels.facts import Axis, Facts
 from slim.channels.ids import IntArray
 from slim.channels.settle import balance_pins, pinned_ids
@@ -110,7 +110,7 @@ def _widen(model: nn.Module, facts: Facts, free: Any) -> tuple[nn.Module, Facts]
                 changed.add(name.rpartition(".")[0])
         new = torch.empty(shape, dtype=tensor.dtype, device="meta")
         memo[id(tensor)] = nn.Parameter(new, requires_grad=False) if isinstance(tensor, nn.Parameter) else new
-    twin = copy.deepcopy(model, memo)
+    twin = duplicate(model, memo)
     modules: dict[str, Any] = dict(twin.named_modules())
     for module, axis in facts.regroup.items():
         if axis.dim == -1 or axis not in wide.axes:

@@ -14,6 +14,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from slim.channels.borrow import borrowed, call_arguments, call_on_meta, module_stack, moved_to_meta, unwrap
+from slim.channels.duplicate import duplicate
 from slim.channels.ids import IntArray
 from slim.channels.plan import Keep, Plan
 from slim.channels.select_layer import set_select
@@ -157,7 +158,7 @@ def _built(model: nn.Module, plan: Plan, prepare: Callable[[Tensor], Tensor]) ->
                 memo[id(tensor)] = nn.Parameter(new, requires_grad=tensor.requires_grad)
             else:
                 memo[id(tensor)] = new
-    thin = copy.deepcopy(model, memo)
+    thin = duplicate(model, memo)
     _tell_the_truth(thin, plan)
     return thin
 

@@ -145,6 +145,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return self.param_axis(name, dim, tensor.shape[dim])
 
     def param_axis(self, name: str, dim: int, size: int) -> IntArray:
+        self.facts.reached.add(name)
         axis = Axis(name, dim)
         ids = self.facts.axes.get(axis)
         if ids is None:
