@@ -6,6 +6,7 @@ and what the caller wants to say about them. Nothing here unpickles.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 import json
@@ -69,10 +70,11 @@ def save(
         "format": FORMAT,
         "checksum": _checksum(tensors),
         "plan": plan.to_json() if plan is not None else "",
-        "aliases": json.dumps(aliases),
-        "metadata": json.dumps(dict(metadata or {})),
+        "aliases": aliases,
+        "metadata": dict(metadata or {}),
     }
-    return write_atomic(path, to_bytes(tensors, header))
+    # One key: safetensors writes several in the order of a hash, and two saves of a network are to be the same bytes.
+    return write_atomic(path, to_bytes(tensors, {"slim": json.dumps(header, sort_keys=True)}))
 
 
 def read_header(path: str | Path) -> Header:
@@ -96,10 +98,10 @@ def read_header(path: str | Path) -> Header:
     try:
         if len(text) != length:
             raise ValueError("it is truncated")
-        meta = json.loads(text).get("__metadata__", {})
+        meta = json.loads(json.loads(text).get("__metadata__", {}).get("slim", "{}"))
         if meta.get("format") != FORMAT:
             raise ValueError("it was not written by slim.save")
-        aliases, metadata = json.loads(meta["aliases"]), json.loads(meta["metadata"])
+        aliases, metadata = meta["aliases"], meta["metadata"]
         if not isinstance(aliases, dict) or not isinstance(metadata, dict):
             raise ValueError("its header is malformed")
         plan_text, checksum = str(meta["plan"]), str(meta["checksum"])
@@ -121,7 +123,7 @@ def load(path: str | Path, model: nn.Module) -> nn.Module:
     from safetensors import SafetensorError, safe_open
 
     header = read_header(path)
-    thin = rebuild(model, header.plan) if header.plan is not None else rebuild(model, _identity())
+    thin = rebuild(model, header.plan) if header.plan is not None else copy.deepcopy(unwrap(model))
     target = thin.state_dict()
     try:
         with safe_open(str(path), framework="pt") as file:
@@ -140,10 +142,6 @@ def load(path: str | Path, model: nn.Module) -> nn.Module:
         tensors[name] = tensors[source]
     thin.load_state_dict(tensors)
     return thin
-
-
-def _identity() -> Plan:
-    return Plan(axes={}, grouped={}, regroup={}, selects={}, widths={})
 
 
 def _match(path: str | Path, found: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, ...]]) -> None:

@@ -17,7 +17,7 @@ def _own_way(kind: type[nn.Module]) -> bool:
         or kind.__reduce_ex__ is not object.__reduce_ex__
         or kind.__reduce__ is not object.__reduce__
         or kind.__setstate__ is not nn.Module.__setstate__
-        or getattr(kind, "__getstate__", None) is not getattr(object, "__getstate__", None)
+        or getattr(kind, "__getstate__", None) is not getattr(nn.Module, "__getstate__", None)
     )
 
 
@@ -39,6 +39,8 @@ def duplicate(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
     memo[id(module)] = new
     state = new.__dict__
     for key, value in module.__dict__.items():
+        if key == "_compiled_call_impl":
+            continue  # compiled for the old shapes
         if type(value) in _PLAIN:
             state[key] = value
         elif key == "_modules":

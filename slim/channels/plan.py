@@ -188,7 +188,7 @@ class Plan:
             regroup={**self.regroup, **later.regroup},
             selects=selects,
             widths=widths or dict(later.widths),
-            inputs=self.inputs,
+            inputs=self.inputs if self.inputs is not None else later.inputs,
         )
 
     def validate(self, model: nn.Module) -> None:

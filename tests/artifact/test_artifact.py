@@ -46,6 +46,12 @@ def test_save_then_load_is_exact(tmp_path: Path) -> None:
     assert not [p for p in tmp_path.iterdir() if p != path]
 
 
+def test_two_saves_are_the_same_bytes(tmp_path: Path) -> None:
+    thin = thin_resnet()
+    first, second = (slim.save(tmp_path / name, thin, metadata={"a": "1", "b": "2"}) for name in "ab")
+    assert first.read_bytes() == second.read_bytes()
+
+
 def test_header_carries_plan_and_metadata(whole: Path) -> None:
     header = read_header(whole)
     assert header.plan is not None and header.metadata == {"data": "digits"}
