@@ -27,6 +27,12 @@ class Row:
     aim: tuple[str, float] | None = None
     detail: Mapping[str, Any] = field(default_factory=dict)
 
+    @classmethod
+    def of(cls, plain: Mapping[str, Any]) -> Row:
+        """Counterpart of :meth:`plain`."""
+        kept = {key: value for key, value in plain.items() if key != "reached"}
+        return cls(**{**kept, "aim": tuple(kept["aim"]) if kept["aim"] else None})
+
     @property
     def reached(self) -> bool | None:
         if self.aim is None:
