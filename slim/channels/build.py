@@ -100,9 +100,12 @@ def _assemble(model: nn.Module, example_inputs: Any, facts: Facts) -> ChannelGra
         Scale(n.module, n.weight, n.bias, n.mean, n.var, groups(n.own), n.kind) for n in facts.norms
     ] + _frozen_norms(model, axes, {n.module for n in facts.norms})
     implied, selects = _selections(facts, groups)
-    for stream, reader in implied.tolist():
-        if (pinned[reader] or inexact[reader]) and not pinned[stream]:
-            pinned[stream], reasons[stream] = True, "a layer that reads this stream keeps the channel"
+    while len(implied):  # a reader may be a stream for others
+        held = np.unique(implied[(pinned | inexact)[implied[:, 1]] & ~pinned[implied[:, 0]], 0])
+        if not len(held):
+            break
+        pinned[held] = True
+        reasons.update(dict.fromkeys(held.tolist(), "a layer that reads this stream keeps the channel"))
     tensors = list(tensors_in(call_arguments(example_inputs)))
     return ChannelGraph(
         model=model,

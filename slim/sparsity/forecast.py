@@ -1,4 +1,4 @@
-"""Before training: can the penalty bring a gamma to zero in the steps it is given? (DESIGN.md, trap 12)"""
+"""Before training: can the penalty bring a gamma to zero in the steps it is given?"""
 
 from __future__ import annotations
 
