@@ -110,7 +110,11 @@ def test_costs_are_never_exceeded(name, seed, share, kind, limits):
 def test_a_smaller_budget_keeps_a_subset(name, seed, ties, limits, pair):
     _, graph = network(name)
     scores = random_scores(graph, seed, ties)
-    small, large = (select_groups(graph, scores, ratio=r, **limits).removed for r in sorted(pair))
+    try:
+        small, large = (select_groups(graph, scores, ratio=r, **limits).removed for r in sorted(pair))
+    except SlimError as error:  # caps and rounding together may leave nothing that can go: refused, not ignored
+        assert "Something must be removable" in str(error)
+        return
     assert not (small & ~large).any()
 
 
