@@ -89,7 +89,7 @@ def call_on_meta(func: Any, args: Any, kwargs: Any) -> Any:
 
 
 @contextmanager
-def borrowed(model: nn.Module, *, meta: bool, training: bool) -> Iterator[dict[str, torch.Tensor]]:
+def borrowed(model: nn.Module, *, meta: bool, training: bool) -> Iterator[None]:
     """Lend the model stand-ins for its tensors and a mode, and give everything back.
 
     Parameters and float buffers become meta tensors (or detached views with ``meta=False``). Integer buffers keep their
@@ -98,7 +98,6 @@ def borrowed(model: nn.Module, *, meta: bool, training: bool) -> Iterator[dict[s
     stand_in: dict[int, torch.Tensor] = {}
     saved: list[tuple[dict[str, Any], str, Any]] = []
     states: list[tuple[nn.Module, dict[str, Any]]] = []
-    named: dict[str, torch.Tensor] = {}
 
     def lend(name: str, store: dict[str, Any], key: str, buffer: bool) -> None:
         tensor = store[key]
@@ -114,7 +113,6 @@ def borrowed(model: nn.Module, *, meta: bool, training: bool) -> Iterator[dict[s
             if other.is_floating_point():
                 other._slim_param = name
             stand_in[id(tensor)] = other
-            named[name] = other
         saved.append((store, key, tensor))
         store[key] = stand_in[id(tensor)]
 
@@ -128,7 +126,7 @@ def borrowed(model: nn.Module, *, meta: bool, training: bool) -> Iterator[dict[s
             # Plain attributes too: a forward may keep something for the next one (anchors, masks).
             states.append((module, dict(module.__dict__)))
             module.training = training
-        yield named
+        yield
     finally:
         for store, key, tensor in reversed(saved):
             store[key] = tensor

@@ -257,7 +257,7 @@ def run(tracer: Tracer, example_inputs: Any, *, meta: bool, training: bool = Fal
     args, kwargs = call_arguments(example_inputs)
     with torch.no_grad(), torch.random.fork_rng(devices=[], enabled=not meta):
         args, kwargs = tree_map_only(torch.Tensor, stand_in, (args, kwargs))
-        with borrowed(tracer.model, meta=meta, training=training) as named:
+        with borrowed(tracer.model, meta=meta, training=training):
             try:
                 with module_stack(tracer.stack, failed), tracer:
                     out = tracer.model(*args, **kwargs)
@@ -269,7 +269,6 @@ def run(tracer: Tracer, example_inputs: Any, *, meta: bool, training: bool = Fal
                     tracer.facts.outputs.append(layer.ravel())
                     if not tracer.known:
                         tracer.ids.pin(layer, "is the model's output")
-            del named
 
 
 def collect(model: nn.Module, example_inputs: Any, *, residual: str, grouped: str) -> Facts:

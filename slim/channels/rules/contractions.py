@@ -94,9 +94,6 @@ def attention(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any]
     tr.set(result, value if result.shape[-1] == args[2].shape[-1] else ())
 
 
-# --- contractions --------------------------------------------------------------------------------------------
-
-
 def _link(tr: Tracer, incoming: IntArray | None, weight: IntArray | None, what: str) -> None:
     if incoming is not None and weight is not None:
         tr.join(incoming, weight)
@@ -191,8 +188,9 @@ def _grouped(
             tr.facts.regroup[name.rpartition(".")[0]] = Axis(name, full_axis)
             if cout != cin:
                 tr.facts.grouped[name] = groups
-                _param_axis_full(tr, name, split_axis, incoming, own_full.reshape(cin, -1)[:, 0])
-        return own_full if transposed else (incoming if incoming is not None else None), own_full
+                read = incoming if incoming is not None else own_full.reshape(cin, -1)[:, 0]
+                tr.facts.axes.setdefault(Axis(name, split_axis), read)
+        return own_full if transposed else incoming, own_full
     size = cout if transposed else cin
     axis = Axis(name, split_axis)
     own_split = tr.facts.axes.get(axis)
@@ -218,10 +216,6 @@ def _grouped(
             else:
                 tr.facts.balance.append((f"groups of {tr.here()}", blocks))
     return own_in, own_out
-
-
-def _param_axis_full(tr: Tracer, name: str, dim: int, incoming: IntArray | None, ids: IntArray) -> None:
-    tr.facts.axes.setdefault(Axis(name, dim), incoming if incoming is not None else ids)
 
 
 def multiply(tr: Tracer, a: torch.Tensor, b: torch.Tensor, out: torch.Tensor, transposed: bool = False) -> Shadow:
