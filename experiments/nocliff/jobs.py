@@ -12,7 +12,7 @@ from torch import nn
 
 import slim
 from experiments.nocliff import network
-from experiments.nocliff.data import HELD_OUT, Batches, Images
+from experiments.nocliff.data import Batches, Images
 from experiments.nocliff.loop import accuracy, train
 from experiments.nocliff.rival import BNScale
 from slim.channels import count_macs, count_params
@@ -37,10 +37,6 @@ class Setting:
     cache: Path
     epochs: int = EPOCHS
 
-    def for_choosing(self) -> Setting:
-        """The validation split instead of the test images."""
-        return dataclasses.replace(self, train=self.train[HELD_OUT:], test=self.train[:HELD_OUT])
-
     def calibration(self) -> Batches:
         """Batches for BatchNorm statistics: training images, in the order of a fixed seed."""
         return Batches(self.train, 250, seed=0)
@@ -57,24 +53,32 @@ def dense(setting: Setting, name: str, seed: int) -> dict[str, Any]:
 def target(setting: Setting, name: str, seed: int, **options: Any) -> dict[str, Any]:
     """All epochs under `target`, no fine-tune; channels at zero leave the network after each epoch."""
     model = started(name, seed)
+    result = under_target(setting, name, seed, model, build("target", **{**TARGET, **options}))
+    keep(setting, f"{name}-target-{'-'.join(f'{k}{v}' for k, v in options.items())}-s{seed}", model)
+    return result
+
+
+def under_target(
+    setting: Setting, name: str, seed: int, model: nn.Module, penalty: Any, kept: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """Train ``model`` in place, from the epoch that ``kept`` ends, if any."""
     graph = slim.trace(model, EXAMPLE)
-    penalty = build("target", **{**TARGET, **options})
     history: list[float] = []
 
     def after_epoch(done: int, optimizer: torch.optim.Optimizer) -> None:
         nonlocal graph
-        gone = penalty.removed()  # type: ignore[attr-defined]
+        gone = penalty.removed()
         if gone.any():
             slim.rebuild(model, graph.plan(gone), in_place=True, optimizer=optimizer)
             graph = slim.trace(model, EXAMPLE)
             penalty.resize(model, graph)
         history.append(round(sizes(model, name)["macs"], 4))
 
-    train(model, setting.train, epochs=setting.epochs, seed=seed, penalty=penalty, graph=graph, after_epoch=after_epoch)
+    train(model, setting.train, epochs=setting.epochs, seed=seed, penalty=penalty, graph=graph, after_epoch=after_epoch,
+          kept=kept)  # fmt: skip
     result = {"accuracy": accuracy(model, setting.test), "macs_by_epoch": history}
     recalibrate(model, setting.calibration(), 20)
     result["recalibrated"] = accuracy(model, setting.test)
-    keep(setting, f"{name}-target-{'-'.join(f'{k}{v}' for k, v in options.items())}-s{seed}", model)
     return result | sizes(model, name)
 
 

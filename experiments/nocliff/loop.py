@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -28,7 +29,9 @@ def train(
     sparse_epochs: int | None = None,
     after_epoch: Callable[[int, torch.optim.Optimizer], None] | None = None,
     precision: str = "bf16",
-) -> None:
+    kept: Mapping[str, Any] | None = None,
+    until: int | None = None,
+) -> dict[str, Any]:
     """One-cycle SGD with Nesterov momentum; the penalty, if any, is stepped around the optimizer.
 
     Args:
@@ -40,6 +43,11 @@ def train(
         graph: of ``model``, for the penalty.
         after_epoch: called with the epochs done and the optimizer: the place for surgery.
         precision: ``bf16`` (autocast) or ``fp32``.
+        kept: what an earlier call returned for the same model and seed: go on from there.
+        until: stop after so many epochs of the cycle.
+
+    Returns:
+        Epochs done and the states of optimizer, schedule and data order.
     """
     batches = Batches(images, BATCH, seed)
     sparse_epochs = epochs if sparse_epochs is None else sparse_epochs
@@ -50,8 +58,16 @@ def train(
     if penalty is not None:
         assert graph is not None, "a penalty needs the graph of the model"
         penalty.attach(model, graph, sparse_epochs * len(batches))
+        if kept is not None:
+            penalty.load_state_dict(penalty.state_dict() | {"step": kept["epoch"] * len(batches)})
+    begin = 0
+    if kept is not None:
+        begin = kept["epoch"]
+        optimizer.load_state_dict(kept["optimizer"])
+        schedule.load_state_dict(kept["schedule"])
+        batches.generator.set_state(kept["generator"])
     model.train()
-    for epoch in range(epochs):
+    for epoch in range(begin, until or epochs):
         if epoch == sparse_epochs:
             penalty = None
         for x, y in batches:
@@ -70,6 +86,12 @@ def train(
         if after_epoch is not None:
             del loss, logits  # they hold on to the parameters' old shapes
             after_epoch(epoch + 1, optimizer)
+    return {
+        "epoch": until or epochs,
+        "optimizer": optimizer.state_dict(),
+        "schedule": schedule.state_dict(),
+        "generator": batches.generator.get_state(),
+    }
 
 
 @torch.no_grad()

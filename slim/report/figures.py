@@ -183,6 +183,8 @@ def scatter(points: Sequence[tuple[float, float, str]]) -> Figure:
         axes.annotate(label, (x, y), xytext=(5, 5), textcoords="offset points", fontsize=8.5, color=INK)
     axes.set_xlabel("MACs kept, % of the dense network")
     axes.set_ylabel("test accuracy, %")
-    axes.set_xlim(left=0)
     axes.margins(0.1, 0.15)
+    # Room around the points, but no share above the whole.
+    axes.set_xlim(0, max(min(axes.get_xlim()[1], 104), ordered[-1][0] + 2))
+    axes.set_ylim(*(min(limit, 101) for limit in axes.get_ylim()))
     return figure

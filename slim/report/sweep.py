@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -81,7 +82,9 @@ def table(directory: str | Path) -> Table:
     )
     for index, name in enumerate(HEAD):
         out.add_column(name, justify="left" if index < 2 else "right", overflow="fold", no_wrap=index != 1)
-    for row in rows(directory):
+    found = rows(directory)
+    short = _shortened([row[1] for row in found])
+    for row in ([name, short[differs], *rest] for name, differs, *rest in found):
         style = "red" if "failed: " in row[1] else ""
         out.add_row(*(Text(cell, style=style) for cell in row))
     return out
@@ -109,11 +112,13 @@ def figure(directory: str | Path) -> Figure | None:
     from slim.report import figures
 
     points = []
+    named = {row[0]: row[1] for row in rows(directory)}
+    short = _shortened(list(named.values()))
     for name, record in jobs(directory):
         dense, thin = _ends(record)
         kept, accuracy = _kept(thin, dense, "macs"), words.number(thin.get("accuracy"))
         if kept is not None and accuracy is not None:
-            points.append((100 * kept, 100 * accuracy, name))
+            points.append((100 * kept, 100 * accuracy, short[named[name]] or name))
     return figures.scatter(points) if len(points) > 1 else None
 
 
@@ -128,6 +133,18 @@ def _ends(record: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, An
 def _kept(thin: Mapping[str, Any], dense: Mapping[str, Any], key: str) -> float | None:
     now, then = words.number(thin.get(key)), words.number(dense.get(key))
     return None if now is None or not then else now / then
+
+
+def _shortened(cells: list[str]) -> dict[str, str]:
+    """``prune.ratio=0.3`` as ``ratio=0.3``, wherever no other key of the sweep ends in ``ratio``."""
+    keys = {item.partition("=")[0] for cell in cells for item in cell.split() if "=" in item}
+    last = Counter(key.rpartition(".")[2] for key in keys)
+    unique = {key: key.rpartition(".")[2] for key in keys if last[key.rpartition(".")[2]] == 1}
+    return {
+        cell: " ".join(unique.get(item.partition("=")[0], item.partition("=")[0]) + "".join(item.partition("=")[1:])
+                       for item in cell.split())
+        for cell in cells
+    }  # fmt: skip
 
 
 def _overrides(folder: Path) -> list[str]:

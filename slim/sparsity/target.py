@@ -39,6 +39,8 @@ class Target:
         ratio: share of channels to remove, in [0, 1); or
         macs, params: budget kept, in (0, 1]. Exactly one of the three.
         start, end: fractions of the phase: the first channel begins to shrink, the last is exactly zero.
+        power: of the schedule, above 0: 1 - (1 - u)^power of what is to go is on its way after a fraction u of the
+            time between ``start`` and ``end``. 1 is linear, 3 cubic.
         window: fraction of the phase a channel takes from its value to zero.
         rankings: how many times the channels are ranked between ``start`` and ``end``.
         criterion: ``taylor`` or ``gamma`` (|gamma|).
@@ -53,7 +55,7 @@ class Target:
     exact_zeros = True
 
     def __init__(self, *, ratio: float | None = None, macs: float | None = None, params: float | None = None,
-                 start: float = 0.1, end: float = 0.7, window: float = 0.05, rankings: int = 40,
+                 start: float = 0.1, end: float = 0.7, power: float = 3.0, window: float = 0.05, rankings: int = 40,
                  criterion: str = "taylor", balance: float = 0.0, memory: float = 0.02, max_layer_ratio: float = 0.9,
                  norms: str = "batch", select: Mapping[str, Any] | None = None) -> None:  # fmt: skip
         self.aim = Aim({"ratio": ratio, "macs": macs, "params": params}, max_layer_ratio, dict(select or {}))
@@ -62,10 +64,12 @@ class Target:
                 "target needs 0 <= start, 0 < window and start + window <= end <= 1, fractions of the phase. "
                 f"Got start={start}, window={window}, end={end}. Set penalty.start, penalty.window, penalty.end."
             )
+        if not power > 0:
+            raise SlimError(f"power must be above 0. Got power={power}. Set penalty.power to 3.")
         if criterion not in CRITERIA:
             raise SlimError(f"criterion must be one of {', '.join(CRITERIA)}. Got criterion={criterion}. "
                             "Set penalty.criterion.")  # fmt: skip
-        self.start, self.end, self.window, self.rankings = start, end, window, rankings
+        self.start, self.end, self.power, self.window, self.rankings = start, end, power, window, rankings
         self.criterion, self.balance, self.memory, self.norms = criterion, balance, memory, norms
         self._progress = Progress("target")
         self._gammas: Gammas
@@ -219,7 +223,7 @@ class Target:
 
     def _share(self, step: int) -> float:
         u = (step - self._first + 1) / (self._last - self._first + 1)
-        return 1 - (1 - min(1.0, u)) ** 3
+        return 1 - (1 - min(1.0, u)) ** self.power
 
     def _restore(self, state: dict[str, Any]) -> None:
         if len(state["left"]) != len(self._gammas):

@@ -38,6 +38,12 @@ def test_only_what_differs_is_told(multirun: Path) -> None:
     assert sweep.rows(multirun)[2][1] == "prune.ratio=0.2"
 
 
+def test_the_terminal_shortens_keys_that_stay_clear() -> None:
+    short = sweep._shortened(["prune.ratio=0.3 sparse.epochs=2", "prune.ratio=0.5 finetune.epochs=2 failed: x=y"])
+    assert short["prune.ratio=0.3 sparse.epochs=2"] == "ratio=0.3 sparse.epochs=2"
+    assert short["prune.ratio=0.5 finetune.epochs=2 failed: x=y"].startswith("ratio=0.5 finetune.epochs=2 failed:")
+
+
 def test_failed_jobs_say_why_and_do_not_hide_the_others(multirun: Path) -> None:
     rows = sweep.rows(multirun)
     assert "failed: the loss | was NaN" in rows[3][1]

@@ -1,0 +1,73 @@
+"""`python -m experiments.nocliff.choose --data FOLDER`: variants of `target` on validation images, never on the test's.
+
+Variants share their first epochs, in which nothing is removed yet: network and optimizer after ``BRANCH`` epochs are
+kept, and every variant goes on from there, so that a difference between two of them is the law's.
+"""
+
+from __future__ import annotations
+
+import argparse
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from experiments.nocliff import jobs, store
+from experiments.nocliff.data import held_out, load
+from experiments.nocliff.loop import accuracy, train
+from slim.sparsity import build
+
+BRANCH = 3
+RESULTS = Path(__file__).parent / "choices.json"
+VARIANTS: dict[str, dict[str, Any]] = {
+    "cubic .28-.9": {"start": 0.28, "end": 0.9},
+    "linear .28-.9": {"start": 0.28, "end": 0.9, "power": 1.0},
+    "cubic .28-.7": {"start": 0.28, "end": 0.7},
+    "cubic .5-.95": {"start": 0.5, "end": 0.95},
+}
+
+
+def variant(setting: jobs.Setting, seed: int, budget: dict[str, float], options: dict[str, Any]) -> dict[str, Any]:
+    """From the kept epoch to the end under one variant of the law; validation accuracy without fine-tuning."""
+    stored = setting.cache / f"vgg-branch-s{seed}.pt"
+    if not stored.exists():
+        model = jobs.started("vgg", seed)
+        kept = train(model, setting.train, epochs=setting.epochs, seed=seed, until=BRANCH)
+        torch.save({"weights": model.state_dict(), "kept": kept}, stored)
+    saved = torch.load(stored)
+    model = jobs.started("vgg", seed)
+    model.load_state_dict(saved["weights"])
+    penalty = build("target", **budget, **options)
+    return jobs.under_target(setting, "vgg", seed, model, penalty, saved["kept"])
+
+
+def main() -> None:
+    """Run the variants whose names contain one of ``--only``, or all."""
+    parser = argparse.ArgumentParser(prog="python -m experiments.nocliff.choose", description=__doc__)
+    parser.add_argument("--data", type=Path, required=True, help="ImageFolder tree with train/ and test/")
+    parser.add_argument("--cache", type=Path, default=Path("outputs/nocliff"))
+    parser.add_argument("--only", nargs="*", default=[""], help="parts of names")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--ratio", type=float, default=0.6)
+    args = parser.parse_args()
+    train_images, _ = load(args.data, args.cache)
+    setting = jobs.Setting(train_images, held_out(args.data, args.cache), args.cache)
+    stored = args.cache / f"vgg-dense-s{args.seed}.pt"
+    if stored.exists():
+        store.run(f"dense/s{args.seed}", lambda: {"accuracy": dense(setting, stored)}, RESULTS)
+    for name, options in VARIANTS.items():
+        if any(part in name for part in args.only):
+            job = partial(variant, setting, args.seed, {"ratio": args.ratio}, options)
+            store.run(f"ratio {args.ratio:g}, {name}/s{args.seed}", job, RESULTS)
+
+
+def dense(setting: jobs.Setting, stored: Path) -> float:
+    """The stored dense network on the validation images."""
+    model = jobs.started("vgg", 0)
+    model.load_state_dict(torch.load(stored)["weights"])
+    return accuracy(model, setting.test)
+
+
+if __name__ == "__main__":
+    main()
