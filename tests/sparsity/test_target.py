@@ -71,6 +71,14 @@ def test_zeros_stay_zero_and_untouched_channels_feel_nothing():
     assert torch.equal(gammas(net), gammas(plain))
 
 
+def test_the_power_says_how_early_channels_go():
+    options = {"start": 0.0, "end": 1.0, "window": 0.025, "rankings": TOTAL}
+    for power in (1.0, 2.0, 3.0):
+        net, _ = trained(chain, {"ratio": 0.75}, until=TOTAL // 2, power=power, **options)
+        gone = float((gammas(net) == 0).float().mean())
+        assert gone == pytest.approx(0.75 * (1 - 0.5**power), abs=0.06)
+
+
 def test_grouped_convolutions_can_be_cut_at_any_moment():
     net = started(grouped)
     graph, penalty, optimizer = graph_of(net), build("target", ratio=0.5, **PHASE), sgd(net)
