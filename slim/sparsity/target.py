@@ -5,8 +5,9 @@ law knows the budget. On a cubic schedule (Zhu & Gupta 2017, arXiv:1710.01878) i
 growing part of the budget would remove, scales their gamma and beta down to exactly zero over a short window, and lets
 the others train unpenalized. A channel that ranks higher again before it reached zero is released.
 
-The ranking is data-driven and free: a running mean of (gamma * d loss/d gamma + beta * d loss/d beta)^2, the
-first-order effect of removing the channel (Molchanov et al. 2019, arXiv:1906.10771, gate after the normalization).
+The ranking is data-driven and free: a running mean of the square of sum(gamma * d loss/d gamma + beta * d loss/d beta)
+over the channel group, the first-order effect of removing it (Molchanov et al. 2019, arXiv:1906.10771, gate after the
+normalization; equation 8 for the sum).
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from slim.criteria import Scores
 from slim.errors import SlimError
 from slim.sparsity.aim import Aim
 from slim.sparsity.forecast import Forecast
-from slim.sparsity.gammas import Gammas, collect
+from slim.sparsity.gammas import Gammas, collect, member_table
 from slim.sparsity.progress import Progress
 
 if TYPE_CHECKING:
@@ -104,6 +105,9 @@ class Target:
             if g.biases:
                 shifts = [b.grad if b.grad is not None else torch.zeros_like(b) for b in g.biases]
                 effect[self._bias_entries] += torch.cat([b.detach() for b in g.biases]) * torch.cat(shifts)
+            if self._shared:
+                # Members of a group go together: their effects add up, signs and all, before the square.
+                effect = torch.cat([effect, effect.new_zeros(1)])[self._table].sum(1)[self._member_of]
             self._score.lerp_(effect.square_().float(), 1 / (1 + self.memory * self._progress.total))
         if step >= self._first:
             alive = (self._left > 1).float()
@@ -216,6 +220,10 @@ class Target:
         self._graph = graph
         self._gammas = g = collect(model, graph, norms=self.norms)
         self._bias_entries = g.bias_index
+        table, member_of, counts = member_table(g.groups)
+        self._shared = bool((counts > 1).any())
+        self._table = torch.as_tensor(table, device=g.device)
+        self._member_of = torch.as_tensor(member_of, device=g.device)
         self._owned = np.unique(g.groups[g.groups >= 0])
         plan = plan_of(model)
         keeps = [plan.axes.get((name, 0)) if plan is not None else None for name in g.names]
@@ -236,7 +244,10 @@ class Target:
         self.aim.load(state)
 
     def _scores(self) -> np.ndarray:
-        """Score of every group: its members' mean, each over its layer's mean to the power ``balance``."""
+        """Score of every group, its members' over their layers' means to the power ``balance``.
+
+        What removing the group costs; for a ratio, which counts scales, divided by how many scales it removes.
+        """
         g = self._gammas
         raw = (self._score if self.criterion == "taylor" else g.flat().abs()).double().cpu().numpy()
         # Only what is alive counts in a layer's mean, so that removing zeros for good changes nothing.
@@ -245,8 +256,10 @@ class Target:
         entry = raw / np.maximum(mean[g.layers], 1e-300) ** self.balance
         own = g.groups >= 0
         total = np.bincount(g.groups[own], entry[own], minlength=len(self._graph))
-        count = np.bincount(g.groups[own], minlength=len(self._graph))
-        return total / np.maximum(count, 1)
+        count = np.maximum(np.bincount(g.groups[own], minlength=len(self._graph)), 1)
+        if self.criterion == "taylor":
+            total /= count  # every member holds the effect of all
+        return total / count if self.aim.kind == "ratio" else total
 
     def _rank(self, share: float) -> None:
         groups = self._gammas.groups

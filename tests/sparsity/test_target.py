@@ -71,6 +71,26 @@ def test_zeros_stay_zero_and_untouched_channels_feel_nothing():
     assert torch.equal(gammas(net), gammas(plain))
 
 
+def test_the_score_is_the_joint_effect_of_a_group():
+    net = started(Residual)
+    graph = graph_of(net)
+    penalty = build("target", ratio=0.5, start=0.5, end=1.0, memory=0.0)
+    penalty.attach(net, graph, TOTAL)
+    torch.nn.functional.cross_entropy(net(torch.randn(4, 3, 8, 8)), torch.arange(4) % 2).backward()
+    expected = np.zeros(len(graph))
+    for scale in graph.scales:
+        for name in (scale.weight, scale.bias):
+            p = net.get_parameter(name)
+            np.add.at(expected, scale.groups, (p.detach() * p.grad).numpy())
+    penalty.before_step(0.1)
+    found, first = penalty.state_dict()["score"].numpy(), 0
+    for scale in graph.scales:
+        joint = expected[scale.groups] ** 2
+        np.testing.assert_allclose(found[first : first + len(joint)], joint, rtol=1e-4, atol=1e-12)
+        first += len(joint)
+    assert len(np.unique(np.concatenate([s.groups for s in graph.scales]))) < first  # some groups have several scales
+
+
 def test_the_power_says_how_early_channels_go():
     options = {"start": 0.0, "end": 1.0, "window": 0.025, "rankings": TOTAL}
     for power in (1.0, 2.0, 3.0):
