@@ -73,7 +73,7 @@ class Slimming(pl.Callback):
         graph = self._trace(module.network)
         removed = exact_zeros(graph, self._min_channels)
         if trainer.world_size > 1:
-            removed = _agreed(trainer, graph, removed)
+            removed = agreed(trainer, graph, removed)
         if not removed.any():
             return
         if self._absorb is not None:
@@ -116,7 +116,7 @@ def exact_zeros(graph: ChannelGraph, min_channels: int = 1) -> npt.NDArray[np.bo
             return removed
 
 
-def _agreed(trainer: pl.Trainer, graph: ChannelGraph, removed: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+def agreed(trainer: pl.Trainer, graph: ChannelGraph, removed: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
     """What rank 0 removes; every rank makes the plan of it and compares the hash.
 
     Raises:

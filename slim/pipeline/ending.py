@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,13 +40,15 @@ def finish(work: Workspace, directory: Path, state: State, say: Callable[[str], 
         name=settings.name,
         directory=directory,
         seed=settings.seed,
-        passes=settings.passes,
+        schedule=settings.schedule.name,
+        passes=len(settings.steps),
         data=work.data.name,
         model=str(settings.model["_target_"]).rsplit(".", 1)[-1],
         input_shape=work.input_shape(),
         phases=_phases(state, test),
         rows=rows,
         cut=_cut(state),
+        cuts=_cuts(state),
         history={name: figures["history"] for name, figures in state.phases.items() if "history" in figures},
         notes=state.notes,
         latency=lines,
@@ -73,17 +75,13 @@ def _networks(work: Workspace, directory: Path, state: State) -> dict[str, nn.Mo
         kind = phase.partition("-")[0]
         if kind == "prune":
             plan = Plan.from_json((directory / phase / "plan.json").read_bytes())
-            found |= {
-                "masked": slim.mask(before, plan),
-                "rebuilt": slim.rebuild(before, plan),
-                "recovered": load(phase),
-            }
-            before = found["recovered"]
+            found |= {"masked": slim.mask(before, plan), "rebuilt": slim.rebuild(before, plan)}
+            before = found[_row_after_cut(state.phases[phase])] = load(phase)
             found.setdefault("sparse", load("start")) if "start" in state.phases else None
         elif kind in ROW_OF:
             network = load(phase)
             found[ROW_OF[kind]] = network
-            before = before if kind == "baseline" else network
+            before = before if kind == "baseline" and work.settings.first == "sparse" else network
     return {name: found[name] for name in record.ROWS if name in found}
 
 
@@ -97,7 +95,7 @@ def _time(work: Workspace, networks: dict[str, nn.Module], rows: dict[str, Any],
         ready[name].cpu()
         rows[name] |= {f"latency_ms_b{batch}": millis for batch, millis in found.millis[name].items()}
     # Same shapes, same time: these rows differ from their twins in weights alone.
-    for twin in ("rebuilt", "recovered"):
+    for twin in ("rebuilt", "recovered", "restarted"):
         if twin in rows and rows[twin]["macs"] == rows[thin]["macs"]:
             rows[twin] |= {key: value for key, value in rows[thin].items() if key.startswith("latency")}
     return dict(found.statements)
@@ -105,11 +103,11 @@ def _time(work: Workspace, networks: dict[str, nn.Module], rows: dict[str, Any],
 
 def _phases(state: State, test: dict[str, float]) -> dict[str, dict[str, Any]]:
     """Figures of every phase; the test accuracy belongs to the last pass."""
-    keys = ("val", "best_val", "best_epoch", "epochs", "steps", "seconds", "validation", "slimmed")
+    keys = ("val", "best_val", "best_epoch", "epochs", "steps", "seconds", "validation", "weights", "slimmed")
     phases = {name: {key: figures[key] for key in keys if key in figures} for name, figures in state.phases.items()}
     last = {name.partition("-")[0]: name for name in phases}
     for kind, name in last.items():
-        row = "recovered" if kind == "prune" else ROW_OF.get(kind)
+        row = _row_after_cut(state.phases[name]) if kind == "prune" else ROW_OF.get(kind)
         if row in test:
             phases[name]["accuracy"] = test[row]
     return phases
@@ -119,6 +117,23 @@ def _cut(state: State) -> dict[str, Any] | None:
     keys = ("requested", "achieved", "plan_hash", "widths", "layer_macs", "gammas", "removed", "cut")
     cuts = [figures for name, figures in state.phases.items() if name.partition("-")[0] == "prune"]
     return {key: cuts[-1][key] for key in keys} if cuts else None
+
+
+def _cuts(state: State) -> list[dict[str, Any]]:
+    """Every cut in a few numbers, with what the training after it came to."""
+    found = []
+    for name, figures in state.phases.items():
+        kind, _, number = name.partition("-")
+        if kind == "prune":
+            after = state.phases.get(f"finetune-{number}" if number else "finetune", {})
+            keys = ("requested", "achieved", "weights", "validation")
+            found.append({"phase": name, **{key: figures[key] for key in keys}, "finetuned": after.get("val")})
+    return found
+
+
+def _row_after_cut(figures: Mapping[str, Any]) -> str:
+    """Which row of the table is what the cut left: trained weights recovered, or others in their place."""
+    return "recovered" if figures["weights"] == "trained" else "restarted"
 
 
 def _hparams(work: Workspace, directory: Path, told: dict[str, Any]) -> None:

@@ -2,13 +2,17 @@
 
 Keys (a missing one means: not known in this run)::
 
-    experiment, data, model, seed, passes, status      "finished", or "failed" with error: one line
+    experiment, data, model, seed, status      "finished", or "failed" with error: one line
+    schedule, passes  its name, and how many cuts it makes
     input_shape       "1x3x32x32", the example the MACs are counted on
     phases            {name: {accuracy (test, last epoch), val, best_val, best_epoch, epochs, seconds, steps}}
-    rows              {dense | sparse | masked | rebuilt | recovered | finetuned:
+    rows              {dense | sparse | masked | rebuilt | recovered | restarted | finetuned:
                         {accuracy (test), val (validation), channels, params, macs, latency_ms_b1, latency_ms_b64}}
-    requested, achieved   {budget name: number}; plan_hash: hex
-    widths            {layer: [before, after]};  layer_macs: {layer: [before, after]}
+                        of several passes the last; restarted stands in for recovered where the thin network goes on
+                        from rewound or fresh weights
+    cuts              [{phase, requested, achieved, weights, validation: {row: accuracy}, finetuned (validation)}]
+    requested, achieved   {budget name: number}, of the dense network, after the last cut; plan_hash: hex
+    widths            {layer: [dense, after]};  layer_macs: {layer: [dense, after]}
     gammas            {layer: [|gamma| before the cut]};  removed: {layer: [bool]};  cut: largest removed |gamma|
     history           {phase: {train_loss, train_accuracy, val_loss, val_accuracy: one number per epoch}}
     notes             one line each: selection, shrink budget, warnings
@@ -26,7 +30,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-ROWS = ("dense", "sparse", "masked", "rebuilt", "recovered", "finetuned")
+ROWS = ("dense", "sparse", "masked", "rebuilt", "recovered", "restarted", "finetuned")
 """The networks of a run, in the order they come to be."""
 
 TIMED = ("seconds", "latency", "latency_ms_b1", "latency_ms_b64", "environment", "paths")
@@ -38,6 +42,7 @@ def build(
     name: str,
     directory: Path,
     seed: int,
+    schedule: str,
     passes: int,
     data: str,
     model: str,
@@ -45,6 +50,7 @@ def build(
     phases: Mapping[str, Mapping[str, Any]],
     rows: Mapping[str, Mapping[str, Any]],
     cut: Mapping[str, Any] | None,
+    cuts: Sequence[Mapping[str, Any]],
     history: Mapping[str, Mapping[str, Sequence[float]]],
     notes: Sequence[str],
     latency: Mapping[int, str],
@@ -58,11 +64,13 @@ def build(
         "data": data,
         "model": model,
         "seed": seed,
+        "schedule": schedule,
         "passes": passes,
         "input_shape": input_shape,
         "phases": {key: dict(value) for key, value in phases.items()},
         "rows": {key: dict(rows[key]) for key in ROWS if key in rows},
         **(dict(cut) if cut else {}),
+        **({"cuts": [dict(each) for each in cuts]} if cuts else {}),
         "history": {key: dict(value) for key, value in history.items()},
         "notes": list(notes),
         "latency": {str(batch): line for batch, line in latency.items()},

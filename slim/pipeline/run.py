@@ -17,6 +17,7 @@ from slim.channels import Plan, plan_of
 from slim.errors import RunFailed
 from slim.files import write_atomic
 from slim.pipeline import cut, judge
+from slim.pipeline.schedule import restart
 from slim.pipeline.settings import plain
 from slim.pipeline.source import load_network
 from slim.pipeline.state import Lock, State, check_same
@@ -82,7 +83,8 @@ class _Run:
             torch.set_num_threads(settings.trainer.threads)
         self.say(f"{settings.name}: {self.work.data.describe()}; {self.work.hardware.line}; {self.directory}")
         network = self._start()
-        for number in range(settings.passes):
+        self.start = network
+        for number in range(len(settings.steps)):
             for kind in settings.phases:
                 if number and kind == "baseline":
                     continue
@@ -108,12 +110,15 @@ class _Run:
             self._banner(name, kind)
             work = self._prune if kind == "prune" else self._train
             work(name, kind, number, copy.deepcopy(network))
-        # The baseline is a run of its own: what follows begins from the network before it. Everything else begins from
-        # the file, whether or not this process wrote it, so that a resumed run begins from the same bits and strides.
-        return network if kind == "baseline" else self._load(name)
+        # A baseline before sparse training is a run of its own: what follows begins from the network before it.
+        # Everything else begins from the file, whether or not this process wrote it, so that a resumed run begins from
+        # the same bits and strides.
+        return network if kind == "baseline" and self.work.settings.first == "sparse" else self._load(name)
 
     def _train(self, name: str, kind: str, number: int, network: nn.Module) -> None:
-        cut_next = kind == "sparse" and "prune" in self.work.settings.phases
+        # Of a measured budget the prune phase measures once.
+        phases, prune = self.work.settings.phases, self.work.settings.prune
+        cut_next = kind == "sparse" and "prune" in phases and prune.latency is None
         done = train(
             self.work, self.directory, name, network, self.signals, number=number, cut_next=cut_next, note=self._note
         )
@@ -124,43 +129,44 @@ class _Run:
     def _prune(self, name: str, kind: str, number: int, network: nn.Module) -> None:
         work = self.work
         graph = work.trace(network)
-        selection = cut.select(work, graph)
+        selection = cut.select(work, graph, number)
         plan = graph.plan(selection.removed)
         self._keep_plan(name, plan)
         masked, rebuilt = slim.mask(network, plan), slim.rebuild(network, plan)
         difference = judge.check_equal(masked, rebuilt, work.batch(work.validation()))
-        recovered = cut.recover(work, network, graph, selection.removed, plan)
-        networks = {"sparse": network, "masked": masked, "rebuilt": rebuilt, "recovered": recovered}
+        step = work.settings.steps[number]
+        if step.weights == "trained":
+            row, thin = "recovered", cut.recover(work, network, graph, selection.removed, plan)
+        else:
+            row = "restarted"
+            thin, line = restart(work, self.directory, self.start, rebuilt, number)
+            self._note(f"{name}: {line}")
+        networks = {"sparse": network, "masked": masked, "rebuilt": rebuilt, row: thin}
         val = judge.accuracies(networks, work.validation(), work.hardware.device)
         told = ", ".join(f"{key} {100 * value:.2f} %" for key, value in val.items())
-        self.say(f"{name:9} validation: {told}; {100 * selection.achieved['macs']:.1f} % of the MACs left")
+        left = ", ".join(
+            f"{100 * value:.1f} % of the {'channels gone' if kind == 'ratio' else f'{kind} left'}"
+            for kind, value in selection.achieved.items()
+            if kind in ("macs", *selection.requested)
+        )
+        self.say(f"{name:9} validation: {told}; {left}")
         for line in selection.notes:
-            self._note(line)
-        if val["recovered"] < 1.5 / work.data.num_classes <= val["sparse"]:
+            self._note(f"{name}: {line}")
+        if val.get("recovered", 1.0) < 1.5 / work.data.num_classes <= val["sparse"]:
             self._note(f"The cut took the network to chance ({told}); fine-tuning starts from there.")
-        self._curves(name, graph, selection, plan)
+        figures = cut.describe(work, graph, selection, plan_of(rebuilt) or plan)
+        self._curves(name, figures)
         self._keep(
             name,
-            recovered,
-            {
-                "val": val["recovered"],
-                "validation": val,
-                "difference": difference,
-                **cut.describe(graph, selection, plan),
-            },
+            thin,
+            {"val": val[row], "validation": val, "weights": step.weights, "difference": difference, **figures},
         )
 
-    def _curves(self, name: str, graph: Any, selection: Any, plan: Plan) -> None:
+    def _curves(self, name: str, figures: Mapping[str, Any]) -> None:
         from slim.callbacks.dashboard import log_cut
 
-        told = cut.describe(graph, selection, plan)
-        log_cut(
-            self.directory / name,
-            widths=told["widths"],
-            gammas=told["gammas"],
-            cut=told["cut"],
-            removed=told["removed"],
-        )
+        drawn = {key: figures[key] for key in ("widths", "gammas", "cut", "removed")}
+        log_cut(self.directory / name, **drawn)
 
     # Keeping
 

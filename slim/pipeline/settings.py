@@ -9,6 +9,7 @@ from typing import Any
 
 from slim.errors import SlimError, nearest
 from slim.pipeline.schema import one_of, parse, rule
+from slim.selection import SCHEDULES, Pass, passes
 
 PHASES = ("baseline", "sparse", "prune", "finetune")
 BUDGETS = ("ratio", "macs", "params", "memory", "latency")
@@ -40,7 +41,10 @@ def _at_least(low: int, **kwargs: Any) -> Any:
 
 def _kept() -> Any:
     return rule(
-        "in (0, 1], the fraction kept", lambda value: 0 < value <= 1, "Set {key} to what may remain.", default=None
+        "in (0, 1], the fraction kept, or an absolute number above 1",
+        lambda value: value > 0,
+        "Set {key} to what may remain.",
+        default=None,
     )
 
 
@@ -86,7 +90,7 @@ class Sparse(Training):
 
 @dataclass(frozen=True)
 class Prune:
-    """Ranking and cut. One budget: ``ratio`` is removed, the others are fractions kept."""
+    """Ranking and cut. One budget, of the dense network: ``ratio`` is removed, the others are kept."""
 
     ratio: float | None = rule("in [0, 1)", lambda value: 0 <= value < 1, "Set {key} below 1.", default=None)
     macs: float | None = _kept()
@@ -102,6 +106,21 @@ class Prune:
     inexact: bool = False
     residual: str = one_of("group", "select", "keep", default="group")
     grouped: str = one_of("balance", "whole", default="balance")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """In how many cuts the budget is reached, and from which weights the thin network goes on.
+
+    See :mod:`slim.selection.schedules`.
+    """
+
+    name: str = one_of(*SCHEDULES, default="one_shot")
+    count: int = _at_least(1, default=1)
+    growth: str = one_of("linear", "cubic", default="linear")
+    start: float | None = _positive(default=None)
+    rewind_epoch: int = _at_least(0, default=0)
+    every: int = _at_least(1, default=1)
 
 
 @dataclass(frozen=True)
@@ -139,16 +158,38 @@ class Settings:
     sparse: Sparse
     prune: Prune
     finetune: Training
+    schedule: Schedule
     name: str = rule("a plain name", lambda text: bool(text) and not set(text) & set("/\\\0\n"), default="slim")
     task: str = one_of("train", "evaluate", "sensitivity", default="train")
     seed: int = rule("in [0, 2**32)", lambda value: 0 <= value < 2**32, "Set {key}=0.", default=0)
     phases: tuple[str, ...] = ("sparse", "prune", "finetune")
-    passes: int = _at_least(1, default=1)
     checkpoint: str | None = None
     resume: str | None = None
     output: str = "outputs"
     latency_seconds: float = _positive(default=1.0)
     debug: bool = False
+
+    @property
+    def budget(self) -> tuple[str, float]:
+        """Kind and amount of the cut's budget."""
+        return next((kind, getattr(self.prune, kind)) for kind in BUDGETS if getattr(self.prune, kind) is not None)
+
+    @property
+    def steps(self) -> tuple[Pass, ...]:
+        """The passes of the schedule; one that cuts nothing where there is no prune phase."""
+        return self.steps_to(*self.budget) if "prune" in self.phases else (Pass(0.0),)
+
+    def steps_to(self, kind: str, amount: float) -> tuple[Pass, ...]:
+        """The passes of the schedule, towards another budget."""
+        return passes(**dataclasses.asdict(self.schedule), kind=kind, amount=amount)
+
+    @property
+    def first(self) -> str | None:
+        """The training phase whose network is cut first; None where a checkpoint is cut.
+
+        A baseline before sparse training is a run of its own.
+        """
+        return next((phase for phase in ("sparse", "baseline") if phase in self.phases), None)
 
 
 def read(config: Mapping[str, Any]) -> Settings:
@@ -165,6 +206,7 @@ def read(config: Mapping[str, Any]) -> Settings:
         raise SlimError(
             f"The cut needs exactly one budget. Got {got}. Set one and the others to null, e.g. prune.ratio=null."
         )
+    _check_schedule(settings)
     if settings.trainer.precision == "fp16" and settings.trainer.accelerator == "cpu":
         raise SlimError("precision must be fp32 or bf16 on a CPU. Got precision=fp16. Set trainer.precision=bf16.")
     return settings
@@ -184,8 +226,46 @@ def _check_phases(settings: Settings) -> None:
         raise SlimError(
             f"A run that begins with {phases[0]} needs a trained network. Got checkpoint=null. Set checkpoint=<file>."
         )
-    if settings.passes > 1 and "prune" not in phases:
-        raise SlimError(f"passes above 1 need the prune phase. Got passes={settings.passes}. Set passes=1.")
+
+
+def _check_schedule(settings: Settings) -> None:
+    """The schedule fits the phases.
+
+    Raises:
+        SlimError: A phase that it needs is missing, or the epoch to rewind to does not exist.
+    """
+    schedule, phases = settings.schedule, settings.phases
+    steps = settings.steps
+    needs = {"soft": ("sparse", "prune"), "rewind": ("prune", "finetune"), "scratch": ("prune", "finetune")}
+    for phase in needs.get(schedule.name, ("prune",) if schedule.name == "iterative" else ()):
+        if phase not in phases:
+            raise SlimError(
+                f"schedule={schedule.name} needs the {phase} phase. Got phases={list(phases)}. "
+                "Set phases=[sparse,prune,finetune], or schedule=one_shot."
+            )
+    if schedule.name == "soft" and settings.prune.latency is not None:
+        raise SlimError(
+            "schedule=soft selects again and again and needs a budget that does not vary with the machine's mood. "
+            f"Got prune.latency={settings.prune.latency}. Set prune.macs instead."
+        )
+    if schedule.name != "rewind":
+        return
+    if settings.first is None:
+        raise SlimError(
+            f"schedule=rewind goes back into the training of the same run. Got phases={list(phases)}. "
+            "Set phases=[sparse,prune,finetune], or schedule=scratch."
+        )
+    epochs, epoch = getattr(settings, settings.first).epochs, steps[0].rewind_epoch
+    if epoch > epochs:
+        raise SlimError(
+            f"rewind_epoch must be an epoch of the {settings.first} phase, which has {epochs}. "
+            f"Got rewind_epoch={epoch}. Lower schedule.rewind_epoch."
+        )
+    if settings.sparse.slim_every and settings.first == "sparse" and epoch > settings.sparse.slim_every:
+        raise SlimError(
+            f"rewind_epoch must come before the first rebuild in place. Got rewind_epoch={epoch}, "
+            f"slim_every={settings.sparse.slim_every}. Lower schedule.rewind_epoch, or set sparse.slim_every=0."
+        )
 
 
 def plain(settings: Settings) -> dict[str, Any]:

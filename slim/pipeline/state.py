@@ -132,7 +132,7 @@ class State:
         self.save()
 
     def note(self, line: str) -> None:
-        """Remember a line for the report, once."""
+        """Remember a line for the report, once; it is kept when the phase is done."""
         if line not in self.notes:
             self.notes.append(line)
 

@@ -13,6 +13,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.loggers import TensorBoardLogger
 from torch import nn
 
+from slim import sparsity
 from slim.callbacks.checkpoint import SafeFiles, Saver, read
 from slim.callbacks.guard import Guard
 from slim.callbacks.progress import Progress
@@ -20,7 +21,7 @@ from slim.callbacks.signals import Signals
 from slim.callbacks.slimming import Slimming
 from slim.channels import ChannelGraph, Plan
 from slim.module import Classifier
-from slim.pipeline import cut, rates
+from slim.pipeline import cut, rates, schedule
 from slim.pipeline.failures import explained, quiet
 from slim.pipeline.feed import Feed, seed_all
 from slim.pipeline.ranks import together
@@ -66,6 +67,7 @@ def train(
     training = getattr(settings, kind)
     checkpoint = directory / name / "last.ckpt"
     saved = read(checkpoint) if checkpoint.is_file() else None
+    start = network
     if saved is not None and saved["slim"]["plan"] != plan_json(network):
         network = work.with_plan(saved["slim"]["plan"])
     limit = settings.trainer.limit_batches
@@ -81,7 +83,10 @@ def train(
     graph = work.trace(network)
     penalty = None
     if kind == "sparse":
-        penalty = _penalty(work, training, network, graph, rates.total(factor, lr, steps), note or (lambda line: None))
+        # Of the network that the phase began with, also when it goes on with a thinner one: same law, same line.
+        penalty = _penalty(work, training, start, number, rates.total(factor, lr, steps), note or (lambda line: None))
+        if saved is not None:
+            penalty.load_state_dict(saved["classifier"]["penalty"])
     # Lightning leaves modes as it finds them.
     network.train()
     module = Classifier(
@@ -98,7 +103,7 @@ def train(
     )
     slimming = Slimming(
         work.trace,
-        choose=(lambda traced: traced.plan(cut.select(work, traced).removed)) if cut_next else None,
+        choose=(lambda traced: traced.plan(cut.select(work, traced, number).removed)) if cut_next else None,
         every=training.slim_every if isinstance(training, Sparse) else 0,
         absorb=_absorb,
         min_channels=settings.prune.min_channels,
@@ -116,6 +121,7 @@ def train(
     callbacks: list[pl.Callback] = [
         Guard(kind),
         Progress(name, steps, settings.trainer.progress),
+        *schedule.callbacks(work, directory, name, number),
         slimming,
         *_dashboard(module),
         saver,
@@ -138,20 +144,26 @@ def train(
 
 
 def _penalty(
-    work: Workspace, training: Sparse, network: nn.Module, graph: ChannelGraph, lrs: list[float], note: Any
-) -> Any:
-    """The law, its lam scaled to the run when ``shrink`` says so, and its forecast spoken."""
+    work: Workspace, training: Sparse, network: nn.Module, number: int, lrs: list[float], note: Any
+) -> sparsity.Penalty:
+    """The law, its budget that of the pass, its lam scaled to the run when ``shrink`` says so; its forecast is spoken.
+
+    It is attached to nothing yet.
+    """
     momentum = float(work.settings.optimizer.get("momentum", 0.0))
-    penalty = work.penalty()
+    graph = work.trace(network)
+    told = cut.told(work, graph, number)
+    penalty, lam = work.penalty(**told), None
     penalty.attach(network, graph, len(lrs))
     forecast = penalty.forecast(lrs, momentum)
     if training.shrink is not None and work.settings.penalty.get("lam"):
         # What a law can take off a gamma is proportional to its lam.
-        penalty = work.penalty(work.settings.penalty["lam"] * training.shrink / forecast.shrink_budget)
+        lam = work.settings.penalty["lam"] * training.shrink / forecast.shrink_budget
+        penalty = work.penalty(lam, **told)
         penalty.attach(network, graph, len(lrs))
         forecast = penalty.forecast(lrs, momentum)
     note(forecast.line)
-    return penalty
+    return work.penalty(lam, **told)
 
 
 def _absorb(network: nn.Module, graph: ChannelGraph, removed: npt.NDArray[np.bool_]) -> None:

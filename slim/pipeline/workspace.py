@@ -56,9 +56,9 @@ class Workspace:
 
     # Builders
 
-    def dense(self) -> nn.Module:
-        """The untrained dense network; the same weights every time."""
-        seed_all(self.settings.seed)
+    def dense(self, draw: int = 0) -> nn.Module:
+        """The untrained dense network; the same weights every time, others for every ``draw``."""
+        seed_all(self.settings.seed, draw)
         options = dict(self.settings.model)
         path = options.pop("_target_", None)
         if not isinstance(path, str):
@@ -82,9 +82,9 @@ class Workspace:
         prune = self.settings.prune
         return slim.trace(network, self.example, residual=prune.residual, grouped=prune.grouped)
 
-    def penalty(self, lam: float | None = None) -> sparsity.Penalty:
-        """The sparsity law of the configuration; ``lam`` replaces its strength."""
-        options = dict(self.settings.penalty)
+    def penalty(self, lam: float | None = None, **told: float) -> sparsity.Penalty:
+        """The sparsity law of the configuration; ``lam`` replaces its strength, ``told`` other options."""
+        options = {**self.settings.penalty, **told}
         if lam is not None:
             options["lam"] = lam
         return sparsity.build(options.pop("name"), **options)

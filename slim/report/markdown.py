@@ -28,6 +28,8 @@ def render(record: Mapping[str, Any], figures: Sequence[str]) -> str:
     parts += [_list(tables.input_note(record), *(record.get("latency") or {}).values())]
     if asked := _budgets(record):
         parts += ["## Budget", asked]
+    if passes := _passes(record):
+        parts += ["## Passes", passes]
     if phases := _phases(record):
         parts += ["## Phases", phases]
     if notes := record.get("notes"):
@@ -58,7 +60,7 @@ def _list(*lines: Any) -> str:
 
 
 def _facts(record: Mapping[str, Any]) -> str:
-    names = ("model", "data", "seed", "passes", "input_shape", "plan_hash")
+    names = ("model", "data", "seed", "schedule", "passes", "input_shape", "plan_hash")
     told = {name: record[name] for name in names if record.get(name) is not None}
     if "plan_hash" in told:
         told["plan_hash"] = str(told["plan_hash"])[:16]  # plan.json has all of it
@@ -74,6 +76,24 @@ def _budgets(record: Mapping[str, Any]) -> str:
     asked, got = record.get("requested") or {}, record.get("achieved") or {}
     rows = [[k, _plain(asked.get(k)), _plain(got.get(k))] for k in dict.fromkeys((*asked, *got))]
     return _grid(("budget", "requested", "achieved"), rows) if rows else ""
+
+
+def _passes(record: Mapping[str, Any]) -> str:
+    """Every cut of a run that cuts more than once, or goes on from other weights than the trained ones."""
+    cuts = record.get("cuts") or []
+    if len(cuts) < 2 and all(cut["weights"] == "trained" for cut in cuts):
+        return ""
+    kinds = list(dict.fromkeys(kind for cut in cuts for kind in cut["requested"]))
+    steps = [name for name in words.LABELS if any(name in cut["validation"] for cut in cuts)]
+    rows = []
+    for cut in cuts:
+        amounts = [f"{_plain(cut['requested'].get(kind))}, {_plain(cut['achieved'].get(kind))}" for kind in kinds]
+        after = [words.percent(cut["validation"].get(name)) for name in steps]
+        rows.append([cut["phase"], *amounts, *after, words.percent(cut.get("finetuned"))])
+    head = ("cut", *(f"{kind}: requested, achieved" for kind in kinds), *(words.LABELS[name] for name in steps))
+    return "Shares are of the dense network, accuracies of the validation images.\n\n" + _grid(
+        (*head, "fine-tuned"), rows
+    )
 
 
 def _plain(value: Any) -> str:

@@ -14,6 +14,7 @@ LABELS = {
     "masked": "masked",
     "rebuilt": "rebuilt",
     "recovered": "recovered",
+    "restarted": "restarted",
     "finetuned": "fine-tuned",
 }
 """The networks of one run in the order they come to be, and the word a reader sees."""

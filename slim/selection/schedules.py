@@ -17,6 +17,7 @@ of the network at hand. Names and sources:
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from slim.errors import SlimError, nearest
 
@@ -59,7 +60,8 @@ def passes(
     Args:
         name: One of ``one_shot``, ``iterative``, ``soft``, ``rewind``, ``scratch``.
         kind: ``ratio``, ``macs``, ``params``, ``memory`` or ``latency``: what ``amount`` is a share of.
-        amount: The run's budget: a ratio removed in [0, 1), or a fraction kept in (0, 1].
+        amount: The run's budget: a ratio removed in [0, 1), or a fraction kept in (0, 1]. With one cut also an absolute
+            cost above 1.
         count: Passes of ``iterative``; ``rewind`` and ``scratch`` may be iterative too.
         growth: How what is removed grows over the passes.
         start: What the first pass removes, as a share; ``count`` equal steps from zero by default.
@@ -88,6 +90,14 @@ def passes(
             )
     if count > 1 and name in ("one_shot", "soft"):
         raise SlimError(f"Schedule {name} cuts once. Got count={count}. Set schedule=iterative, or schedule.count=1.")
+    weights = {"rewind": "rewound", "scratch": "fresh"}.get(name, "trained")
+    after: dict[str, Any] = {
+        "weights": weights,
+        "rewind_epoch": rewind_epoch if name == "rewind" else 0,
+        "soft_every": every if name == "soft" else 0,
+    }
+    if count == 1 and start is None and kind != "ratio" and amount > 1:
+        return (Pass(float(amount), **after),)
     gone = _gone(kind, amount)
     if start is not None and not 0 < start <= gone:
         raise SlimError(
@@ -95,16 +105,9 @@ def passes(
             " Set schedule.start."
         )
     first = gone / count if start is None and growth == "linear" else start
-    weights = {"rewind": "rewound", "scratch": "fresh"}.get(name, "trained")
-    return tuple(
-        Pass(
-            amount=share if kind == "ratio" else 1.0 - share,
-            weights=weights,
-            rewind_epoch=rewind_epoch if name == "rewind" else 0,
-            soft_every=every if name == "soft" else 0,
-        )
-        for share in _shares(gone, count, growth, first)
-    )
+    # The last amount is the budget as it was given, not what two subtractions make of it.
+    amounts = [share if kind == "ratio" else 1.0 - share for share in _shares(gone, count, growth, first)]
+    return tuple(Pass(each, **after) for each in [*amounts[:-1], float(amount)])
 
 
 def relative(kind: str, amount: float, before: float | None) -> float:

@@ -190,7 +190,7 @@ def _cut(
         notes, short = (
             [
                 f"latency: {predicted:.3f} ms predicted, {measured:.3f} ms measured on the rebuilt network,"
-                f" {table.dense:.3f} ms dense (this machine, input {graph.input_shapes})."
+                f" {table.dense:.3f} ms before the cut (this machine, input {graph.input_shapes})."
             ],
             True,
         )

@@ -28,6 +28,8 @@ class Aim:
                 f"target needs exactly one budget of {', '.join(budgets)}. Got {given or 'none'}. "
                 "Set penalty.ratio, penalty.macs or penalty.params."
             )
+        self.kind: str
+        self.budget: float
         ((self.kind, self.budget),) = given.items()
         inside = 0 <= self.budget < 1 if self.kind == "ratio" else 0 < self.budget <= 1
         if not inside:
@@ -74,12 +76,12 @@ class Aim:
         return select_groups(graph, scores, **{**self.options, "overrides": overrides, self.kind: budget})
 
     def state(self) -> dict[str, Any]:
-        """The dense network's sizes, plain numbers."""
-        return {"dense": dict(self.dense), "floor": dict(self.floor)}
+        """The budget and the dense network's sizes, plain numbers."""
+        return {"budget": self.budget, "dense": dict(self.dense), "floor": dict(self.floor)}
 
     def load(self, state: Mapping[str, Any]) -> None:
         """The inverse of `state`."""
-        self.dense, self.floor = dict(state["dense"]), dict(state["floor"])
+        self.budget, self.dense, self.floor = state["budget"], dict(state["dense"]), dict(state["floor"])
 
 
 def _scales(graph: ChannelGraph) -> int:

@@ -104,8 +104,9 @@ def test_debug_shows_the_traceback(capfd: pytest.CaptureFixture[str]) -> None:
 
 
 KEYS = st.sampled_from(
-    ["seed", "prune.ratio", "prune.macs", "sparse.epochs", "phases", "penalty.lam", "trainer.clip", "passes", "name",
-     "scheduler.milestones", "optimizer.lr", "model.depth", "checkpoint", "prune.overrides", "trainer.precision"]
+    ["seed", "prune.ratio", "prune.macs", "sparse.epochs", "phases", "penalty.lam", "trainer.clip", "schedule.name",
+     "name", "scheduler.milestones", "optimizer.lr", "model.depth", "checkpoint", "prune.overrides",
+     "trainer.precision"]
 )  # fmt: skip
 VALUES = st.one_of(
     st.integers().map(str),

@@ -107,17 +107,6 @@ def test_evaluate(done: tuple[Path, dict[str, Any]], capfd: pytest.CaptureFixtur
     assert json.loads(capfd.readouterr().out)["macs"] == report["rows"]["sparse"]["macs"]
 
 
-def test_two_passes(tmp_path: Path) -> None:
-    report = run(tmp_path / "two", "passes=2", "prune.ratio=0.3", "sparse.epochs=1", "finetune.epochs=1")
-    assert list(report["phases"]) == ["sparse", "prune", "finetune", "sparse-2", "prune-2", "finetune-2"]
-    network = slim.load(tmp_path / "two" / "model.safetensors", dense())
-    plan = plan_of(network)
-    assert plan is not None
-    assert plan.widths["features.0"][0] == 8
-    kept = sum(width for name, (_, width) in plan.widths.items() if name != "classifier")
-    assert abs(kept - 24 * 0.7 * 0.7) <= 1.5
-
-
 def test_same_seed_same_bits(tmp_path: Path) -> None:
     first, again = run(tmp_path / "a", "seed=0"), run(tmp_path / "b", "seed=0")
     other = run(tmp_path / "c", "seed=1")

@@ -72,7 +72,7 @@ def test_what_each_schedule_goes_on_from():
         ({"name": "one_shot", "count": 2}, "cuts once"),
         ({"name": "iterative", "count": 2, "start": 0.7}, "start must be"),
         ({"name": "soft", "every": 0}, "every must be"),
-        ({"kind": "macs", "amount": 1e6}, "fraction kept"),
+        ({"name": "iterative", "count": 2, "kind": "macs", "amount": 1e6}, "fraction kept"),
         ({"kind": "ratio", "amount": 1.0}, "ratio must be"),
     ],
 )

@@ -1,0 +1,152 @@
+"""The next cut of a network that earlier cuts made thinner: budget, floors and caps stay those of the dense network."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from slim.criteria.scores import Scores, counts_of
+from slim.selection.budget import Target, cost_of, target_of
+from slim.selection.limits import limits
+from slim.selection.schedules import relative
+from slim.selection.selection import Selection, select_groups
+
+if TYPE_CHECKING:
+    from slim.channels import ChannelGraph
+
+LIMITS = ("min_channels", "max_layer_ratio", "round_to", "ignore", "overrides")
+
+
+def select_further(dense: ChannelGraph, graph: ChannelGraph, scores: Scores, **options: Any) -> Selection:
+    """Choose what else to remove from ``graph``, so that the whole way from ``dense`` meets the budget.
+
+    Args:
+        dense: The network before any cut.
+        graph: The same network after earlier cuts.
+        scores: Of ``graph``.
+        options: As of :func:`select_groups`; everything refers to the dense network. The latency of both networks is
+            measured here.
+
+    Returns:
+        The groups of ``graph`` to remove (none where the network is below the budget already); requested and achieved
+        are of the dense network.
+
+    Raises:
+        SlimError: As :func:`select_groups`.
+    """
+    budgets = {kind: options.pop(kind, None) for kind in ("ratio", "macs", "params", "memory", "latency")}
+    target = target_of(**budgets)
+    inexact = bool(options.get("inexact", False))
+    table, dense_ms = options.pop("table", None), math.nan
+    if target is not None and target.kind == "latency":
+        from slim.selection.latency import forward_time, measure
+
+        table = measure(graph) if table is None else table
+        dense_ms = forward_time(dense)
+    nothing = np.zeros(len(graph), bool)
+
+    def share(kind: str, removed: npt.NDArray[np.bool_]) -> float:
+        if kind == "latency":
+            return float(table.cost(removed)) / dense_ms
+        return _share(dense, graph, kind, removed, inexact)
+
+    budget: dict[str, Any] = {}
+    if target is not None and target.kind == "latency" and target.amount <= 1:
+        budget = {"latency": relative("latency", target.amount, share("latency", nothing))}
+    elif target is not None:
+        budget = {target.kind: left_over(dense, graph, target.kind, target.amount, inexact=inexact)}
+    rules = {key: options.pop(key) for key in LIMITS if key in options}
+    found = select_groups(graph, scores, **budget, **_carried(dense, graph, rules), table=table, **options)
+    kinds = dict.fromkeys(("ratio", "macs", "params", *([target.kind] if target else [])))
+    notes = [f"After earlier cuts, of what they left: {line}" for line in found.notes]
+    if target is not None and target.kind == "latency":
+        notes.append(f"latency: the dense network takes {dense_ms:.3f} ms.")
+    if target is not None and not found.removed.any():
+        notes = [_nothing(target, share(target.kind, nothing))]
+    return Selection(
+        found.removed,
+        {target.kind: target.amount} if target else {},
+        {kind: share(kind, found.removed) for kind in kinds},
+        tuple(notes),
+    )
+
+
+def left_over(dense: ChannelGraph, graph: ChannelGraph, kind: str, amount: float, *, inexact: bool = False) -> float:
+    """The budget of ``graph`` with which the dense network's is ``amount``; an absolute cost is the same for both.
+
+    Args:
+        dense: The network before any cut.
+        graph: The same network after earlier cuts.
+        kind: ``ratio``, ``macs``, ``params`` or ``memory``.
+        amount: As of :func:`select_groups`.
+        inexact: Whether groups whose removal changes the function count as removable.
+    """
+    if graph is dense:
+        return amount
+    if kind == "ratio":
+        # Counted, because a layer's last channel may not be removable any more though it is still there.
+        more = amount * _removable(dense, inexact) - (_entries(dense) - _entries(graph))
+        return min(max(0.0, more / max(1, _removable(graph, inexact))), 1.0 - 1e-9)
+    return amount if amount > 1 else relative(kind, amount, _share(dense, graph, kind, np.zeros(len(graph), bool)))
+
+
+def _share(
+    dense: ChannelGraph, graph: ChannelGraph, kind: str, removed: npt.NDArray[np.bool_], inexact: bool = False
+) -> float:
+    """What is left of the dense network without ``removed``; of ``ratio`` what is gone."""
+    if kind == "ratio":
+        gone = _entries(dense) - _entries(graph) + int(_counts(graph)[removed].sum())
+        return gone / max(1, _removable(dense, inexact))
+    return cost_of(graph, kind)(removed) / max(1.0, cost_of(dense, kind)(np.zeros(len(dense), bool)))
+
+
+def _counts(graph: ChannelGraph) -> npt.NDArray[np.int64]:
+    """What removing a group counts in ratios, (n_groups,): its scales, or 1 in a network without scales."""
+    return counts_of(graph, np.full(len(graph), not any(scale.weight is not None for scale in graph.scales)))
+
+
+def _removable(graph: ChannelGraph, inexact: bool) -> int:
+    return int(_counts(graph)[graph.prunable | graph.inexact if inexact else graph.prunable].sum())
+
+
+def _entries(graph: ChannelGraph) -> int:
+    """The same count of all that is there, removable or not."""
+    return sum(len(scale.groups) for scale in graph.scales if scale.weight is not None) or len(graph)
+
+
+def _carried(dense: ChannelGraph, graph: ChannelGraph, rules: dict[str, Any]) -> dict[str, Any]:
+    """Limits of the dense network's layers, as overrides of the layers that are left of them."""
+    bounds = limits(dense, **rules)
+    # By module: a space is named after its first producer, which may leave it as the network gets thinner.
+    of: dict[str, list[int]] = {}
+    for index, space in enumerate(dense.spaces):
+        for module in {space.name, *space.modules}:
+            of.setdefault(module, []).append(index)
+    overrides: dict[str, dict[str, Any]] = {}
+    for space in graph.spaces:
+        mine = sorted({index for module in (space.name, *space.modules) for index in of.get(module, [])})
+        if not mine:
+            continue
+        rule: dict[str, Any] = {
+            "min_channels": int(max(bounds.floor[mine])),
+            "round_to": int(max(bounds.round_to[mine])),
+            "ignore": bool(bounds.ignored[mine].any()),
+        }
+        ratio = float(bounds.ratio[mine[0]])
+        if not math.isnan(ratio):
+            gone = 1.0 - len(space.groups) / len(dense.spaces[mine[0]].groups)
+            rule["ratio"] = relative("ratio", ratio, min(max(gone, 0.0), 1.0 - 1e-9))
+        overrides[space.name] = rule
+    return {"overrides": overrides}
+
+
+def _nothing(target: Target, share: float) -> str:
+    told = "has lost" if target.kind == "ratio" else "keeps"
+    what = "channels" if target.kind == "ratio" else target.kind
+    return (
+        f"Nothing was removed: the network {told} {100 * share:.1f}% of the dense network's {what} already,"
+        f" and the budget is {target.kind}={target.amount:g}."
+    )
