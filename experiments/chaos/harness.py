@@ -81,8 +81,11 @@ def chaos(folder: Path, kills: int, seed: int = 0, overrides: tuple[str, ...] = 
     return outcome
 
 
-def start(argv: list[str]) -> int:
-    """Run the command line in a child process; the imports of this process spare it the start-up. Returns its id."""
+def start(argv: list[str], told: Path | None = None) -> int:
+    """Run the command line in a child process; the imports of this process spare it the start-up. Returns its id.
+
+    What a user would read on stderr goes to the file ``told``.
+    """
     sys.stdout.flush()
     sys.stderr.flush()
     process = os.fork()
@@ -91,9 +94,12 @@ def start(argv: list[str]) -> int:
         try:
             quiet = os.open(os.devnull, os.O_WRONLY)
             os.dup2(quiet, 1)
-            if not os.environ.get("CHAOS_LOUD"):
+            if told is not None:
+                sys.stderr = told.open("a")  # a test's own stderr would go on collecting
+                os.dup2(sys.stderr.fileno(), 2)
+            elif not os.environ.get("CHAOS_LOUD"):
                 os.dup2(quiet, 2)
-            code = train.main([*argv, "debug=true"])
+            code = train.main(argv if told is not None else [*argv, "debug=true"])
         finally:
             os._exit(code)
     return process

@@ -14,8 +14,9 @@ from slim.errors import RunFailed
 class Guard(pl.Callback):
     """Watches the training loss.
 
-    On the CPU every step is looked at. On an accelerator the number of the first bad step is kept on the device and
-    read every ``every`` steps and before each checkpoint, so that watching never waits for the device.
+    On the CPU every loss is looked at before it reaches a gradient. On an accelerator the number of the first bad batch
+    is kept on the device and read every ``every`` batches and before each checkpoint, so that watching never waits for
+    the device; what fails in the meantime is told as what it comes from.
 
     Args:
         phase: For the message.
@@ -26,19 +27,23 @@ class Guard(pl.Callback):
         self._phase = phase
         self._every = every
         self._bad: Tensor | None = None
+        self._batch = 0
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """A new epoch, a new count of batches."""
         self._bad = None
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Look at the batch's loss."""
-        loss: Tensor = outputs["loss"].detach()
-        here = torch.where(torch.isfinite(loss), -1, batch_idx)
+        """Which batch it is."""
+        self._batch = batch_idx
+
+    def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
+        """Look at the batch's loss, before the penalty or the weights meet what comes of it."""
+        here = torch.where(torch.isfinite(loss.detach()), -1, self._batch)
         self._bad = here if self._bad is None else torch.where(self._bad >= 0, self._bad, here)
-        if loss.device.type == "cpu" or batch_idx % self._every == 0:
+        if loss.device.type == "cpu" or self._batch % self._every == 0:
             self._look(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -48,15 +53,33 @@ class Guard(pl.Callback):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Nor into one within the epoch."""
+        """Nor into one within the epoch: the last one stays good."""
         self._look(trainer)
+        for name, weights in pl_module.named_parameters():
+            self._check(trainer, f"the weights {name}", weights)
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Numbers that are none are the reason for whatever else went wrong after them."""
+        if isinstance(exception, RunFailed) or not isinstance(exception, Exception):
+            return
+        self._look(trainer)
+        for name, weights in pl_module.named_parameters():
+            self._check(trainer, f"the gradient of {name}", weights.grad)
+            self._check(trainer, f"the weights {name}", weights)
+
+    def _check(self, trainer: pl.Trainer, what: str, values: Tensor | None) -> None:
+        if values is not None and not bool(torch.isfinite(values).all()):
+            raise self._failed(trainer, what, self._batch)
 
     def _look(self, trainer: pl.Trainer) -> None:
         bad = -1 if self._bad is None else int(self._bad)
         if bad >= 0:
-            raise RunFailed(
-                f"The loss must be finite. Got loss=nan or inf ({self._phase}, epoch {trainer.current_epoch + 1}, "
-                f"batch {bad}, step {trainer.global_step}). Try a lower {self._phase}.lr, "
-                "trainer.clip=1, scheduler.warmup=0.05 or "
-                "trainer.precision=fp32; the last good checkpoint is kept."
-            )
+            raise self._failed(trainer, "the loss", bad)
+
+    def _failed(self, trainer: pl.Trainer, what: str, batch: int) -> RunFailed:
+        return RunFailed(
+            f"Numbers in training must be finite. Got NaN or infinity in {what} ({self._phase}, "
+            f"epoch {trainer.current_epoch + 1}, batch {batch}, step {trainer.global_step}). Try a lower "
+            f"{self._phase}.lr, trainer.clip=1, scheduler.warmup=0.05 or trainer.precision=fp32; "
+            "the last good checkpoint is kept."
+        )

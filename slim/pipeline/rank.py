@@ -9,7 +9,7 @@ import torch
 
 import slim
 from slim.callbacks.signals import Interrupted, Signals
-from slim.pipeline.ranks import BEGIN, rank
+from slim.pipeline.ranks import BEGIN, RankLost, rank
 from slim.pipeline.state import State
 from slim.pipeline.training import train
 from slim.pipeline.workspace import Workspace
@@ -17,15 +17,15 @@ from slim.pipeline.workspace import Workspace
 
 def main(directory: Path, name: str, number: int) -> int:
     """Train along with rank 0; nothing is written here."""
-    work = Workspace(State.load(directory).config, begun=True)
-    if work.settings.trainer.threads is not None:
-        torch.set_num_threads(work.settings.trainer.threads)
-    network = slim.load(directory / name / BEGIN, work.dense())
     try:
         with Signals() as signals:
+            work = Workspace(State.load(directory).config, begun=True)
+            if work.settings.trainer.threads is not None:
+                torch.set_num_threads(work.settings.trainer.threads)
+            network = slim.load(directory / name / BEGIN, work.dense())
             train(work, directory, name, network, signals, number=number)
-    except Interrupted as stop:
-        return stop.exit_code
+    except (Interrupted, RankLost) as stop:
+        return stop.exit_code  # of which rank 0 knows as much
     except slim.SlimError as error:
         print(f"rank {rank()}: {error}", file=sys.stderr)
         return error.exit_code

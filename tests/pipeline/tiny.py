@@ -30,6 +30,8 @@ TINY = [
 def run(directory: Path, *overrides: str, code: int = 0) -> dict[str, Any]:
     """Run ``TINY`` with ``overrides`` (which win) in ``directory``; returns the report."""
     given = {item.partition("=")[0] for item in overrides}
+    if "model" in given:
+        given.add("model.widths")
     whole = [] if any(item.startswith("+experiment=") for item in overrides) else ["+experiment=vgg_slim", *TINY]
     # Another experiment brings its own model and budget.
     base = whole or ["trainer.accelerator=cpu", "latency_seconds=0.01", "recovery.recalibrate_batches=1"]
