@@ -24,7 +24,7 @@ def seed_of(*key: int) -> int:
     >>> seed_of(0, 1) == seed_of(0, 1), seed_of(0, 1) == seed_of(1, 0)
     (True, False)
     """
-    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
+    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]) >> 1
 
 
 def shuffled(count: int, seed: int, epoch: int) -> torch.Tensor:
