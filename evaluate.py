@@ -40,4 +40,4 @@ def _evaluate(path: Path, overrides: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(train.as_program(main))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import os
 import re
 import secrets
 import sys
@@ -26,8 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _register(run_id)
     args = get_args_parser().parse_args(argv)
     if args.help or args.hydra_help or args.cfg or args.info or args.shell_completion:
-        _hydra(argv, lambda cfg: None)
-        return 0
+        return guarded(lambda: _tell(argv, args))
     return guarded(lambda: _dispatch(args), any(item.lower() == "debug=true" for item in args.overrides))
 
 
@@ -35,6 +37,8 @@ def guarded(action: Callable[[], int], debug: bool = False, told: list[str] | No
     """Run ``action``; any failure becomes one line on stderr (and in ``told``) and an exit code."""
     try:
         return action()
+    except BrokenPipeError:
+        raise
     except KeyboardInterrupt:
         line, code = "Stopped by Ctrl-C before anything began.", 130
     except Exception as error:
@@ -48,6 +52,28 @@ def guarded(action: Callable[[], int], debug: bool = False, told: list[str] | No
     if told is not None:
         told.append(line)
     return code
+
+
+def as_program(action: Callable[[], int]) -> int:
+    """Run ``action``, whose reader may have seen enough (``| head``): that is no failure, and nothing to talk about."""
+    try:
+        code = action()
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more when it ends
+        return 0
+
+
+def _tell(argv: list[str], args: Any) -> int:
+    """What Hydra says of itself and of the configuration (``--help``, ``--cfg job``)."""
+    if not args.shell_completion:
+        _compose(args.overrides, args)  # Hydra's own complaint has several lines
+    # It turns a closed pipe into a traceback, too: it prints into a text, and the text goes into the pipe.
+    with contextlib.redirect_stdout(io.StringIO()) as text, contextlib.suppress(SystemExit):
+        _hydra(argv, lambda cfg: None)
+    print(text.getvalue(), end="")
+    return 0
 
 
 # One run
@@ -274,4 +300,4 @@ def _keys() -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(as_program(main))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class SlimError(Exception):
@@ -39,3 +40,28 @@ def nearest(name: str, options: Iterable[str], count: int = 3) -> str:
         return f"Did you mean {' or '.join(close)}?"
     shown = ", ".join(known[:20]) + (", ..." if len(known) > 20 else "")
     return f"Known: {shown}."
+
+
+def expect(name: str, value: Any, kind: type, hint: str) -> None:
+    """Refuse an argument of another type.
+
+    Args:
+        name: Of the argument.
+        value: What was given.
+        kind: What it must be.
+        hint: What to give instead.
+
+    Raises:
+        SlimError: ``value`` is no ``kind``.
+
+    >>> expect("plan", 3, dict, "Give one.")
+    Traceback (most recent call last):
+    slim.errors.SlimError: plan must be a dict. Got plan=3. Give one.
+    """
+    if not isinstance(value, kind):
+        got = (
+            f"{name}={value!r}"
+            if value is None or isinstance(value, (str, int, float))
+            else f"{name} of type {type(value).__name__}"
+        )
+        raise SlimError(f"{name} must be a {kind.__name__}. Got {got}. {hint}")

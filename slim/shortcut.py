@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ from torch import nn
 
 from slim.channels import ChannelGraph, Plan, rebuild, trace
 from slim.criteria import Rank, score
+from slim.errors import SlimError, nearest
 from slim.selection import Selection, select_groups
 
 
@@ -93,6 +95,11 @@ def prune(
     >>> result.report.macs
     (8928, 4464)
     """
+    known = list(inspect.signature(select_groups).parameters)[2:]
+    for option in options:
+        if option not in known:
+            hint = nearest(option, known)
+            raise SlimError(f"Options must be those of slim.select. Got {option}={options[option]!r}. {hint}")
     graph = trace(model, example_inputs, residual=residual, grouped=grouped)
     scores = score(graph, criterion, **dict(criterion_options or {}))
     selection = select_groups(graph, scores, **options)

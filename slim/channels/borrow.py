@@ -11,9 +11,16 @@ from torch import nn
 from torch.nn.modules import module as nn_module
 from torch.utils._pytree import tree_map_only
 
+from slim.errors import expect
+
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The network inside torch.compile, DataParallel or DistributedDataParallel."""
+    """The network inside torch.compile, DataParallel or DistributedDataParallel.
+
+    Raises:
+        SlimError: There is no network.
+    """
+    expect("model", model, nn.Module, "Pass the network itself.")
     while True:
         if hasattr(model, "_orig_mod"):
             inner: Any = model._orig_mod

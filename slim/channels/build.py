@@ -40,8 +40,6 @@ def trace(model: nn.Module, example_inputs: Any, *, residual: str = "group", gro
     for name, value, known in (("residual", residual, RESIDUAL), ("grouped", grouped, GROUPED)):
         if value not in known:
             raise SlimError(f"{name} must be one of {', '.join(known)}. Got {name}={value!r}. Choose one of them.")
-    if not isinstance(model, nn.Module):
-        raise SlimError(f"model must be a torch.nn.Module. Got {type(model).__name__}. Pass the network itself.")
     model = unwrap(model)
     facts = collect(model, example_inputs, residual=residual, grouped=grouped)
     settle_streams(facts, model, residual)

@@ -18,7 +18,7 @@ from slim.channels.duplicate import duplicate
 from slim.channels.ids import IntArray
 from slim.channels.plan import Keep, Plan
 from slim.channels.select_layer import set_select
-from slim.errors import SlimError
+from slim.errors import SlimError, expect
 
 PLAN = "_slim_plan"
 
@@ -99,6 +99,7 @@ def mask(model: nn.Module, plan: Plan) -> nn.Module:
         SlimError: when the plan was not made for this network.
     """
     model = unwrap(model)
+    expect("plan", plan, Plan, "Use slim.select, or Plan.from_json.")
     plan.validate(model)
     twin = copy.deepcopy(model)
     with torch.no_grad():
@@ -129,6 +130,7 @@ def rebuild(
     if optimizer is not None and not in_place:
         raise SlimError("optimizer needs in_place=True. Got in_place=False (rebuild). Pass in_place=True with it.")
     model = unwrap(model)
+    expect("plan", plan, Plan, "Use slim.select, or Plan.from_json.")
     plan.validate(model)
     earlier = plan_of(model)
     if in_place:

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from slim.channels import ChannelGraph
 from slim.criteria.normalize import normalized
 from slim.criteria.registry import Rank, find
-from slim.errors import SlimError, nearest
-
-if TYPE_CHECKING:
-    from slim.channels import ChannelGraph
+from slim.errors import SlimError, expect, nearest
 
 REDUCTIONS = ("mean", "max", "sum", "l2")
 
@@ -66,6 +64,7 @@ def score(
     Raises:
         SlimError: Unknown criterion, option or normalization; nothing to rank; scores that are not numbers.
     """
+    expect("graph", graph, ChannelGraph, "Use slim.trace.")
     found = find(criterion)
     how = found.reduce if reduce is None else reduce
     if how not in REDUCTIONS:

@@ -126,9 +126,7 @@ def _reason(others: dict[int, Process], said: dict[int, str], error: str) -> str
     if said:
         return said[min(said)]
     got = _dead(others) or f"{' '.join(error.split())[:160]} (rank {rank()})"
-    return (
-        f"Every process of a phase must live. Got {got}. Go on with resume=<run directory>; the last checkpoint is kept."
-    )
+    return f"Every process of a phase must live. Got {got}. Go on with resume=<run directory>."
 
 
 def _dead(others: dict[int, Process]) -> str:

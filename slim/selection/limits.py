@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from slim.errors import SlimError, nearest
+from slim.errors import SlimError, expect, nearest
 
 if TYPE_CHECKING:
     from slim.channels import ChannelGraph
@@ -63,6 +63,7 @@ def limits(
     }
     if isinstance(ignore, str):
         ignore = (ignore,)
+    expect("ignore", ignore, Iterable, "Set prune.ignore to a list of patterns.")
     wanted: list[tuple[str, Mapping[str, Any], str]] = [(p, {"ignore": True}, "ignore") for p in ignore]
     wanted += [(p, values, f"overrides[{p!r}]") for p, values in (overrides or {}).items()]
     for pattern, values, where in wanted:
@@ -70,13 +71,13 @@ def limits(
         if not isinstance(values, Mapping):
             raise SlimError(
                 f"An override is a mapping of settings. Got {values!r} ({where})."
-                f" Write {{{pattern}: {{ratio: 0.3}}}} in select.overrides."
+                f" Write {{{pattern}: {{ratio: 0.3}}}} in prune.overrides."
             )
         for key, value in values.items():
             if key not in OVERRIDES:
                 raise SlimError(
                     f"An override sets {', '.join(OVERRIDES)}. Got {key}={value!r} ({where})."
-                    f" {nearest(str(key), OVERRIDES)} Change select.overrides."
+                    f" {nearest(str(key), OVERRIDES)} Change prune.overrides."
                 )
             checked = _checked(key, value, where)
             for s in spaces:
@@ -109,7 +110,7 @@ def matching(graph: ChannelGraph, pattern: str, where: str) -> list[int]:
         names = [m for space in graph.spaces for m in space.modules]
         raise SlimError(
             f"A pattern must match a layer. Got pattern={pattern!r} ({where}), which matches none of {len(names)}."
-            f" {nearest(pattern, names)} Change select.{where.split('[')[0]}."
+            f" {nearest(pattern, names)} Change prune.{where.split('[')[0]}."
         )
     return found
 
@@ -117,22 +118,22 @@ def matching(graph: ChannelGraph, pattern: str, where: str) -> list[int]:
 def _checked(key: str, value: Any, where: str) -> Any:
     if key == "ignore":
         if not isinstance(value, bool):
-            raise SlimError(f"ignore must be true or false. Got ignore={value!r} ({where}). Change select.overrides.")
+            raise SlimError(f"ignore must be true or false. Got ignore={value!r} ({where}). Change prune.overrides.")
         return value
     if key == "ratio":
         if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value < 1:
-            raise SlimError(f"ratio must be in [0, 1). Got ratio={value!r} ({where}). Change select.overrides.")
+            raise SlimError(f"ratio must be in [0, 1). Got ratio={value!r} ({where}). Change prune.overrides.")
         return float(value)
     return _share(key, value) if key == "max_layer_ratio" else _integer(key, value)
 
 
 def _integer(key: str, value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-        raise SlimError(f"{key} must be a whole number of at least 1. Got {key}={value!r}. Set select.{key}.")
+        raise SlimError(f"{key} must be a whole number of at least 1. Got {key}={value!r}. Set prune.{key}.")
     return int(value)
 
 
 def _share(key: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
-        raise SlimError(f"{key} must be in [0, 1]. Got {key}={value!r}. Set select.{key}.")
+        raise SlimError(f"{key} must be in [0, 1]. Got {key}={value!r}. Set prune.{key}.")
     return float(value)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ from PIL import Image
 import slim
 import train
 from slim.models import vgg
+from tests.cli.bad_calls import CALLS
 from tests.cli.bad_inputs import TRAIN
 
 ROOT = Path(__file__).parents[2]
@@ -60,27 +63,49 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return found | files | {"exploded": home / "exploded"}
 
 
-@pytest.mark.parametrize(("line", "expected"), TRAIN, ids=[line for line, _ in TRAIN])
+BAD: list[tuple[str | Callable[[], object], str]] = [*TRAIN, *((call, expected) for _, call, expected in CALLS)]
+NAMES = [*(line for line, _ in TRAIN), *(name for name, _, _ in CALLS)]
+
+
+@pytest.mark.parametrize(("bad", "expected"), BAD, ids=NAMES)
 def test_one_line_and_nothing_written(
-    line: str,
+    bad: str | Callable[[], object],
     expected: str,
     places: dict[str, Path],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
+    """Command lines, and calls of the public API as a program of one's own would make them."""
     monkeypatch.chdir(tmp_path)
     before = sorted(places["empty"].parent.rglob("*"))
-    texts = {name: str(path) for name, path in places.items()}
-    assert train.main(line.format(**texts).split()) == 2
+    if isinstance(bad, str):
+        for name, path in places.items():
+            bad, expected = (text.replace(f"{{{name}}}", str(path)) for text in (bad, expected))
+        code = train.main(bad.split())
+    else:
+        code = train.guarded(lambda: int(bool(bad())))
+    assert code == 2
     out, err = capfd.readouterr()
     lines = [text for text in err.splitlines() if text.strip()]
     assert len(lines) == 1, err
-    assert expected.format(**texts) in lines[0]
+    assert expected in lines[0]
+    assert re.fullmatch(r"\S.+ Got .+ \S.*[.?]", lines[0]), "rule. Got name=value (where). What to change"
     assert "Traceback" not in out + err
     assert list(tmp_path.rglob("*")) == []
     assert sorted(places["empty"].parent.rglob("*")) == before
     assert not places["exploded"].exists()
+
+
+def test_a_reader_that_has_seen_enough() -> None:
+    """``train.py --help | head``: no traceback, no failure."""
+    command = [sys.executable, str(ROOT / "train.py"), "--help"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    with process.stderr as told:
+        assert told.read() == ""
+    assert process.wait() == 0
 
 
 @pytest.mark.parametrize("line", ["+experiment=nothing", "prune.ratio=1.0"])
