@@ -231,7 +231,8 @@ class Target:
 
     def _share(self, step: int) -> float:
         u = (step - self._first + 1) / (self._last - self._first + 1)
-        return 1 - (1 - min(1.0, u)) ** self.power
+        share: float = 1 - (1 - min(1.0, u)) ** self.power
+        return share
 
     def _restore(self, state: dict[str, Any]) -> None:
         if len(state["left"]) != len(self._gammas):
@@ -258,7 +259,7 @@ class Target:
         total = np.bincount(g.groups[own], entry[own], minlength=len(self._graph))
         count = np.maximum(np.bincount(g.groups[own], minlength=len(self._graph)), 1)
         if self.criterion == "taylor":
-            total /= count  # every member holds the effect of all
+            total = total / count  # every member holds the effect of all
         return total / count if self.aim.kind == "ratio" else total
 
     def _rank(self, share: float) -> None:
