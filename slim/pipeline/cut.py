@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any
+import itertools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,9 +16,12 @@ from torch import nn
 import slim
 from slim import criteria, recovery
 from slim.channels import ChannelGraph, Plan, plan_of
-from slim.pipeline.settings import BUDGETS, Prune
-from slim.pipeline.workspace import Workspace
+from slim.criteria import Scores
+from slim.pipeline.settings import BUDGETS
 from slim.selection import Selection, left_over, select_further
+
+if TYPE_CHECKING:
+    from slim.pipeline.workspace import Workspace
 
 BoolArray = npt.NDArray[np.bool_]
 
@@ -25,21 +31,47 @@ def select(work: Workspace, graph: ChannelGraph, number: int) -> Selection:
 
     Budget, floors and caps are those of the dense network, also where ``graph`` is of a thinner one.
     """
-    settings, network = work.settings, graph.model
-    options = dict(settings.criterion)
-    name = options.pop("name")
-    if _wants_loader(name):
-        options["loader"] = work.data.calibration_batches(int(options.get("batches", 8)))
-    kind, _ = settings.budget
-    wanted = {**limits(settings.prune), kind: settings.steps[number].amount}
-    place = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
-    network.to(work.hardware.device)  # where gradients are fast and latency counts
-    try:
-        scores = slim.score(graph, name, **options)
-        if plan_of(network) is None:
+    settings = work.settings
+    wanted = {**settings.prune.limits, settings.budget[0]: settings.steps[number].amount}
+    with _on_device(work, graph.model):
+        scores = _scores(work, graph, lambda count: work.data.calibration_batches(count))
+        if plan_of(graph.model) is None:
             return slim.select_groups(graph, scores, **wanted)
         dense = work.trace(work.dense().to(work.hardware.device))
         return select_further(dense, graph, scores, **wanted)
+
+
+def check(work: Workspace, graph: ChannelGraph) -> None:
+    """Rank the untrained network, with two images where data is needed, and select: better now than after hours.
+
+    Raises:
+        SlimError: An option, a pattern or a budget that cannot be met by whatever training comes to.
+    """
+
+    def few(count: int) -> list[Any]:
+        return [(x[:2], y[:2]) for x, y in itertools.islice(work.validation(), 1)]
+
+    kind, amount = work.settings.budget
+    with _on_device(work, graph.model):
+        slim.select_groups(graph, _scores(work, graph, few), **{**work.settings.prune.limits, kind: amount})
+
+
+def _scores(work: Workspace, graph: ChannelGraph, batches: Callable[[int], Any]) -> Scores:
+    options = dict(work.settings.criterion)
+    name = options.pop("name")
+    if "loader" in inspect.signature(criteria.find(name).rank).parameters:
+        count = options.get("batches", 8)
+        options["loader"] = batches(count if isinstance(count, int) else 1)
+    return slim.score(graph, name, **options)
+
+
+@contextmanager
+def _on_device(work: Workspace, network: nn.Module) -> Iterator[None]:
+    """On the run's device inside: where gradients are fast, and where latency counts."""
+    place = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
+    network.to(work.hardware.device)
+    try:
+        yield
     finally:
         network.to(place)
 
@@ -57,13 +89,6 @@ def told(work: Workspace, graph: ChannelGraph, number: int) -> dict[str, float]:
     amount = work.settings.steps_to(kind, amount)[number].amount
     dense = graph if plan_of(graph.model) is None else work.trace(work.dense())
     return {kind: left_over(dense, graph, kind, amount)}
-
-
-def limits(prune: Prune) -> dict[str, Any]:
-    """The arguments of :func:`slim.select` that the configuration gives, but for the budget."""
-    names = ("min_channels", "max_layer_ratio", "round_to", "ignore", "overrides", "strategy", "inexact")
-    values = {name: getattr(prune, name) for name in names}
-    return {name: value for name, value in values.items() if value is not None}
 
 
 def describe(work: Workspace, graph: ChannelGraph, selection: Selection, plan: Plan) -> dict[str, Any]:
@@ -121,7 +146,3 @@ def row(work: Workspace, network: nn.Module, **figures: Any) -> dict[str, Any]:
         "params": graph.params(),
         "macs": graph.macs(),
     }
-
-
-def _wants_loader(name: str) -> bool:
-    return "loader" in inspect.signature(criteria.find(name).rank).parameters

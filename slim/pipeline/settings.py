@@ -107,6 +107,12 @@ class Prune:
     residual: str = one_of("group", "select", "keep", default="group")
     grouped: str = one_of("balance", "whole", default="balance")
 
+    @property
+    def limits(self) -> dict[str, Any]:
+        """The arguments of :func:`slim.select`, but for the budget."""
+        names = ("min_channels", "max_layer_ratio", "round_to", "ignore", "overrides", "strategy", "inexact")
+        return {name: getattr(self, name) for name in names}
+
 
 @dataclass(frozen=True)
 class Schedule:

@@ -15,6 +15,7 @@ import slim
 from slim import criteria, models, sparsity
 from slim.channels import ChannelGraph, Plan, plan_of
 from slim.errors import SlimError
+from slim.pipeline import cut
 from slim.pipeline.construct import check, construct, target
 from slim.pipeline.feed import seed_all
 from slim.pipeline.hardware import choose
@@ -49,8 +50,11 @@ class Workspace:
         self.example = torch.zeros(1, self.data.in_channels, size, size)
         dense = self.dense()
         models.check(dense, self.data.num_classes, self.data.in_channels, size)
-        self._check_graph(self.trace(dense))
+        graph = self.trace(dense)
+        self._check_graph(graph)
         self._check_batches()
+        if "prune" in self.settings.phases and self.settings.task == "train" and not begun:
+            cut.check(self, graph)
         checkpoint = self.settings.checkpoint
         self.start = None if checkpoint is None or begun else load_network(self, Path(checkpoint))
 

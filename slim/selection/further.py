@@ -40,32 +40,31 @@ def select_further(dense: ChannelGraph, graph: ChannelGraph, scores: Scores, **o
     budgets = {kind: options.pop(kind, None) for kind in ("ratio", "macs", "params", "memory", "latency")}
     target = target_of(**budgets)
     inexact = bool(options.get("inexact", False))
-    table, dense_ms = options.pop("table", None), math.nan
+    table, before = options.pop("table", None), 1.0
+    budget: dict[str, Any] = {}
+    notes = []
     if target is not None and target.kind == "latency":
-        from slim.selection.latency import forward_time, measure
+        from slim.selection.latency import forward_times, measure
 
         table = measure(graph) if table is None else table
-        dense_ms = forward_time(dense)
-    nothing = np.zeros(len(graph), bool)
-
-    def share(kind: str, removed: npt.NDArray[np.bool_]) -> float:
-        if kind == "latency":
-            return float(table.cost(removed)) / dense_ms
-        return _share(dense, graph, kind, removed, inexact)
-
-    budget: dict[str, Any] = {}
-    if target is not None and target.kind == "latency" and target.amount <= 1:
-        budget = {"latency": relative("latency", target.amount, share("latency", nothing))}
+        whole, now = forward_times([dense, graph])
+        before = now / whole
+        budget = {"latency": relative("latency", target.amount, before) if target.amount <= 1 else target.amount}
+        notes = [f"latency: before this cut {now:.3f} ms, the dense network {whole:.3f} ms."]
     elif target is not None:
         budget = {target.kind: left_over(dense, graph, target.kind, target.amount, inexact=inexact)}
     rules = {key: options.pop(key) for key in LIMITS if key in options}
     found = select_groups(graph, scores, **budget, **_carried(dense, graph, rules), table=table, **options)
+
+    def share(kind: str, removed: npt.NDArray[np.bool_]) -> float:
+        if kind == "latency":
+            return before * (found.achieved["latency"] if removed.any() else 1.0)
+        return _share(dense, graph, kind, removed, inexact)
+
     kinds = dict.fromkeys(("ratio", "macs", "params", *([target.kind] if target else [])))
-    notes = [f"After earlier cuts, of what they left: {line}" for line in found.notes]
-    if target is not None and target.kind == "latency":
-        notes.append(f"latency: the dense network takes {dense_ms:.3f} ms.")
+    notes += [f"After earlier cuts, of what they left: {line}" for line in found.notes]
     if target is not None and not found.removed.any():
-        notes = [_nothing(target, share(target.kind, nothing))]
+        notes = [_nothing(target, share(target.kind, found.removed))]
     return Selection(
         found.removed,
         {target.kind: target.amount} if target else {},

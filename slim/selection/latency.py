@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,10 @@ Removed = npt.NDArray[np.bool_]
 PLAIN = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 TRANSPOSED = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 SHARES = (0.125, 0.25, 0.5, 1.0)
+NOISE = 1.02
+"""Two measurements of one network differ by as much."""
+MEASUREMENTS = 6
+"""Of rebuilt networks, where the table's first answer does not come true."""
 
 
 @dataclass(frozen=True)
@@ -68,14 +73,48 @@ class LatencyTable:
     def cost(self, removed: Removed) -> float:
         """Predicted milliseconds of a forward without the ``removed`` groups (n_groups,)."""
         nothing = np.zeros(len(self.graph), dtype=bool)
-        rest = max(0.0, self.dense - self._timed(nothing))
+        whole = self._timed(nothing)
+        if whole > self.dense:
+            return self._timed(removed) * self.dense / whole
         share = _activations(self.graph, removed) / max(1, _activations(self.graph, nothing))
-        return self._timed(removed) + rest * share
+        return self._timed(removed) + (self.dense - whole) * share
 
-    def check(self, removed: Removed) -> tuple[float, float]:
-        """(predicted, measured) milliseconds: the network is rebuilt and timed."""
+    def check(self, removed: Removed) -> float:
+        """Measured milliseconds: the network is rebuilt and runs in turns with the whole one, so that drift cancels."""
         thin = rebuild(self.graph.model, self.graph.plan(removed))
-        return self.cost(removed), _forward_time(thin, self.inputs)
+        whole, rest = side_by_side([self.graph.model, thin], self.inputs)
+        return self.dense * rest / whole
+
+    def confirm(
+        self, removed_after: Callable[[int], Removed], first: int, last: int, limit: float
+    ) -> tuple[int, float]:
+        """(units, measured milliseconds): the fewest units found whose removal is measured to meet ``limit``.
+
+        Layers alone promise too much: starting an operator costs the same however thin it is, and processors like
+        some widths better. Where the table's answer does not come true, more goes, by bisection, each step measured.
+
+        Args:
+            removed_after: Removed groups (n_groups,) after so many units.
+            first: The table's answer.
+            last: All units; the answer when even they do not meet the limit.
+            limit: Milliseconds; a factor of ``NOISE`` more is allowed.
+        """
+        measured = self.check(removed_after(first))
+        if measured <= limit * NOISE:
+            return first, measured
+        low, high, found = first, last, self.check(removed_after(last))
+        if found > limit * NOISE:
+            return last, found
+        for _ in range(MEASUREMENTS):
+            if high - low <= 1:
+                break
+            middle = (low + high) // 2
+            measured = self.check(removed_after(middle))
+            if measured <= limit * NOISE:
+                high, found = middle, measured
+            else:
+                low = middle
+        return high, found
 
     def _timed(self, removed: Removed) -> float:
         keep = np.append(~removed, True)
@@ -97,22 +136,51 @@ def measure(graph: ChannelGraph, example_inputs: Any = None) -> LatencyTable:
     inputs = _random(graph.inputs, device) if example_inputs is None else example_inputs
     grids: dict[tuple[Any, ...], Grid] = {}
     layers: list[tuple[Grid, Ints | int, Ints | int]] = []
-    calls = _calls(graph, inputs)
-    for name, shape in progress(calls, len(calls), "timing layers"):
-        module = graph.model.get_submodule(name)
-        ins, outs, build = _builder(module, shape)
-        key = (_settings(module), shape)
-        if key not in grids:
-            grids[key] = _grid(ins, outs, build, shape, module, device)
-        weight, dim = f"{name}.weight", out_dim(module)
-        layers.append((grids[key], _or(in_groups(graph, weight, dim), ins), _or(out_groups(graph, weight, dim), outs)))
-    return LatencyTable(graph, layers, _forward_time(graph.model, inputs), inputs)
+    with _evaluating([graph.model]):
+        calls = _calls(graph, inputs)
+        for name, shape in progress(calls, len(calls), "timing layers"):
+            module = graph.model.get_submodule(name)
+            ins, outs, build = _builder(module, shape)
+            key = (_settings(module), shape)
+            if key not in grids:
+                grids[key] = _grid(ins, outs, build, shape, module, device)
+            weight, dim = f"{name}.weight", out_dim(module)
+            ends = _or(in_groups(graph, weight, dim), ins), _or(out_groups(graph, weight, dim), outs)
+            layers.append((grids[key], *ends))
+    return LatencyTable(graph, layers, side_by_side([graph.model], inputs)[0], inputs)
 
 
-def forward_time(graph: ChannelGraph) -> float:
-    """Milliseconds of one forward of the network, measured, on random data in the shapes that were traced."""
-    device = next((p.device for p in graph.model.parameters()), torch.device("cpu"))
-    return _forward_time(graph.model, _random(graph.inputs, device))
+def side_by_side(models: Sequence[nn.Module], inputs: Any = None, seconds: float = 0.3) -> list[float]:
+    """Milliseconds of one forward of every model in eval mode, on one device: medians of runs that take turns.
+
+    Args:
+        models: On the same device; left as they are.
+        inputs: What they run on, the same for all.
+        seconds: Spent on each, after two runs to warm up; at least five runs.
+    """
+    device = next((p.device for p in models[0].parameters()), torch.device("cpu"))
+    forwards = [_run(model, inputs) for model in models]
+    with _evaluating(models):
+        return _medians(forwards, device, seconds)
+
+
+def forward_times(graphs: Sequence[ChannelGraph]) -> list[float]:
+    """Milliseconds of one forward of every network, in turns, on random data in the shapes that were traced."""
+    device = next((p.device for p in graphs[0].model.parameters()), torch.device("cpu"))
+    return side_by_side([graph.model for graph in graphs], _random(graphs[0].inputs, device))
+
+
+@contextmanager
+def _evaluating(models: Sequence[nn.Module]) -> Iterator[None]:
+    """Eval mode inside: a forward in training mode would change the statistics of normalizations."""
+    modes = [(module, module.training) for model in models for module in model.modules()]
+    try:
+        for model in models:
+            model.eval()
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
 
 def _or(groups: Ints | None, width: int) -> Ints | int:
@@ -186,7 +254,7 @@ def _grid(
             size = list(shape)
             size[axis] = wide
             layer = build(wide, int(cout) // wide * wide if depthwise else int(cout)).to(device, dtype).eval()
-            times[i, j] = _milliseconds(_run(layer, torch.randn(size, device=device, dtype=dtype)), device, 0.002)
+            times[i, j] = _medians([_run(layer, torch.randn(size, device=device, dtype=dtype))], device, 0.002)[0]
     # Noise must not make a thinner layer slower: budgets are searched by bisection.
     return Grid(rows, columns, np.maximum.accumulate(np.maximum.accumulate(times, 0), 1))
 
@@ -215,34 +283,23 @@ def _run(model: nn.Module, inputs: Any) -> Callable[[], Any]:
     return forward
 
 
-def _forward_time(model: nn.Module, inputs: Any) -> float:
-    """Milliseconds of one forward in eval mode; modes are restored."""
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    modes = [(m, m.training) for m in model.modules()]
-    try:
-        return _milliseconds(_run(model.eval(), inputs), device, 0.2)
-    finally:
-        for module, mode in modes:
-            module.training = mode
-
-
-def _milliseconds(forward: Callable[[], Any], device: torch.device, seconds: float) -> float:
-    """Median of at least five runs, after two to warm up."""
+def _medians(forwards: Sequence[Callable[[], Any]], device: torch.device, seconds: float) -> list[float]:
+    """Median milliseconds of each, of at least five runs in turns, after two to warm up."""
     finish: Callable[[], None] = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    runs: list[float] = []
+    runs: list[list[float]] = [[] for _ in forwards]
     stop = math.inf
     for i in count():
         if i == 2:
-            stop = time.perf_counter() + seconds
-        start = time.perf_counter()
-        forward()
-        finish()
-        end = time.perf_counter()
-        if i >= 2:
-            runs.append(end - start)
-        if len(runs) >= 5 and end > stop:
+            stop = time.perf_counter() + seconds * len(forwards)
+        for forward, times in zip(forwards, runs, strict=True):
+            start = time.perf_counter()
+            forward()
+            finish()
+            if i >= 2:
+                times.append(time.perf_counter() - start)
+        if i >= 6 and time.perf_counter() > stop:
             break
-    return float(np.median(runs) * 1e3)
+    return [float(np.median(times) * 1e3) for times in runs]
 
 
 def _random(spec: Any, device: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -9,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from slim.channels import ChannelGraph
 from slim.criteria.marginal import marginal
 from slim.criteria.scores import Scores
-from slim.errors import SlimError, nearest
+from slim.errors import SlimError, expect, nearest
 from slim.selection.budget import Target, cost_of, nearest_count, smallest_prefix, target_of
 from slim.selection.bundles import bundles
 from slim.selection.limits import Limits, limits
@@ -19,7 +21,7 @@ from slim.selection.protect import protected
 from slim.selection.units import Units, units
 
 if TYPE_CHECKING:
-    from slim.channels import ChannelGraph, Plan
+    from slim.channels import Plan
 
 STRATEGIES = ("global", "marginal", "layer")
 Removed = npt.NDArray[np.bool_]
@@ -44,7 +46,8 @@ class Selection:
 
 def select(graph: ChannelGraph, scores: Scores, **options: Any) -> Plan:
     """The plan that :func:`select_groups` arrives at; same arguments."""
-    return graph.plan(select_groups(graph, scores, **options).removed)
+    removed = select_groups(graph, scores, **options).removed
+    return graph.plan(removed)
 
 
 def select_groups(
@@ -90,11 +93,13 @@ def select_groups(
     Raises:
         SlimError: A bad option, a pattern that matches nothing, or a budget that no removal meets.
     """
+    expect("graph", graph, ChannelGraph, "Use slim.trace.")
+    expect("scores", scores, Scores, "Use slim.score.")
     target = target_of(ratio=ratio, macs=macs, params=params, memory=memory, latency=latency)
     if strategy not in STRATEGIES:
         raise SlimError(
             f"strategy must be one of {', '.join(STRATEGIES)}. Got strategy={strategy!r}."
-            f" {nearest(str(strategy), STRATEGIES)} Set select.strategy."
+            f" {nearest(str(strategy), STRATEGIES)} Set prune.strategy."
         )
     if target is not None and target.kind == "latency" and table is None:
         from slim.selection.latency import measure
@@ -145,7 +150,7 @@ def _cut(
     per_unit = np.bincount(found.of[chosen], counts[chosen], minlength=len(found)).astype(np.int64)
     cumulative = np.cumsum(per_unit[order])
     dense = np.zeros(len(graph), dtype=bool)
-    k, short = fixed, False
+    k, short, measured = fixed, False, table.dense if table is not None else math.nan
     if target is not None and target.kind == "ratio":
         wanted = target.amount * total
         k = max(nearest_count(cumulative, wanted), fixed)
@@ -154,7 +159,7 @@ def _cut(
             raise SlimError(
                 f"Something must be removable. Got ratio={target.amount:g} and no channel that may go"
                 f" ({int(graph.prunable.sum())} of {len(graph)} groups are prunable). {' '.join(notes[:1])}"
-                " Relax select.ignore and the floors, or see graph.report()."
+                " Relax prune.ignore and the floors, or see graph.report()."
             )
         short = k == len(order) and wanted - reached > 0.5 * max(1, int(per_unit.max(initial=1)))
         if short:
@@ -169,33 +174,41 @@ def _cut(
         limit = target.amount * whole if target.amount <= 1 else target.amount
         prefix = smallest_prefix(lambda j: cost(removed_after(j)), len(order), limit)
         if prefix is None:
-            least = cost(removed_after(len(order)))
-            raise SlimError(
-                f"The budget must be within reach. Got {target.kind}={target.amount:g} ({limit:.6g} of {whole:.6g});"
-                f" with all that may go, {least:.6g} remain ({least / whole:.4f}). Set {target.kind} to at least that,"
-                " or relax min_channels, max_layer_ratio, round_to and ignore."
-            )
+            raise _out_of_reach(target, limit, whole, cost(removed_after(len(order))))
         k = max(prefix, fixed)
+        if target.kind == "latency" and k:
+            from slim.selection.latency import NOISE
+
+            k, measured = table.confirm(removed_after, k, len(order), limit)
+            if measured > limit * NOISE:
+                raise _out_of_reach(target, limit, whole, measured)
     removed = removed_after(k)
     achieved = {
         "ratio": float(counts[removed].sum() / total) if total else 0.0,
         "macs": graph.macs(removed) / max(graph.macs(), 1),
         "params": graph.params(removed) / max(graph.params(), 1),
     }
-    if target is not None and target.kind not in achieved:
-        cost = cost_of(graph, target.kind, table)
-        achieved[target.kind] = cost(removed) / max(cost(dense), 1e-30)
+    if target is not None and target.kind == "memory":
+        achieved["memory"] = graph.peak_activation(removed) / max(graph.peak_activation(), 1)
     if target is not None and target.kind == "latency":
-        predicted, measured = table.check(removed)
+        achieved["latency"] = measured / table.dense
         notes, short = (
             [
-                f"latency: {predicted:.3f} ms predicted, {measured:.3f} ms measured on the rebuilt network,"
-                f" {table.dense:.3f} ms before the cut (this machine, input {graph.input_shapes})."
+                f"latency: {limit:.3f} ms wanted, {table.cost(removed):.3f} ms predicted, {measured:.3f} ms measured on"
+                f" the rebuilt network, {table.dense:.3f} ms before the cut (this machine, input {graph.input_shapes})."
             ],
             True,
         )
     requested = {target.kind: target.amount} if target is not None else {}
     return Selection(removed, requested, achieved, tuple(notes if short else ()))
+
+
+def _out_of_reach(target: Target, limit: float, whole: float, least: float) -> SlimError:
+    return SlimError(
+        f"The budget must be within reach. Got {target.kind}={target.amount:g} ({limit:.6g} of {whole:.6g});"
+        f" with all that may go, {least:.6g} remain ({least / whole:.4f}). Set prune.{target.kind} to at least that,"
+        " or relax prune.min_channels, max_layer_ratio, round_to and ignore."
+    )
 
 
 def _order(

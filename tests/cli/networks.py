@@ -27,3 +27,9 @@ class _Breaks(nn.Module):
 def breaks(num_classes: int) -> nn.Module:
     """Cannot read its input."""
     return _Breaks()
+
+
+def not_a_number(graph):
+    """A criterion that says nothing."""
+    for scale in graph.scales:
+        yield scale.groups, [float("nan")] * len(scale.groups)
