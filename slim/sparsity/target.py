@@ -256,7 +256,7 @@ class Target:
         mean = np.bincount(g.layers, raw * alive) / np.maximum(np.bincount(g.layers, alive), 1)
         entry = raw / np.maximum(mean[g.layers], 1e-300) ** self.balance
         own = g.groups >= 0
-        total = np.bincount(g.groups[own], entry[own], minlength=len(self._graph))
+        total = np.bincount(g.groups[own], entry[own], minlength=len(self._graph)).astype(np.float64)
         count = np.maximum(np.bincount(g.groups[own], minlength=len(self._graph)), 1)
         if self.criterion == "taylor":
             total = total / count  # every member holds the effect of all
