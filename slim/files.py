@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import os
+import warnings
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
@@ -82,6 +84,34 @@ def read_json(path: str | Path, *, what: str = "file", limit: int = 64 * 2**20) 
         raise SlimError(f"A {what} must be readable. Got {path} ({error.strerror}). Check the path.") from error
     except (ValueError, RecursionError) as error:
         raise SlimError(f"A {what} must be JSON. Got {path} ({error}). Give the file that slim wrote.") from error
+
+
+def read_torch(path: str | Path, *, what: str = "file") -> Any:
+    """Read a file that ``torch.save`` wrote, onto the CPU: tensors and plain data, nothing that could run.
+
+    Raises:
+        SlimError: Missing, damaged, packed (a small file that claims to be a large one), or it holds other objects.
+    """
+    import torch
+
+    path = Path(path)
+    try:
+        size = path.stat().st_size
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                # torch stores without compression; what unpacks to more than the file is a trap.
+                if sum(item.file_size for item in archive.infolist()) > size:
+                    raise ValueError("its content claims to be larger than the file")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickle protocols: what cannot be read is refused below
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a hostile file raises whatever it likes
+        # torch's advice to try weights_only=False is the last thing a user should follow.
+        reason = str(error).split("\n", 1)[0].split(". In PyTorch", 1)[0][:160]
+        raise SlimError(
+            f"A {what} must be a whole file of tensors and plain data. Got {path} ({type(error).__name__}: {reason}). "
+            "Give the file that was saved."
+        ) from None
 
 
 def _explained(error: OSError, path: Path) -> SlimError:

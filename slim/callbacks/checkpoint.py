@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import time
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from pytorch_lightning.plugins.io import CheckpointIO
 
 from slim.callbacks.signals import Interrupted, Signals
 from slim.errors import SlimError
-from slim.files import write_atomic
+from slim.files import read_torch, write_atomic
 
 
 class SafeFiles(CheckpointIO):
@@ -40,23 +39,22 @@ def read(path: Path) -> dict[str, Any]:
     """Load a checkpoint onto the CPU.
 
     Raises:
-        SlimError: The file is missing, damaged, or holds more than tensors and plain data.
+        SlimError: The file is missing, damaged, holds more than tensors and plain data, or is not a run's.
     """
+    body = read_torch(path, what="checkpoint")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about pickle protocols: what cannot be read is refused below
-            body = torch.load(path, map_location="cpu", weights_only=True)
-        if not isinstance(body, dict) or "slim" not in body or "state_dict" not in body:
-            raise ValueError("it was not written by a run of slim")
-        return body
-    except Exception as error:  # a hostile file raises whatever it likes
-        # torch's advice to try weights_only=False is the last thing a user should follow.
-        reason = str(error).split("\n", 1)[0].split(". In PyTorch", 1)[0][:160]
+        ours, weights = body["slim"], body["state_dict"]
+        if not {"feed", "seconds", "generators"} <= set(ours) or not isinstance(ours["plan"], (str, type(None))):
+            raise ValueError("its part of slim is another")
+        if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
+            raise ValueError("its weights are no tensors")
+        int(body["global_step"]), dict(body["classifier"])
+    except (KeyError, TypeError, ValueError) as error:
         raise SlimError(
-            "A checkpoint must be a whole file of tensors and plain data. "
-            f"Got {path} ({type(error).__name__}: {reason}). "
-            "Give one that a run of slim wrote."
+            f"A checkpoint must be one of slim's. Got {path} ({type(error).__name__}: {str(error)[:80]}). "
+            "Give a last.ckpt of a run, or a state dict as *.pt."
         ) from None
+    return dict(body)
 
 
 class Saver(Checkpoint):

@@ -291,7 +291,7 @@ def check_forward(thin: nn.Module, plan: Plan) -> None:
         return
     try:
         args, kwargs = call_arguments(_example(plan.inputs))
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError):  # sizes, too, may be odd
         raise SlimError(
             "A plan's inputs must give shapes and dtypes. Got something else (plan.inputs). Write plan.to_json()."
         ) from None

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from slim.data.decode import decode_all
@@ -86,7 +87,7 @@ def _write(path: Path, fingerprint: str, content: Decoded) -> bool:
     pixels = content.images.numpy()
     header = {
         "fingerprint": fingerprint,
-        "checksum": hashlib.sha256(pixels.data).hexdigest(),
+        "checksum": _checksum(pixels, content.mean, content.std),
         "mean": content.mean,
         "std": content.std,
     }
@@ -111,11 +112,17 @@ def _read(path: Path, fingerprint: str, shape: tuple[int, ...]) -> Decoded | Non
             if header["fingerprint"] != fingerprint:
                 return None
             pixels = np.fromfile(file, dtype=np.uint8)
-        if hashlib.sha256(pixels.data).hexdigest() != header["checksum"]:
+        mean, std = (tuple(float(value) for value in header[key]) for key in ("mean", "std"))
+        if _checksum(pixels, mean, std) != header["checksum"]:
             log.warning("cache %s is damaged; the images are decoded again", path)
             return None
         images = torch.from_numpy(pixels).view(shape)
-        mean, std = (tuple(float(value) for value in header[key]) for key in ("mean", "std"))
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError):
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError):  # a RecursionError is a RuntimeError
         return None
     return Decoded(images, mean, std)
+
+
+def _checksum(pixels: npt.NDArray[np.uint8], mean: tuple[float, ...], std: tuple[float, ...]) -> str:
+    digest = hashlib.sha256(pixels.data)
+    digest.update(repr((mean, std)).encode())
+    return digest.hexdigest()

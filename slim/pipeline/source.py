@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +10,7 @@ from torch import nn
 
 import slim
 from slim.errors import SlimError
+from slim.files import read_torch
 
 if TYPE_CHECKING:
     from slim.pipeline.workspace import Workspace
@@ -58,16 +58,7 @@ def _age(path: Path) -> float:
 
 
 def _state_dict(path: Path) -> dict[str, Any]:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about pickle protocols: what cannot be read is refused below
-            body = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a hostile file raises whatever it likes
-        reason = str(error).split("\n", 1)[0].split(". In PyTorch", 1)[0][:160]
-        raise SlimError(
-            "checkpoint must be a whole file of tensors. "
-            f"Got {path} ({type(error).__name__}: {reason}). Give another file."
-        ) from None
+    body = read_torch(path, what="checkpoint")
     for key in ("state_dict", "model"):
         if isinstance(body, dict) and isinstance(body.get(key), dict):
             body = body[key]
@@ -88,5 +79,15 @@ def _fill(network: nn.Module, weights: dict[str, Any], path: Path) -> nn.Module:
             f"checkpoint must belong to the configured model. Got {path}: {len(missing)} weights missing, "
             f"{len(extra)} unknown, {len(wrong)} of another shape, such as {first}. Set model as it was trained."
         )
-    network.load_state_dict(weights)
+    for key, value in weights.items():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise SlimError(
+                f"Weights must be finite. Got NaN or infinity in {key} ({path}). Set checkpoint to an earlier one."
+            )
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        raise SlimError(
+            f"checkpoint must hold plain weights. Got {str(error)[:160]} ({path}). Set checkpoint to another file."
+        ) from None
     return network

@@ -105,10 +105,10 @@ class State:
         try:
             if body["format"] != FORMAT:
                 raise ValueError(f"format {body['format']}")
-            state = cls(directory, body["config"], body["overrides"])
-            state.phases, state.notes = dict(body["phases"]), list(body["notes"])
-            state.finished = bool(body["finished"])
-        except (KeyError, TypeError, ValueError) as error:
+            state = cls(directory, body["config"], _texts(body["overrides"]))
+            state.phases = {str(phase): dict(record) for phase, record in body["phases"].items()}
+            state.notes, state.finished = _texts(body["notes"]), bool(body["finished"])
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise SlimError(f"A run state must be complete. Got {error!r} ({path}). Start a new run.") from error
         return state
 
@@ -165,6 +165,12 @@ def check_same(before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
             f"A run goes on with the configuration it began with. Got other values for {', '.join(found)}. "
             f"Start a new run, or change only {', '.join(SAFE_ON_RESUME[:3])}, trainer.devices or logging."
         )
+
+
+def _texts(items: Any) -> list[str]:
+    if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
+        raise TypeError(f"a list of texts is {str(items)[:80]}")
+    return items
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

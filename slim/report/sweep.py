@@ -38,11 +38,12 @@ def jobs(directory: str | Path) -> Jobs:
             continue
         try:
             record = read_json(folder / "report.json", what="report")
-            if not isinstance(record, dict):
-                raise SlimError(f"A report is a JSON object. Got {folder / 'report.json'}. Run the job again.")
+            networks = record.get("rows", {}) if isinstance(record, dict) else None
+            if not isinstance(networks, dict) or not all(isinstance(row, dict) for row in networks.values()):
+                raise SlimError(f"A report holds a row per network. Got {folder / 'report.json'}. Run the job again.")
         except SlimError as error:
             told = folder / "error.txt"
-            why = told.read_text(encoding="utf-8").strip() if told.is_file() else str(error)
+            why = told.read_text(encoding="utf-8", errors="replace").strip() if told.is_file() else str(error)
             record = {"status": "failed", "error": why}
         found.append((folder.name, record))
     return found
@@ -152,6 +153,7 @@ def _overrides(folder: Path) -> list[str]:
     path = folder / ".hydra" / "overrides.yaml"
     if not path.is_file():
         return []
-    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("- ")]
+    text = path.read_text(encoding="utf-8", errors="replace")
+    lines = [line.strip() for line in text.splitlines() if line.startswith("- ")]
     items = [line[2:].strip().strip("'\"") for line in lines]
     return [item for item in items if not item.startswith(("+experiment=", "hydra.", "output="))]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,7 +28,8 @@ def number(value: Any) -> float | None:
     """
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
-    return float(value) if math.isfinite(value) else None
+    # A whole number may be larger than any float.
+    return float(value) if abs(value) <= sys.float_info.max else None
 
 
 def count(value: Any) -> str:
