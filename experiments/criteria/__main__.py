@@ -41,6 +41,7 @@ def main() -> None:
     parser.add_argument("--sparse-epochs", type=int, default=12)
     parser.add_argument("--finetune-epochs", type=int, default=5)
     parser.add_argument("--macs", type=float, default=0.4, help="fraction kept")
+    parser.add_argument("--max-layer-ratio", type=float, default=0.8, help="no layer loses more")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
     parser.add_argument("--only", nargs="*", default=[""], help="parts of job names")
@@ -57,8 +58,9 @@ def run(args: argparse.Namespace) -> None:
     """The jobs of ``args``."""
     images = load(args.data, args.cache, args.images, 2000, args.test)
     setting = Setting(
-        *images, args.sparse_epochs, args.finetune_epochs, args.macs, args.precision == "bf16", args.cache
-    )
+        *images, args.sparse_epochs, args.finetune_epochs, args.macs, args.max_layer_ratio, args.precision == "bf16",
+        args.cache,
+    )  # fmt: skip
     told = {k: v for k, v in vars(args).items() if k not in ("data", "cache", "out", "seeds", "only", "threads")}
     path = args.out / "results.json"
     results: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"setting": told}

@@ -88,7 +88,7 @@ def one_shot(setting: Setting, seed: int, *, name: str, strategy: str = "global"
     begun = time.process_time()
     scores = scored(setting, graph, seed, **CRITERIA[name])
     seconds = time.process_time() - begun
-    thin, plan = cut(setting, graph, scores, setting.macs, strategy=strategy)
+    thin, plan = cut(setting, graph, scores, strategy=strategy)
     found = after_cut(setting, thin)
     train(setting, thin, setting.finetune_epochs, seed + 1000, peak=0.05)
     return found | finished(setting, thin, model, plan) | {"score_seconds": round(seconds, 3)}
@@ -104,7 +104,7 @@ def iterative(setting: Setting, seed: int, *, growth: str) -> dict[str, Any]:
     for i, step in enumerate(steps):
         graph = slim.trace(model, INPUTS)
         scores = scored(setting, graph, seed, criterion="gamma")
-        thin, _ = cut(setting, graph, scores, relative("macs", step.amount, before))
+        thin, _ = cut(setting, graph, scores, macs=relative("macs", step.amount, before))
         before = count_macs(thin, INPUTS) / count_macs(dense_network, INPUTS)
         found = after_cut(setting, thin)
         epochs = left if i == len(steps) - 1 else max(1, setting.finetune_epochs // 4)
@@ -122,10 +122,10 @@ def soft(setting: Setting, seed: int) -> dict[str, Any]:
     def silence(epoch: int) -> None:
         if epoch < setting.sparse_epochs:
             scores = scored(setting, graph, seed, criterion="gamma")
-            soften(graph, slim.select_groups(graph, scores, macs=setting.macs).removed)
+            soften(graph, slim.select_groups(graph, scores, **setting.limits).removed)
 
     train(setting, model, setting.sparse_epochs, seed, sparse=True, after_epoch=silence)
-    thin, plan = cut(setting, graph, scored(setting, graph, seed, criterion="gamma"), setting.macs)
+    thin, plan = cut(setting, graph, scored(setting, graph, seed, criterion="gamma"))
     found = after_cut(setting, thin)
     train(setting, thin, setting.finetune_epochs, seed + 1000, peak=0.05)
     return found | finished(setting, thin, model, plan)
@@ -135,7 +135,7 @@ def control(setting: Setting, seed: int, *, fresh: bool) -> dict[str, Any]:
     """The thin shape that gamma chose, from its own first weights (rewind) or fresh ones (scratch), all epochs."""
     model = trained(setting, seed)
     graph = slim.trace(model, INPUTS)
-    plan = slim.select(graph, scored(setting, graph, seed, criterion="gamma"), macs=setting.macs)
+    plan = slim.select(graph, scored(setting, graph, seed, criterion="gamma"), **setting.limits)
     thin = slim.rebuild(build(seed + 500 if fresh else seed), plan)
     train(setting, thin, setting.total, seed + 1000)
     return finished(setting, thin, model, plan)
@@ -162,11 +162,9 @@ def scored(setting: Setting, graph: ChannelGraph, seed: int, *, criterion: str, 
     return slim.score(graph, criterion, **options)
 
 
-def cut(
-    setting: Setting, graph: ChannelGraph, scores: Scores, macs: float, strategy: str = "global"
-) -> tuple[nn.Module, Plan]:
+def cut(setting: Setting, graph: ChannelGraph, scores: Scores, **options: Any) -> tuple[nn.Module, Plan]:
     """The rebuilt network with BatchNorm recalibrated, and its plan."""
-    plan = slim.select(graph, scores, macs=macs, strategy=strategy)
+    plan = slim.select(graph, scores, **{**setting.limits, **options})
     thin = slim.rebuild(graph.model, plan)
     recalibrate(thin, setting.train.part(0, 1024).batches(128), 8)
     return thin, plan

@@ -30,6 +30,7 @@ class Setting:
     sparse_epochs: int
     finetune_epochs: int
     macs: float
+    max_layer_ratio: float
     bf16: bool
     cache: Path
 
@@ -37,6 +38,11 @@ class Setting:
     def total(self) -> int:
         """Epochs that every contender gets, sparse and fine-tuning together."""
         return self.sparse_epochs + self.finetune_epochs
+
+    @property
+    def limits(self) -> dict[str, float]:
+        """The budget of every cut, and its floor."""
+        return {"macs": self.macs, "max_layer_ratio": self.max_layer_ratio}
 
     def autocast(self) -> torch.autocast:
         """Mixed precision, or none."""
