@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from slim.channels import ChannelGraph
 from slim.errors import RunFailed
+from slim.recovery import Distillation
 from slim.sparsity import Penalty
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
@@ -33,6 +34,7 @@ class Classifier(pl.LightningModule):
         penalty: Sparsity law, or ``None``. Needs ``graph``.
         graph: Channel graph of ``network``.
         label_smoothing: As in ``torch.nn.CrossEntropyLoss``.
+        distillation: A teacher to learn from, besides the labels. It stays as it is, out of checkpoints and optimizer.
         channels_last: Keep images and weights in channels-last memory.
         compile: Run the network through ``torch.compile``.
         log_every: Optimizer steps between two points of ``train/loss_step``; each waits for the device.
@@ -48,6 +50,7 @@ class Classifier(pl.LightningModule):
         penalty: Penalty | None = None,
         graph: ChannelGraph | None = None,
         label_smoothing: float = 0.0,
+        distillation: Distillation | None = None,
         channels_last: bool = False,
         compile: bool = False,
         log_every: int = 10,
@@ -62,6 +65,7 @@ class Classifier(pl.LightningModule):
         self._make_optimizer = optimizer
         self._rate = rate
         self._label_smoothing = label_smoothing
+        self._distillation = distillation
         self._format = torch.channels_last if channels_last else torch.contiguous_format
         self._compile = compile
         self._penalty_state: dict[str, Any] | None = None
@@ -70,20 +74,25 @@ class Classifier(pl.LightningModule):
 
     def renew(self) -> None:
         """Forget everything derived from the network's structure; call it after surgery."""
-        for parameter in self.network.parameters():
+        # Through __dict__: a compiled module registered as a child would put every weight into the checkpoint twice.
+        self.__dict__["_run"] = self._ready(self.network)
+
+    def _ready(self, network: nn.Module) -> nn.Module:
+        for parameter in network.parameters():
             if parameter.dim() == 4:
                 # Canonical strides, however the weight came to be (built, cut, loaded): where channels are few several
                 # strides describe one layout, kernels differ between them, and a resumed run would, too.
                 parameter.data = torch.empty_like(parameter.data, memory_format=self._format).copy_(parameter.data)
-        # Through __dict__: a compiled module registered as a child would put every weight into the checkpoint twice.
-        self.__dict__["_run"] = torch.compile(self.network) if self._compile else self.network
+        ready: nn.Module = torch.compile(network) if self._compile else network  # type: ignore[assignment]
+        return ready
 
     def forward(self, x: Tensor) -> Tensor:
         """``x (N, C, H, W)`` to logits ``(N, classes)``."""
-        if x.dim() == 4:
-            x = x.contiguous(memory_format=self._format) if self._format is torch.channels_last else x
-        logits: Tensor = self.__dict__["_run"](x)
+        logits: Tensor = self.__dict__["_run"](self._laid_out(x))
         return logits
+
+    def _laid_out(self, x: Tensor) -> Tensor:
+        return x.contiguous(memory_format=self._format) if x.dim() == 4 and self._format is torch.channels_last else x
 
     def scales(self) -> dict[str, Tensor]:
         """Gamma of every normalization layer of the traced network, by module name."""
@@ -94,32 +103,50 @@ class Classifier(pl.LightningModule):
     # Steps
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Mean cross-entropy ``()`` of one batch; keeps the epoch's sums on the device."""
-        loss, correct, count = self._judge(batch, self._label_smoothing)
-        self._add("train", loss.detach(), correct, count)
+        """Mean loss ``()`` of one batch; keeps the epoch's sums on the device."""
+        x, y = batch
+        logits = self(x).float()
+        if self._distillation is None:
+            loss = F.cross_entropy(logits, y, label_smoothing=self._label_smoothing)
+            self._add("train", logits, y, loss)
+            return loss
+        with torch.no_grad():
+            taught = self.__dict__["_teacher"](self._laid_out(x)).float()
+        loss, soft = self._distillation.losses(logits, taught, y, self._label_smoothing)
+        self._add("train", logits, y, loss, soft)
         return loss
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Adds one batch to the validation sums."""
-        self._add("val", *self._judge(batch, 0.0))
-
-    def _judge(self, batch: tuple[Tensor, Tensor], smoothing: float) -> tuple[Tensor, Tensor, int]:
         x, y = batch
-        logits = self(x)
-        loss = F.cross_entropy(logits.float(), y, label_smoothing=smoothing)
-        return loss, (logits.detach().argmax(1) == y).sum(), len(y)
+        logits = self(x).float()
+        self._add("val", logits, y, F.cross_entropy(logits, y))
 
-    def _add(self, split: str, loss: Tensor, correct: Tensor, count: int) -> None:
+    def _add(self, split: str, logits: Tensor, y: Tensor, *losses: Tensor) -> None:
         # In double: the sums of a long epoch must not depend on its length.
-        update = torch.stack(
-            [loss.double() * count, correct.double(), torch.full_like(loss, count, dtype=torch.float64)]
-        )
+        sums = [loss.detach().double() * len(y) for loss in losses]
+        count = torch.full_like(sums[0], len(y))
+        update = torch.stack([count, (logits.detach().argmax(1) == y).sum().double(), *sums])
         self._sums[split] = self._sums[split] + update if split in self._sums else update
+
+    def means(self, split: str, sums: Tensor | None = None) -> dict[str, float]:
+        """Figures of the running epoch (waits for the device): accuracy, loss, and loss_teacher, the teacher's part.
+
+        Args:
+            split: ``train`` or ``val``; without a batch yet there are no figures.
+            sums: Those of all processes together. Default: this one's.
+        """
+        if split not in self._sums:
+            return {}
+        count, *totals = (self._sums[split] if sums is None else sums).tolist()
+        return dict(zip(("accuracy", "loss", "loss_teacher"), (total / count for total in totals), strict=False))
 
     # The penalty, once per optimizer step
 
     def on_fit_start(self) -> None:
-        """The parameters are on their device now: the penalty looks for its gammas there."""
+        """The parameters are on their device now: the penalty looks for its gammas there, the teacher follows."""
+        if self._distillation is not None:
+            self.__dict__["_teacher"] = self._ready(self._distillation.teacher.to(self.device).eval())
         if self.penalty is None or self.graph is None:
             return
         self.penalty.attach(self.network, self.graph, self.total_steps)
@@ -159,10 +186,10 @@ class Classifier(pl.LightningModule):
         figures: dict[str, float] = {}
         for split, sums in self._sums.items():
             sums = self.trainer.strategy.reduce(sums, reduce_op="sum")
-            loss, correct, count = sums.tolist()
-            if not loss < float("inf"):
-                raise RunFailed(f"The {split} loss must be finite. Got {loss / count} (epoch {self.current_epoch}).")
-            figures[f"{split}/loss"], figures[f"{split}/accuracy"] = loss / count, correct / count
+            means = self.means(split, sums)
+            if not means["loss"] < float("inf"):
+                raise RunFailed(f"The {split} loss must be finite. Got {means['loss']} (epoch {self.current_epoch}).")
+            figures |= {f"{split}/{name}": value for name, value in means.items()}
         self._sums = {}
         for key, value in figures.items():
             self.history.setdefault(key.replace("/", "_"), []).append(value)

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytorch_lightning as pl
 
+from slim.module import Classifier
+
 
 class Progress(pl.Callback):
     """Shows how far a phase is and when it will end.
@@ -56,11 +58,11 @@ class Progress(pl.Callback):
             self._shown = now
             self._bar.update(self._task, completed=trainer.global_step)
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Classifier) -> None:  # type: ignore[override]
         """The epoch's figures; validation has run, the module's sums are complete."""
         if self._style == "none":
             return
-        told = ", ".join(self._figures(trainer, pl_module))
+        told = ", ".join(self._figures(pl_module))
         if self._bar is not None:
             self._bar.update(self._task, completed=trainer.global_step, told=told)
             return
@@ -72,15 +74,13 @@ class Progress(pl.Callback):
             flush=True,
         )
 
-    def _figures(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> list[str]:
+    def _figures(self, pl_module: Classifier) -> list[str]:
         found = []
-        sums = getattr(pl_module, "_sums", {})
-        if "train" in sums:
-            loss, _, count = sums["train"].tolist()
-            found.append(f"loss {loss / count:.3f}")
-        if "val" in sums:
-            _, correct, count = sums["val"].tolist()
-            found.append(f"val {100 * correct / count:.2f} %")
+        train, val = (pl_module.means(split) for split in ("train", "val"))
+        if train:
+            found.append(f"loss {train['loss']:.3f}")
+        if val:
+            found.append(f"val {100 * val['accuracy']:.2f} %")
         penalty = getattr(pl_module, "penalty", None)
         if penalty is not None:
             found += [f"{key} {value:.2f}" for key, value in penalty.summary().items() if key in ("zero", "target")]

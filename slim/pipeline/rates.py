@@ -33,3 +33,15 @@ def rate(scheduler: Scheduler, total_steps: int) -> Callable[[int], float]:
 def total(factor: Callable[[int], float], lr: float, steps: int) -> list[float]:
     """Learning rate of every step of a phase."""
     return [lr * factor(step) for step in range(steps)]
+
+
+def tail(factor: Callable[[int], float], before: int) -> Callable[[int], float]:
+    """``factor`` from step ``before`` on: what is left of a phase, as a phase of its own.
+
+    Learning-rate rewinding (Renda, Frankle & Carbin 2020, arXiv:2003.02389) trains a cut network with the last rates
+    of the training before the cut.
+
+    >>> list(map(tail(lambda step: 1 / (step + 1), 3), range(2)))
+    [0.25, 0.2]
+    """
+    return lambda step: factor(before + step)

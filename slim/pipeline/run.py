@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import sys
 from collections.abc import Callable, Mapping
@@ -14,9 +15,10 @@ from torch import nn
 import slim
 from slim.callbacks.signals import Interrupted, Signals
 from slim.channels import Plan, plan_of
-from slim.errors import RunFailed
+from slim.errors import RunFailed, SlimError
 from slim.files import write_atomic
-from slim.pipeline import cut, judge
+from slim.pipeline import cut, judge, teacher
+from slim.pipeline.failures import explained
 from slim.pipeline.schedule import restart
 from slim.pipeline.settings import plain
 from slim.pipeline.source import load_network
@@ -58,15 +60,19 @@ def run(
         else:
             state = State(directory, plain(work.settings), overrides)
         state.save()
+        (directory / "error.txt").unlink(missing_ok=True)
         try:
-            return _Run(work, directory, state, signals, say).all()
+            with explained(work.settings.data.get("eval_batch_size"), "data.eval_batch_size"):
+                return _Run(work, directory, state, signals, say).all()
         except Interrupted as stop:
             raise Interrupted(
                 stop.name, f"Stopped by {stop.name}; nothing is lost. Go on with: python train.py resume={directory}"
             ) from None
-        except RunFailed as error:
-            write_atomic(directory / "error.txt", f"{error}\n")
-            raise
+        except SlimError as error:
+            with contextlib.suppress(SlimError):  # a full disk has no room for this either
+                write_atomic(directory / "error.txt", f"{error}\n")
+            # Whatever was wrong, files were written: it is the run that failed.
+            raise error if isinstance(error, RunFailed) else RunFailed(str(error)) from error
 
 
 class _Run:
@@ -84,6 +90,7 @@ class _Run:
         self.say(f"{settings.name}: {self.work.data.describe()}; {self.work.hardware.line}; {self.directory}")
         network = self._start()
         self.start = network
+        teacher.keep(self.work, self.directory)
         for number in range(len(settings.steps)):
             for kind in settings.phases:
                 if number and kind == "baseline":

@@ -27,6 +27,7 @@ SAFE_ON_RESUME = (
     "resume",
     "output",
     "latency_seconds",
+    *(f"sensitivity.{field}" for field in ("images", "shares", "max_drop", "memory_mb", "csv")),
 )
 """Keys that may change when a run goes on: epochs to extend, devices, logging."""
 
@@ -89,6 +90,36 @@ class Sparse(Training):
 
 
 @dataclass(frozen=True)
+class Distill:
+    """A teacher for the fine-tune; Hinton et al. 2015, arXiv:1503.02531.
+
+    Attributes:
+        teacher: ``sparse`` (the network before the cut), ``dense`` (the baseline phase's, or what a run without one
+            began with), a file or run directory with a network of the same model, or ``None``: nobody.
+        temperature: Softens both networks' answers.
+        weight: Of the teacher in the loss; the labels have the rest.
+    """
+
+    teacher: str | None = None
+    temperature: float = _positive(default=4.0)
+    weight: float = rule("in [0, 1]", lambda value: 0 <= value <= 1, "Set {key} to 0.5.", default=0.5)
+
+
+@dataclass(frozen=True)
+class Finetune(Training):
+    """Training of the thin network.
+
+    Attributes:
+        lr_rewind: When set, the phase replays the learning rates of the last so many epochs before the cut, weights
+            kept, in place of ``epochs`` and ``lr``; Renda et al. 2020, arXiv:2003.02389.
+        distill: Whom it learns from, besides the labels.
+    """
+
+    lr_rewind: int | None = _at_least(1, default=None)
+    distill: Distill = Distill()
+
+
+@dataclass(frozen=True)
 class Prune:
     """Ranking and cut. One budget, of the dense network: ``ratio`` is removed, the others are kept."""
 
@@ -130,6 +161,30 @@ class Schedule:
 
 
 @dataclass(frozen=True)
+class Sensitivity:
+    """The analysis of ``task=sensitivity``.
+
+    Attributes:
+        images: Held-out images, as one batch.
+        shares: What each layer loses, alone.
+        max_drop: Accuracy that a layer may cost, for the caps.
+        memory_mb: For the outputs that are remembered; fewer images when they do not fit.
+        csv: Where the table goes; beside the checkpoint, or into a run directory of its own.
+    """
+
+    images: int = _at_least(2, default=256)
+    shares: tuple[float, ...] = rule(
+        "in (0, 1), ascending",
+        lambda shares: bool(shares) and all(0 < share < 1 for share in shares) and list(shares) == sorted(set(shares)),
+        "Set {key}=[0.3,0.6,0.9].",
+        default=(0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9),
+    )
+    max_drop: float = rule("in [0, 1]", lambda value: 0 <= value <= 1, "Set {key} to 0.02.", default=0.02)
+    memory_mb: int = _at_least(1, default=1024)
+    csv: str | None = None
+
+
+@dataclass(frozen=True)
 class Hardware:
     """Where and how training runs. ``auto`` chooses what this machine is good at and says so."""
 
@@ -163,8 +218,9 @@ class Settings:
     baseline: Training
     sparse: Sparse
     prune: Prune
-    finetune: Training
+    finetune: Finetune
     schedule: Schedule
+    sensitivity: Sensitivity
     name: str = rule("a plain name", lambda text: bool(text) and not set(text) & set("/\\\0\n"), default="slim")
     task: str = one_of("train", "evaluate", "sensitivity", default="train")
     seed: int = rule("in [0, 2**32)", lambda value: 0 <= value < 2**32, "Set {key}=0.", default=0)
@@ -206,6 +262,7 @@ def read(config: Mapping[str, Any]) -> Settings:
     """
     settings = parse(Settings, config)
     _check_phases(settings)
+    settings = _check_finetune(settings)
     given = [name for name in BUDGETS if getattr(settings.prune, name) is not None]
     if "prune" in settings.phases and len(given) != 1:
         got = ", ".join(f"prune.{name}={getattr(settings.prune, name)}" for name in given) or "none"
@@ -232,6 +289,42 @@ def _check_phases(settings: Settings) -> None:
         raise SlimError(
             f"A run that begins with {phases[0]} needs a trained network. Got checkpoint=null. Set checkpoint=<file>."
         )
+
+
+def _check_finetune(settings: Settings) -> Settings:
+    """The fine-tune's teacher and learning rates exist; with ``lr_rewind``, it lasts as long as what it replays.
+
+    Raises:
+        SlimError: There is no phase to take them from.
+    """
+    finetune, phases, first = settings.finetune, settings.phases, settings.first
+    if "finetune" not in phases:
+        return settings
+    teacher = finetune.distill.teacher
+    if teacher == "dense" and "baseline" not in phases and settings.checkpoint is None:
+        raise SlimError(
+            f"A dense teacher needs a dense network that was trained. Got phases={list(phases)}, checkpoint=null. "
+            "Set phases=[baseline,sparse,prune,finetune], or finetune.distill.teacher=<file>."
+        )
+    if teacher == "sparse" and "prune" not in phases:
+        raise SlimError(
+            f"teacher=sparse is the network before the cut. Got phases={list(phases)}. "
+            "Add prune, or set finetune.distill.teacher=<file>."
+        )
+    if finetune.lr_rewind is None:
+        return settings
+    if first is None:
+        raise SlimError(
+            f"lr_rewind replays the learning rates of a phase before the cut. Got phases={list(phases)}. "
+            "Add sparse, or set finetune.lr_rewind=null."
+        )
+    epochs = getattr(settings, first).epochs
+    if finetune.lr_rewind > epochs:
+        raise SlimError(
+            f"lr_rewind must be at most the epochs of the {first} phase, which has {epochs}. "
+            f"Got lr_rewind={finetune.lr_rewind}. Lower finetune.lr_rewind."
+        )
+    return dataclasses.replace(settings, finetune=dataclasses.replace(finetune, epochs=finetune.lr_rewind))
 
 
 def _check_schedule(settings: Settings) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,13 @@ from slim.callbacks.signals import Signals
 from slim.callbacks.slimming import Slimming
 from slim.channels import ChannelGraph, Plan
 from slim.module import Classifier
-from slim.pipeline import cut, rates, schedule
+from slim.pipeline import cut, rates, schedule, teacher
 from slim.pipeline.failures import explained, quiet
 from slim.pipeline.feed import Feed, seed_all
 from slim.pipeline.ranks import together
-from slim.pipeline.settings import PHASES, Sparse
+from slim.pipeline.settings import PHASES, Settings, Sparse
 from slim.pipeline.workspace import Workspace, plan_json
+from slim.recovery import Distillation
 
 
 @dataclass
@@ -77,9 +79,9 @@ def train(
         # Lightning hands a loader its state back within an epoch, but not at the end of one.
         feed.load_state_dict(saved["slim"]["feed"])
         earlier = saved["slim"]["seconds"]
-    steps = -(-(len(feed) // settings.trainer.devices) // settings.trainer.accumulate) * training.epochs
-    lr = training.lr or settings.optimizer.get("lr", 0.1)
-    factor = rates.rate(settings.scheduler, steps)
+    per_epoch = -(-(len(feed) // settings.trainer.devices) // settings.trainer.accumulate)
+    steps = per_epoch * training.epochs
+    lr, factor = _rates(settings, kind, per_epoch)
     graph = work.trace(network)
     penalty = None
     if kind == "sparse":
@@ -89,6 +91,9 @@ def train(
             penalty.load_state_dict(saved["classifier"]["penalty"])
     # Lightning leaves modes as it finds them.
     network.train()
+    distillation = None
+    if kind == "finetune" and (heard := teacher.load(work, directory, number)) is not None:
+        distillation = Distillation(heard, settings.finetune.distill.temperature, settings.finetune.distill.weight)
     module = Classifier(
         network,
         optimizer=lambda parameters: work.optimizer(parameters, lr),
@@ -97,6 +102,7 @@ def train(
         penalty=penalty,
         graph=graph,
         label_smoothing=training.label_smoothing,
+        distillation=distillation,
         channels_last=hardware.channels_last,
         compile=settings.trainer.compile,
         log_every=settings.trainer.log_every,
@@ -141,6 +147,20 @@ def train(
     seconds = earlier + time.monotonic() - began
     network.cpu().eval()
     return Trained(network, _record(module, training.epochs, steps, seconds, slimming), module.history, slimming.plan)
+
+
+def _rates(settings: Settings, kind: str, per_epoch: int) -> tuple[float, Callable[[int], float]]:
+    """Base learning rate of a phase, and the factor on it at every step.
+
+    The fine-tune may replay the end of the training before the cut.
+    """
+    lent = settings.first if kind == "finetune" and settings.finetune.lr_rewind is not None else None
+    training = getattr(settings, lent or kind)
+    lr = training.lr or settings.optimizer.get("lr", 0.1)
+    factor = rates.rate(settings.scheduler, per_epoch * training.epochs)
+    if lent is not None:
+        factor = rates.tail(factor, per_epoch * (training.epochs - settings.finetune.epochs))
+    return lr, factor
 
 
 def _penalty(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from slim.recovery.absorb import absorb
-from slim.recovery.distill import distillation_loss
+from slim.recovery.distill import Distillation, distillation_loss
 from slim.recovery.recalibrate import recalibrate
 
-__all__ = ["absorb", "distillation_loss", "recalibrate"]
+__all__ = ["Distillation", "absorb", "distillation_loss", "recalibrate"]

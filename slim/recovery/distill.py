@@ -2,11 +2,42 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from slim.errors import SlimError
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """A teacher, and how much it is listened to; see :func:`distillation_loss`."""
+
+    teacher: nn.Module
+    temperature: float = 4.0
+    weight: float = 0.5
+
+    def losses(
+        self, student: Tensor, teacher: Tensor, target: Tensor, label_smoothing: float = 0.0
+    ) -> tuple[Tensor, Tensor]:
+        """The loss ``()``, and the teacher's part T^2 * KL ``()`` of it before it is weighted.
+
+        Args:
+            student: logits ``(B, C)``.
+            teacher: logits ``(B, C)``; no gradient flows into them.
+            target: labels ``(B,)`` int64.
+            label_smoothing: of the cross entropy.
+        """
+        hard = F.cross_entropy(student, target, label_smoothing=label_smoothing)
+        soft = self.temperature**2 * F.kl_div(
+            F.log_softmax(student / self.temperature, dim=1),
+            F.log_softmax(teacher.detach() / self.temperature, dim=1),
+            reduction="batchmean",
+            log_target=True,
+        )
+        return torch.lerp(hard, soft, self.weight) if self.weight else hard, soft
 
 
 def distillation_loss(
@@ -31,13 +62,4 @@ def distillation_loss(
         raise SlimError(f"temperature must be > 0. Got temperature={temperature}. Set finetune.distill.temperature.")
     if not 0 <= weight <= 1:
         raise SlimError(f"distillation weight must be in [0, 1]. Got weight={weight}. Set finetune.distill.weight.")
-    hard = F.cross_entropy(student, target, label_smoothing=label_smoothing)
-    if weight == 0:
-        return hard
-    soft = F.kl_div(
-        F.log_softmax(student / temperature, dim=1),
-        F.log_softmax(teacher.detach() / temperature, dim=1),
-        reduction="batchmean",
-        log_target=True,
-    )
-    return torch.lerp(hard, temperature**2 * soft, weight)
+    return Distillation(nn.Identity(), temperature, weight).losses(student, teacher, target, label_smoothing)[0]

@@ -1,0 +1,173 @@
+"""Fine-tuning with a teacher, and with the learning rates of the training before the cut."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import train
+from experiments.chaos.harness import curves
+from slim.callbacks.checkpoint import Saver
+from slim.callbacks.signals import Interrupted
+from slim.pipeline import rates, teacher
+from slim.pipeline.record import timeless
+from slim.pipeline.settings import Scheduler
+from tests.pipeline.tiny import run
+
+HEARD = ("finetune.distill.teacher=sparse", "finetune.distill.temperature=2", "finetune.distill.weight=0.7")
+
+
+def weights(directory: Path) -> dict[str, torch.Tensor]:
+    return load_file(directory / "model.safetensors")
+
+
+def test_a_weight_of_zero_is_plain_training(tmp_path: Path) -> None:
+    run(tmp_path / "plain")
+    run(tmp_path / "zero", HEARD[0], "finetune.distill.weight=0")
+    plain, zero = weights(tmp_path / "plain"), weights(tmp_path / "zero")
+    assert all(torch.equal(plain[name], zero[name]) for name in plain)
+    assert "train/loss_teacher" not in curves(tmp_path / "zero" / "finetune")
+
+
+def test_a_teacher_changes_the_network_and_its_loss_is_logged(tmp_path: Path) -> None:
+    report = run(tmp_path, *HEARD, "phases=[baseline,sparse,prune,finetune]")
+    heard = [value for _, value in curves(tmp_path / "finetune")["train/loss_teacher"]]
+    assert len(heard) == 2
+    assert all(value > 0 for value in heard)
+    assert report["history"]["finetune"]["train_loss_teacher"] == pytest.approx(heard)
+    body = torch.load(tmp_path / "finetune" / "last.ckpt", weights_only=True)
+    thin = sum(value.numel() for value in weights(tmp_path).values() if value.is_floating_point())
+    held = sum(value.numel() for value in body["state_dict"].values() if value.is_floating_point())
+    assert held == thin, "no teacher in the checkpoint"
+
+
+@pytest.mark.parametrize("stop", [1, 4, 6])
+def test_a_resumed_student_ends_with_the_same_bits(stop: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The teacher comes from a file, which is gone when the run goes on."""
+    first = tmp_path / "first"
+    run(first, "phases=[baseline]")
+    line = ("phases=[prune,finetune]", f"checkpoint={first / 'model.safetensors'}", "trainer.checkpoint_every=1")
+    line = (*line, f"finetune.distill.teacher={first / 'model.safetensors'}")
+    run(tmp_path / "whole", *line)
+    save, saves = Saver.save, iter(range(1, 1000))
+
+    def stopping(self: Saver, trainer: object) -> None:
+        save(self, trainer)  # type: ignore[arg-type]
+        if next(saves) == stop:
+            raise Interrupted("SIGTERM")
+
+    monkeypatch.setattr(Saver, "save", stopping)
+    run(tmp_path / "stopped", *line, code=143)
+    monkeypatch.setattr(Saver, "save", save)
+    (first / "model.safetensors").unlink()
+    assert train.main([f"resume={tmp_path / 'stopped'}"]) == 0
+    reports = [json.loads((tmp_path / name / "report.json").read_text()) for name in ("whole", "stopped")]
+    assert timeless(reports[0]) == timeless(reports[1])
+    assert all(torch.equal(a, b) for a, b in zip(weights(tmp_path / "whole").values(),
+                                                 weights(tmp_path / "stopped").values(), strict=True))  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("phases", "number", "told", "found"),
+    [
+        (("sparse", "prune", "finetune"), 0, "sparse", "sparse"),
+        (("sparse", "prune", "finetune"), 2, "sparse", "sparse-3"),
+        (("baseline", "prune", "finetune"), 0, "sparse", "baseline"),
+        (("prune", "finetune"), 0, "sparse", "start"),
+        (("prune", "finetune"), 1, "sparse", "finetune"),
+        (("prune", "finetune"), 2, "sparse", "finetune-2"),
+        (("baseline", "sparse", "prune", "finetune"), 1, "dense", "baseline"),
+        (("prune", "finetune"), 1, "dense", "start"),
+        (("sparse", "prune", "finetune"), 1, "net.safetensors", teacher.KEPT),
+    ],
+)
+def test_who_teaches(phases: tuple[str, ...], number: int, told: str, found: str) -> None:
+    assert teacher.source(_settings(phases, told), number) == found
+
+
+def _settings(phases: tuple[str, ...], told: str) -> Any:
+    from types import SimpleNamespace as Bag
+
+    first = next((phase for phase in ("sparse", "baseline") if phase in phases), None)
+    return Bag(phases=phases, first=first, finetune=Bag(distill=Bag(teacher=told, weight=0.5)))
+
+
+@pytest.mark.parametrize("name", ["step", "cosine", "constant"])
+def test_rewound_rates_are_the_tail_of_the_original_ones(name: str) -> None:
+    factor = rates.rate(Scheduler(name=name, warmup=0.1), 120)
+    replayed = rates.tail(factor, 75)
+    assert rates.total(replayed, 0.3, 45) == rates.total(factor, 0.3, 120)[75:]
+
+
+def test_rewinding_replays_the_end_of_the_sparse_phase(tmp_path: Path) -> None:
+    """Its own epochs and rate do not count."""
+    report = run(tmp_path, "sparse.epochs=4", "finetune.lr_rewind=3", "finetune.epochs=1", "finetune.lr=7.0",
+                 "scheduler=cosine", "phases=[sparse,prune,finetune]")  # fmt: skip
+    assert report["phases"]["finetune"]["epochs"] == 3
+    per_epoch = report["phases"]["finetune"]["steps"] // 3
+    state = torch.load(tmp_path / "finetune" / "last.ckpt", weights_only=True)
+    settings = json.loads((tmp_path / "state.json").read_text())["config"]
+    base = settings["sparse"]["lr"] or settings["optimizer"]["lr"]
+    scheduler = Scheduler(**{**settings["scheduler"], "milestones": tuple(settings["scheduler"]["milestones"])})
+    # Where the schedule stands after the last step: at the end of the sparse phase's.
+    last = base * rates.rate(scheduler, 4 * per_epoch)(4 * per_epoch)
+    assert math.isclose(state["optimizer_states"][0]["param_groups"][0]["lr"], last, abs_tol=1e-12)
+    assert state["optimizer_states"][0]["param_groups"][0]["initial_lr"] == base
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (("finetune.distill.teacher=dense",), "phases=[baseline,sparse,prune,finetune]"),
+        (("finetune.distill.teacher=sparse", "phases=[sparse,finetune]"), "Add prune"),
+        (("finetune.distill.teacher=nowhere.safetensors",), "finetune.distill.teacher"),
+        (("finetune.distill.teacher=3",), "must be text"),
+        (("finetune.distill.temperature=0",), "Set finetune.distill.temperature above 0"),
+        (("finetune.distill.weight=1.5",), "Set finetune.distill.weight"),
+        (("finetune.lr_rewind=0",), "Set finetune.lr_rewind to 1 or more"),
+        (("finetune.lr_rewind=9",), "Lower finetune.lr_rewind"),
+    ],
+)
+def test_bad_values_cost_one_line(
+    line: tuple[str, ...], said: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run(tmp_path / "run", *line, code=2)
+    told = capfd.readouterr().err.strip().splitlines()
+    assert said in told[-1]
+    assert not (tmp_path / "run" / "sparse").exists(), "nothing has been trained"
+
+
+def test_the_gradient_is_the_formulas() -> None:
+    """(1 - w) (q - y) + w T (q_T - p_T), over the batch; Hinton et al. 2015, section 2."""
+    from slim.module import Classifier
+    from slim.recovery import Distillation
+
+    torch.manual_seed(0)
+    student = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(6, 4, bias=False)).double()
+    told = copy.deepcopy(student)
+    torch.nn.init.normal_(told[1].weight)
+    heat, weight = 3.0, 0.6
+    module = Classifier(
+        student, optimizer=lambda p: torch.optim.SGD(p, 0.1), rate=lambda step: 1.0, total_steps=1,
+        distillation=Distillation(told, heat, weight),
+    )  # fmt: skip
+    module.on_fit_start()
+    x, y = torch.randn(5, 6), torch.tensor([0, 3, 1, 2, 2])
+    module.double().training_step((x.double(), y), 0).backward()
+    logits, answers = student(x.double()).detach().float(), told(x.double()).detach().float()
+    hard = logits.softmax(1) - torch.nn.functional.one_hot(y, 4)
+    soft = heat * ((logits / heat).softmax(1) - (answers / heat).softmax(1))
+    slope = ((1 - weight) * hard + weight * soft) / 5
+    torch.testing.assert_close(student[1].weight.grad.float(), slope.T @ x, rtol=1e-4, atol=1e-6)
+    assert told[1].weight.grad is None
+    assert not told.training
+    assert not any(name.startswith("_teacher") or "distill" in name for name in module.state_dict())
+    held = {id(p) for group in module.configure_optimizers()["optimizer"].param_groups for p in group["params"]}
+    assert held == {id(p) for p in student.parameters()}
