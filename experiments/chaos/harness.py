@@ -95,7 +95,7 @@ def start(argv: list[str], told: Path | None = None) -> int:
             quiet = os.open(os.devnull, os.O_WRONLY)
             os.dup2(quiet, 1)
             if told is not None:
-                sys.stderr = told.open("a")  # a test's own stderr would go on collecting
+                sys.stderr = told.open("a", buffering=1)  # a test's own stderr would go on collecting
                 os.dup2(sys.stderr.fileno(), 2)
             elif not os.environ.get("CHAOS_LOUD"):
                 os.dup2(quiet, 2)

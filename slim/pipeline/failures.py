@@ -16,6 +16,7 @@ QUIET = (
     ".*does not have many workers.*",
     ".*smaller than the logging interval.*",
     ".*Checkpoint directory .* exists and is not empty.*",
+    ".*You defined a `validation_step` but have no `val_dataloader`.*",
     ".*GPU available but not used.*",
     ".*TPU available.*",
     ".*The `srun` command is available.*",
@@ -43,8 +44,12 @@ def quiet() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def explained(batch_size: Any) -> Iterator[None]:
-    """Failures of a training run that have a known reason, as one line.
+def explained(batch_size: Any, key: str = "data.batch_size") -> Iterator[None]:
+    """Failures of a run that have a known reason, as one line.
+
+    Args:
+        batch_size: Of what runs here.
+        key: Where it is set.
 
     Raises:
         RunFailed: Out of memory, or a dead data loader worker.
@@ -56,10 +61,11 @@ def explained(batch_size: Any) -> Iterator[None]:
     except (RuntimeError, MemoryError) as error:
         text = str(error)
         half = f"{max(int(batch_size) // 2, 1)}" if isinstance(batch_size, int) else "half of it"
+        more = " and trainer.accumulate=2" if key == "data.batch_size" else ""
         if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in text:
             raise RunFailed(
-                f"The batch must fit in memory. Got data.batch_size={batch_size} (out of memory). "
-                f"Set data.batch_size={half} and trainer.accumulate=2; the last checkpoint is kept."
+                f"The batch must fit in memory. Got {key}={batch_size} (out of memory). "
+                f"Set {key}={half}{more}; the last checkpoint is kept."
             ) from error
         if "DataLoader worker" in text:
             raise RunFailed(

@@ -43,3 +43,20 @@ def watched(num_classes: int, in_channels: int) -> nn.Module:
         nn.Flatten(),
         nn.Linear(16, num_classes),
     )
+
+
+class Hungry(nn.Module):
+    """Asks for a petabyte where ``$HUNGRY`` says: while it trains, or while it is judged."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.device.type == "cpu" and self.training == (os.environ["HUNGRY"] == "training") and len(x) > 1:
+            torch.empty(10**15, dtype=torch.uint8)
+        return x
+
+
+def hungry(num_classes: int, in_channels: int) -> nn.Module:
+    """One convolution, and too much memory for it."""
+    return nn.Sequential(
+        nn.Conv2d(in_channels, 8, 3), nn.BatchNorm2d(8), nn.AdaptiveAvgPool2d(1), nn.Flatten(), Hungry(),
+        nn.Linear(8, num_classes),
+    )  # fmt: skip
