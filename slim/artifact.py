@@ -102,8 +102,9 @@ def read_header(path: str | Path) -> Header:
         if meta.get("format") != FORMAT:
             raise ValueError("it was not written by slim.save")
         aliases, metadata = meta["aliases"], meta["metadata"]
-        if not isinstance(aliases, dict) or not isinstance(metadata, dict):
-            raise ValueError("its header is malformed")
+        for texts in (aliases, metadata):
+            if not isinstance(texts, dict) or not all(isinstance(text, str) for text in texts.values()):
+                raise ValueError("its header is malformed")
         plan_text, checksum = str(meta["plan"]), str(meta["checksum"])
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise _bad(path, str(error)) from None

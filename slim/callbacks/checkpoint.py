@@ -48,7 +48,8 @@ def read(path: Path) -> dict[str, Any]:
             raise ValueError("its part of slim is another")
         if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
             raise ValueError("its weights are no tensors")
-        int(body["global_step"]), dict(body["classifier"])
+        if not isinstance(body["global_step"], int) or not isinstance(body["classifier"], dict):
+            raise ValueError("its step or its training state is missing")
     except (KeyError, TypeError, ValueError) as error:
         raise SlimError(
             f"A checkpoint must be one of slim's. Got {path} ({type(error).__name__}: {str(error)[:80]}). "
