@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytorch_lightning as pl
@@ -15,7 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from slim.channels import ChannelGraph
 from slim.errors import RunFailed
 from slim.recovery import Distillation
-from slim.sparsity import Penalty
+from slim.sparsity import Drawn, Penalty
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 
@@ -141,6 +142,27 @@ class Classifier(pl.LightningModule):
         count, *totals = (self._sums[split] if sums is None else sums).tolist()
         return dict(zip(("accuracy", "loss", "loss_teacher"), (total / count for total in totals), strict=False))
 
+    # The settled network: what is validated, ranked and kept
+
+    @contextmanager
+    def settled(self) -> Iterator[None]:
+        """Inside, the scales are those that a cut would find; training does not notice."""
+        self.on_validation_start()
+        try:
+            yield
+        finally:
+            self.on_validation_end()
+
+    def on_validation_start(self) -> None:
+        """A law that draws its scales shows the settled ones."""
+        if isinstance(self.penalty, Drawn):
+            self.penalty.settle()
+
+    def on_validation_end(self) -> None:
+        """And draws on."""
+        if isinstance(self.penalty, Drawn):
+            self.penalty.unsettle()
+
     # The penalty, once per optimizer step
 
     def on_fit_start(self) -> None:
@@ -202,7 +224,10 @@ class Classifier(pl.LightningModule):
     # Checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Penalty, history and the running sums of the epoch travel along."""
+        """Penalty, history and the running sums of the epoch travel along; the weights are the settled ones."""
+        if isinstance(self.penalty, Drawn):
+            with self.settled():
+                checkpoint["state_dict"] = {name: value.clone() for name, value in checkpoint["state_dict"].items()}
         checkpoint["classifier"] = {
             "penalty": None if self.penalty is None else self.penalty.state_dict(),
             "history": {key: list(values) for key, values in self.history.items()},

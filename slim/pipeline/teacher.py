@@ -3,39 +3,54 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from torch import nn
 
 import slim
 from slim.channels import plan_of
 from slim.errors import SlimError
-from slim.pipeline.settings import Settings
 from slim.pipeline.source import load_network
-from slim.pipeline.workspace import Workspace
+
+if TYPE_CHECKING:
+    from slim.pipeline.settings import Settings
+    from slim.pipeline.workspace import Workspace
 
 KEPT = "teacher.safetensors"
 """The run's own copy of a teacher that came from a file: a resumed run listens to the same one."""
 
 
-def keep(work: Workspace, directory: Path) -> None:
-    """Before anything trains: copy a teacher that comes from a file into the run directory, unless it is there.
+def from_file(work: Workspace) -> nn.Module | None:
+    """The teacher that the settings name a file for; ``None`` where they name none.
 
     Raises:
-        SlimError: The file is missing, damaged, or of another architecture; the dense teacher is not dense.
+        SlimError: The file is missing, damaged, or of another architecture; or the dense teacher is not dense.
     """
     told, phases = work.settings.finetune.distill.teacher, work.settings.phases
+    if told is None or "finetune" not in phases or work.settings.task != "train":
+        return None
     if told == "dense" and "baseline" not in phases and work.start is not None and plan_of(work.start) is not None:
         raise SlimError(
             f"A dense teacher needs a dense network. Got checkpoint={work.settings.checkpoint}, which is thinner. "
             "Set finetune.distill.teacher=<file>, or add the baseline phase."
         )
-    if told in (None, "sparse", "dense") or "finetune" not in phases or (directory / KEPT).is_file():
-        return
+    if told in ("sparse", "dense"):
+        return None
     try:
-        network = load_network(work, Path(str(told)))
+        return load_network(work, Path(told))
     except SlimError as error:
-        raise SlimError(f"A teacher must be a network of this model. Set finetune.distill.teacher. {error}") from error
-    slim.save(directory / KEPT, network, plan_of(network))
+        raise SlimError(
+            f"A teacher must be a network of the configured model. Got finetune.distill.teacher={told}: {error}"
+        ) from error
+
+
+def keep(work: Workspace, directory: Path) -> None:
+    """Before anything trains: copy a teacher from a file into the run directory, unless it is there."""
+    if (directory / KEPT).is_file():
+        return
+    network = work.teacher or from_file(work)
+    if network is not None:
+        slim.save(directory / KEPT, network, plan_of(network))
 
 
 def load(work: Workspace, directory: Path, number: int) -> nn.Module | None:

@@ -15,7 +15,7 @@ import slim
 from slim import criteria, models, sparsity
 from slim.channels import ChannelGraph, Plan, plan_of
 from slim.errors import SlimError
-from slim.pipeline import cut
+from slim.pipeline import cut, teacher
 from slim.pipeline.construct import check, construct, target
 from slim.pipeline.feed import seed_all
 from slim.pipeline.hardware import choose
@@ -32,6 +32,7 @@ class Workspace:
         data: LightningDataModule, set up.
         example: One image of zeros ``(1, C, H, W)``; MACs are counted on it.
         start: The network in ``checkpoint``, if the run begins with one.
+        teacher: The network that fine-tuning learns from, if it comes from a file.
     """
 
     def __init__(self, config: Mapping[str, Any], *, begun: bool = False) -> None:
@@ -51,12 +52,14 @@ class Workspace:
         dense = self.dense()
         models.check(dense, self.data.num_classes, self.data.in_channels, size)
         graph = self.trace(dense)
-        self._check_graph(graph)
-        self._check_batches()
-        if "prune" in self.settings.phases and self.settings.task == "train" and not begun:
-            cut.check(self, graph)
+        if self.settings.task == "train":
+            self._check_graph(graph)
+            self._check_batches()
+            if "prune" in self.settings.phases and not begun:
+                cut.check(self, graph)
         checkpoint = self.settings.checkpoint
         self.start = None if checkpoint is None or begun else load_network(self, Path(checkpoint))
+        self.teacher = None if begun else teacher.from_file(self)
 
     # Builders
 

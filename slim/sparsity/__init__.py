@@ -13,7 +13,7 @@ from slim.sparsity.gammas import gamma_parameters
 from slim.sparsity.group import Group
 from slim.sparsity.l0 import L0
 from slim.sparsity.l1 import L1
-from slim.sparsity.penalty import Penalty
+from slim.sparsity.penalty import Drawn, Penalty
 from slim.sparsity.polarization import Polarization
 from slim.sparsity.prox import Prox
 from slim.sparsity.target import Target
@@ -27,7 +27,7 @@ LAWS: dict[str, type[Penalty]] = {
     "l0": L0,
 }
 
-__all__ = ["LAWS", "Forecast", "Penalty", "build", "gamma_parameters"]
+__all__ = ["LAWS", "Drawn", "Forecast", "Penalty", "build", "gamma_parameters"]
 
 
 def build(name: str, **options: Any) -> Penalty:

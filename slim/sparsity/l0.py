@@ -8,9 +8,8 @@ state dict and forward pass of the model stay as they were.
     before_step  gradient of theta = z * gradient of gamma; gradient of log alpha from theta * gradient of gamma;
                  gamma <- theta                                    (the optimizer steps the plain scales)
 
-After the last step, and whenever `settle` is called, the gates take their deterministic value (equation 13), which is
-exactly zero for closed ones. Between, a validation sees a drawn network, as training does; call `settle` before it and
-`draw` after it to look at the deterministic one.
+After the last step, and between `settle` and `unsettle`, the gates have their deterministic value (equation 13), which
+is exactly zero for closed ones: that is the network to validate, to rank and to keep.
 """
 
 from __future__ import annotations
@@ -97,10 +96,9 @@ class L0:
         probability = torch.sigmoid(self._log_alpha - TEMPERATURE * math.log(-LOW / HIGH))
         self._log_alpha.grad = per_gate.float() * slope + lam * probability * (1 - probability)
         self._adam.step()
-        entry = self._z[self._index]
-        torch._foreach_mul_(grads, g.views(entry))
+        torch._foreach_mul_(grads, g.views(self._entry))
         if shifts:
-            torch._foreach_mul_(shifts, g.bias_views(entry[self._bias_entries]))
+            torch._foreach_mul_(shifts, g.bias_views(self._entry[self._bias_entries]))
         self._swap_in()
 
     @torch.no_grad()
@@ -109,7 +107,8 @@ class L0:
         self._keep_theta()
         self._progress.step += 1
         if self._progress.step >= self._progress.total:
-            self.settle()
+            self._s = torch.sigmoid(self._log_alpha.detach())
+            self._gate(self._s)
         else:
             self.draw()
 
@@ -121,10 +120,12 @@ class L0:
         self._s = torch.sigmoid((u.log() - (1 - u).log() + self._log_alpha) / TEMPERATURE)
         self._gate(self._s)
 
-    @torch.no_grad()
     def settle(self) -> None:
         """Gate the model's scales with the deterministic gates; closed ones are exactly zero."""
-        self._s = torch.sigmoid(self._log_alpha.detach())
+        self._gate(torch.sigmoid(self._log_alpha.detach()))
+
+    def unsettle(self) -> None:
+        """Gate them with the gates of the step again; after the last step those are the deterministic ones."""
         self._gate(self._s)
 
     def value(self) -> Tensor:
@@ -193,14 +194,15 @@ class L0:
         if self._gammas.biases:
             torch._foreach_copy_(self._gammas.biases, self._gammas.bias_views(self._theta_bias))
 
+    @torch.no_grad()
     def _gate(self, s: Tensor) -> None:
         """The gated scales into the model, with gates from ``s`` in (0, 1)."""
         g = self._gammas
         self._z = (s * (HIGH - LOW) + LOW).clamp(0, 1)
-        entry = self._z[self._index]
-        torch._foreach_copy_(g.weights, g.views(self._theta * entry))
+        self._entry = self._z[self._index]
+        torch._foreach_copy_(g.weights, g.views(self._theta * self._entry))
         if g.biases:
-            torch._foreach_copy_(g.biases, g.bias_views(self._theta_bias * entry[self._bias_entries]))
+            torch._foreach_copy_(g.biases, g.bias_views(self._theta_bias * self._entry[self._bias_entries]))
 
     @torch.no_grad()
     def _restore(self, state: dict[str, Any]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -53,3 +53,14 @@ class Penalty(Protocol):
 
     def forecast(self, lrs: Sequence[float] | float, momentum: float) -> Forecast:
         """What the phase can do to the gammas, before it begins."""
+
+
+@runtime_checkable
+class Drawn(Protocol):
+    """A law whose scales are random while the network trains; whoever looks at it must look at the settled ones."""
+
+    def settle(self) -> None:
+        """The scales as a cut will find them, into the model: before a validation, a ranking, a file."""
+
+    def unsettle(self) -> None:
+        """Back to the scales of before, bit by bit: the training does not notice."""

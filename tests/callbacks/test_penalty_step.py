@@ -172,3 +172,57 @@ def test_every_parameter_is_in_the_optimizer_once() -> None:
     optimizer = module.trainer.optimizers[0]
     held = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
     assert sorted(held) == sorted(id(parameter) for parameter in module.network.parameters())
+
+
+class Seen(pl.Callback):
+    """Gamma in every validation, and at every start of a training batch."""
+
+    def __init__(self) -> None:
+        self.validated: list[torch.Tensor] = []
+        self.trained: list[torch.Tensor] = []
+        self.kept: list[torch.Tensor] = []
+
+    def on_validation_batch_start(self, trainer: pl.Trainer, pl_module: Any, *args: Any) -> None:
+        self.validated.append(pl_module.network[1].weight.detach().clone())
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, *args: Any) -> None:
+        self.trained.append(pl_module.network[1].weight.detach().clone())
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        body = {"state_dict": pl_module.state_dict()}
+        pl_module.on_save_checkpoint(body)
+        self.kept.append(body["state_dict"]["network.1.weight"])
+
+
+def gated(validate: bool) -> tuple[Seen, Classifier]:
+    net = network()
+    module = Classifier(
+        net,
+        optimizer=lambda parameters: torch.optim.SGD(parameters, LR),
+        rate=lambda step: 1.0,
+        total_steps=24,
+        penalty=build("l0", lam=1e-2, gate_lr=0.05, open_at_start=0.6),
+        graph=slim.trace(net, torch.zeros(1, 1, 8, 8)),
+    )
+    seen = Seen()
+    data = torch.utils.data.DataLoader(batches(), batch_size=None)
+    with quiet(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pl.Trainer(
+            accelerator="cpu", max_epochs=3, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+            enable_model_summary=False, num_sanity_val_steps=0, callbacks=[seen],
+        ).fit(module, data, data if validate else None)  # fmt: skip
+    return seen, module
+
+
+def test_drawn_gates_stay_out_of_validation_and_files() -> None:
+    """Validation and checkpoints see the deterministic gates; training draws on as if nobody had looked."""
+    looked, module = gated(True)
+    plain, other = gated(False)
+    for epoch, kept in enumerate(looked.kept):
+        # Eight validation batches an epoch, all on one network, which is the one in the file.
+        assert all(torch.equal(gamma, kept) for gamma in looked.validated[8 * epoch : 8 * epoch + 8])
+    assert not torch.equal(looked.trained[8], looked.kept[0]), "the next batch sees drawn gates"
+    assert all(torch.equal(a, b) for a, b in zip(looked.trained, plain.trained, strict=True))
+    assert torch.equal(module.network[1].weight, other.network[1].weight)
+    assert torch.equal(module.network[1].weight, looked.kept[-1]), "the phase ends settled"

@@ -48,11 +48,10 @@ def test_a_teacher_changes_the_network_and_its_loss_is_logged(tmp_path: Path) ->
     assert held == thin, "no teacher in the checkpoint"
 
 
-@pytest.mark.parametrize("stop", [1, 4, 6])
-def test_a_resumed_student_ends_with_the_same_bits(stop: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resumed_student_ends_with_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The teacher comes from a file, which is gone when the run goes on."""
     first = tmp_path / "first"
-    run(first, "phases=[baseline]")
+    run(first, "phases=[baseline]", "baseline.epochs=1")
     line = ("phases=[prune,finetune]", f"checkpoint={first / 'model.safetensors'}", "trainer.checkpoint_every=1")
     line = (*line, f"finetune.distill.teacher={first / 'model.safetensors'}")
     run(tmp_path / "whole", *line)
@@ -60,7 +59,7 @@ def test_a_resumed_student_ends_with_the_same_bits(stop: int, tmp_path: Path, mo
 
     def stopping(self: Saver, trainer: object) -> None:
         save(self, trainer)  # type: ignore[arg-type]
-        if next(saves) == stop:
+        if next(saves) == 3:  # of four in the first epoch
             raise Interrupted("SIGTERM")
 
     monkeypatch.setattr(Saver, "save", stopping)
@@ -141,7 +140,7 @@ def test_bad_values_cost_one_line(
     run(tmp_path / "run", *line, code=2)
     told = capfd.readouterr().err.strip().splitlines()
     assert said in told[-1]
-    assert not (tmp_path / "run" / "sparse").exists(), "nothing has been trained"
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_gradient_is_the_formulas() -> None:
