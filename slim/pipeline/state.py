@@ -57,6 +57,7 @@ class Lock:
         os.ftruncate(handle, 0)
         os.write(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
         self._handle = handle
+        _held.add(self)
         return self
 
     def _is_the_file(self, handle: int) -> bool:
@@ -73,6 +74,22 @@ class Lock:
             self.path.unlink(missing_ok=True)
             os.close(self._handle)
             self._handle = None
+            _held.discard(self)
+
+
+_held: set[Lock] = set()
+
+
+def _let_go() -> None:
+    for lock in _held:
+        if lock._handle is not None:
+            os.close(lock._handle)
+            lock._handle = None
+    _held.clear()
+
+
+# A forked process (a data worker) has its parent's locks, and lives on for a moment when the parent is killed.
+os.register_at_fork(after_in_child=_let_go)
 
 
 class State:

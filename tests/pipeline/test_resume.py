@@ -12,9 +12,10 @@ import pytest
 
 import train
 from experiments.chaos.harness import Outcome, chaos, compare, curves, start
-from slim.callbacks.checkpoint import Saver
+from slim.callbacks.checkpoint import Saver, read
 from slim.callbacks.signals import Interrupted
 from slim.errors import SlimError
+from slim.pipeline import judge
 from slim.pipeline.record import timeless
 from slim.pipeline.state import Lock, State, differences
 from tests.pipeline.tiny import TINY, run
@@ -33,16 +34,68 @@ def test_three_kills(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGUSR1, 138), (signal.SIGINT, 130)])
 def test_signals_leave_a_checkpoint(tmp_path: Path, number: int, code: int) -> None:
+    """And the command that goes on, in one line; the step that is under way is in the checkpoint."""
+    place, told = tmp_path / "run", tmp_path / "told"
     line = ["+experiment=vgg_slim", *_tiny("sparse.epochs=400", "data.limit_train=64")]
-    process = start([*line, f"hydra.run.dir={tmp_path / 'run'}"])
-    _until(lambda: (tmp_path / "run" / "sparse" / "last.ckpt").is_file(), process)
+    process = start([*line, f"hydra.run.dir={place}"], told)
+    _until(lambda: (place / "sparse" / "last.ckpt").is_file(), process)
+    before = read(place / "sparse" / "last.ckpt")["global_step"]
     os.kill(process, number)
     began = time.monotonic()
     _, status = os.waitpid(process, 0)
     assert os.waitstatus_to_exitcode(status) == code
     assert time.monotonic() - began < 20
-    assert not (tmp_path / "run" / "lock").exists()
-    assert State.load(tmp_path / "run").phases == {}
+    assert told.read_text().splitlines()[-1].endswith(f"Go on with: python train.py resume={place}")
+    assert "Traceback" not in told.read_text()
+    assert not (place / "lock").exists() and not (place / "error.txt").exists()
+    assert State.load(place).phases == {}
+    assert read(place / "sparse" / "last.ckpt")["global_step"] >= before
+
+
+def test_a_signal_between_training_phases(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Where no step is waited for it counts at once; what was done stays done."""
+    measured = judge.accuracies
+
+    def told(*args: object) -> object:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+        return measured(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(judge, "accuracies", told)
+    began = time.monotonic()
+    run(tmp_path / "run", "phases=[sparse,prune]", code=143)
+    assert time.monotonic() - began < 5
+    assert "resume=" in capfd.readouterr().err.splitlines()[-1]
+    assert list(State.load(tmp_path / "run").phases) == ["sparse"]
+    monkeypatch.setattr(judge, "accuracies", measured)
+    assert train.main([f"resume={tmp_path / 'run'}"]) == 0
+    assert "sparse: done before" in capfd.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL, "handlers are given back"
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_killed_run_is_nobodys(tmp_path: Path) -> None:
+    """Data workers outlive a killed run for a moment; they do not hold its directory."""
+    place = tmp_path / "run"
+    place.mkdir()
+    reader, writer = os.pipe()
+    process = os.fork()
+    if process == 0:
+        with Lock(place):
+            if os.fork() == 0:
+                os.write(writer, str(os.getpid()).encode())
+            time.sleep(20)
+            os._exit(0)
+    worker = int(os.read(reader, 20))
+    with pytest.raises(SlimError, match=f"held by process {process}"), Lock(place):
+        pass
+    os.kill(process, signal.SIGKILL)
+    os.waitpid(process, 0)
+    with Lock(place):
+        pass
+    os.kill(worker, signal.SIGKILL)
 
 
 def test_extended_runs_and_changed_ones(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
