@@ -34,6 +34,7 @@ class Classifier(pl.LightningModule):
         total_steps: Optimizer steps of the whole phase.
         penalty: Sparsity law, or ``None``. Needs ``graph``.
         graph: Channel graph of ``network``.
+        outlook: From the graph to what a cut now would be, for laws that do not know their target; see `prospects`.
         label_smoothing: As in ``torch.nn.CrossEntropyLoss``.
         distillation: A teacher to learn from, besides the labels. It stays as it is, out of checkpoints and optimizer.
         channels_last: Keep images and weights in channels-last memory.
@@ -50,6 +51,7 @@ class Classifier(pl.LightningModule):
         total_steps: int,
         penalty: Penalty | None = None,
         graph: ChannelGraph | None = None,
+        outlook: Callable[[ChannelGraph], dict[str, float]] | None = None,
         label_smoothing: float = 0.0,
         distillation: Distillation | None = None,
         channels_last: bool = False,
@@ -65,6 +67,8 @@ class Classifier(pl.LightningModule):
         self.log_every = log_every
         self._make_optimizer = optimizer
         self._rate = rate
+        self._outlook = outlook
+        self._prospects: tuple[int, dict[str, float]] = (-1, {})
         self._label_smoothing = label_smoothing
         self._distillation = distillation
         self._format = torch.channels_last if channels_last else torch.contiguous_format
@@ -141,6 +145,21 @@ class Classifier(pl.LightningModule):
             return {}
         count, *totals = (self._sums[split] if sums is None else sums).tolist()
         return dict(zip(("accuracy", "loss", "loss_teacher"), (total / count for total in totals), strict=False))
+
+    def prospects(self) -> dict[str, float]:
+        """How far the network is on its way to the cut (waits for the device; once per step, however often asked).
+
+        Returns:
+            What the penalty's ``summary`` says: ``zero``, a share of scales; and where the penalty or ``outlook`` knows
+            it ``target``, the share that the cut takes, ``macs``, the share it leaves, ``ready``: 1 when it may come.
+        """
+        if self.penalty is not None and self._prospects[0] != self.global_step:
+            told = self.penalty.summary()
+            if "target" not in told and self._outlook is not None and self.graph is not None:
+                with self.settled():
+                    told |= self._outlook(self.graph)
+            self._prospects = (self.global_step, told)
+        return self._prospects[1]
 
     # The settled network: what is validated, ranked and kept
 

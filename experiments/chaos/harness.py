@@ -151,9 +151,10 @@ def contents(path: Path) -> Any:
 
 
 def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """Every scalar curve as TensorBoard shows it: (step, value)."""
+    """Every scalar curve as TensorBoard shows it: (step, value). What is below ``time/`` belongs to the machine."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     found: Any = EventAccumulator(str(folder), size_guidance={"scalars": 0})
     found.Reload()
-    return {tag: [(event.step, event.value) for event in found.Scalars(tag)] for tag in found.Tags()["scalars"]}
+    tags = [tag for tag in found.Tags()["scalars"] if not tag.startswith("time/")]
+    return {tag: [(event.step, event.value) for event in found.Scalars(tag)] for tag in tags}

@@ -8,6 +8,7 @@ resumed has every point once.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,9 +28,10 @@ class Dashboard(pl.Callback):
     """Learning rate, loss per step, penalty, shares of small gammas, predicted MACs, histograms of gamma.
 
     Tags: ``lr``, ``train/loss_step``, ``sparsity/penalty`` and ``sparsity/gammas_below_<threshold>`` every
-    ``every_n_steps``; ``sparsity/zero``, ``sparsity/target`` and ``sparsity/macs_after_cut`` (what the penalty's
-    ``summary()`` has) and ``sparsity/macs_now`` (when the network shrinks while it trains) every epoch; histograms
-    ``gamma/all`` and ``gamma_by_layer/<module>``.
+    ``every_n_steps``; every epoch ``sparsity/zero``, ``sparsity/target``, ``sparsity/macs_after_cut`` and
+    ``sparsity/ready`` (what the module's ``prospects()`` have), ``macs`` of the network that trained in it (it may
+    shrink meanwhile) and ``time/images_per_second`` of training alone, over all processes; histograms ``gamma/all`` and
+    ``gamma_by_layer/<module>``. Tags below ``time/`` belong to the machine: they differ from run to run.
 
     Args:
         scales: Gamma ``(C,)`` of every layer by name. Default: the module's ``scales()`` if it has one, else every
@@ -53,7 +55,8 @@ class Dashboard(pl.Callback):
         self._histogram_every = max(histogram_every_n_epochs, 1)
         self._looked_at = 0
         self._lr = 0.0
-        self._macs: tuple[Any, int] | None = None
+        self._macs: tuple[Any, int] = (None, 0)
+        self._began, self._ended, self._images = 0.0, 0.0, 0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Histograms of the untrained network; a resumed run has them already."""
@@ -61,6 +64,13 @@ class Dashboard(pl.Callback):
         self._looked_at = trainer.global_step
         if trainer.global_step == 0:
             self._histograms(trainer, pl_module)
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The clock starts; surgery comes at the end of an epoch, so these are the MACs of all its steps."""
+        self._began, self._ended, self._images = time.monotonic(), 0.0, 0
+        graph = getattr(pl_module, "graph", None)
+        if graph is not None and self._macs[0] is not graph:
+            self._macs = (graph, graph.macs())
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -73,6 +83,8 @@ class Dashboard(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Every few steps: one look at the device."""
+        self._ended = time.monotonic()
+        self._images += len(batch[0])
         step = trainer.global_step
         if trainer.logger is None or step % self._every or step <= self._looked_at:
             return
@@ -83,21 +95,17 @@ class Dashboard(pl.Callback):
         trainer.logger.log_metrics({"lr": self._lr, **points}, step=step)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Once an epoch: the penalty's own account of its progress, and histograms."""
+        """Once an epoch: how far the network is on its way to the cut, its size and speed, and histograms."""
         if trainer.logger is None:
             return
         points: dict[str, float] = {}
-        penalty = getattr(pl_module, "penalty", None)
-        if penalty is not None:
-            told = penalty.summary()
-            points |= {f"sparsity/{key}": told[key] for key in ("zero", "target") if key in told}
-            if "macs" in told:
-                points["sparsity/macs_after_cut"] = told["macs"]
-            graph = getattr(pl_module, "graph", None)
-            if graph is not None:
-                if self._macs is None or self._macs[0] is not graph:
-                    self._macs = (graph, graph.macs())
-                points["sparsity/macs_now"] = float(self._macs[1])
+        if callable(prospects := getattr(pl_module, "prospects", None)) and trainer.is_global_zero:
+            tags = {"zero": "zero", "target": "target", "macs": "macs_after_cut", "ready": "ready"}
+            points |= {f"sparsity/{tags[key]}": value for key, value in prospects().items() if key in tags}
+        if self._macs[0] is not None:
+            points["macs"] = float(self._macs[1])
+        if self._ended > self._began:
+            points["time/images_per_second"] = self._images * trainer.world_size / (self._ended - self._began)
         if points:
             trainer.logger.log_metrics(points, step=trainer.global_step)
         epoch = trainer.current_epoch + 1

@@ -81,9 +81,13 @@ class Progress(pl.Callback):
             found.append(f"loss {train['loss']:.3f}")
         if val:
             found.append(f"val {100 * val['accuracy']:.2f} %")
-        penalty = getattr(pl_module, "penalty", None)
-        if penalty is not None:
-            found += [f"{key} {value:.2f}" for key, value in penalty.summary().items() if key in ("zero", "target")]
+        far = pl_module.prospects()
+        if "zero" in far:
+            found.append(f"zero {far['zero']:.2f}" + (f" of {far['target']:.2f}" if "target" in far else ""))
+        if "macs" in far:
+            found.append(f"macs {far['macs']:.2f} after the cut")
+        if far.get("ready"):
+            found.append("ready to prune")
         return found
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

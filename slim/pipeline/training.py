@@ -25,6 +25,7 @@ from slim.module import Classifier
 from slim.pipeline import cut, rates, schedule, teacher
 from slim.pipeline.failures import explained, quiet
 from slim.pipeline.feed import Feed, seed_all
+from slim.pipeline.outlook import outlook
 from slim.pipeline.ranks import together
 from slim.pipeline.settings import PHASES, Settings, Sparse
 from slim.pipeline.workspace import Workspace, plan_json
@@ -101,6 +102,7 @@ def train(
         total_steps=steps,
         penalty=penalty,
         graph=graph,
+        outlook=outlook(work, number) if kind == "sparse" else None,
         label_smoothing=training.label_smoothing,
         distillation=distillation,
         channels_last=hardware.channels_last,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -53,7 +54,9 @@ def shrink_forecast(
         budget, total_lr = lrs * lam, float(lrs)
     else:
         steps = len(lrs)
-        budget, total_lr = sum(lr * lam_at(i, steps) for i, lr in enumerate(lrs)), float(sum(lrs))
+        budget = sum(lr * lam_at(i, steps) for i, lr in enumerate(lrs))
+        # Warm-up and schedule weaken lam; what would suffice must count them, too.
+        total_lr = budget / lam if lam > 0 else float(sum(lrs))
     budget *= slope / (1 - momentum)
     median = float(gammas.abs().median())
     reachable = budget >= median
@@ -61,6 +64,18 @@ def shrink_forecast(
     if not reachable:
         needed = median * (1 - momentum) / (slope * total_lr) if total_lr > 0 else float("inf")
         line += (
-            f" Too weak to reach zero: set penalty.lam to {needed:.1g} or more, train longer, or use penalty=target."
+            f" Too weak to reach zero: set penalty.lam to {_up(needed)} or more, train longer, or use penalty=target."
         )
     return Forecast(budget, median, reachable, line)
+
+
+def _up(value: float) -> str:
+    """Two digits, rounded up: what is advised must suffice.
+
+    >>> _up(1.301e-4), _up(0.25)
+    ('0.00014', '0.25')
+    """
+    if not 0 < value < float("inf"):
+        return f"{value:g}"
+    unit = 10.0 ** (math.floor(math.log10(value)) - 1)
+    return f"{math.ceil(round(value / unit, 9)) * unit:.2g}"
