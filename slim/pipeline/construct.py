@@ -83,5 +83,5 @@ def construct(spec: Mapping[str, Any], key: str, *args: Any, **extra: Any) -> An
         return function(*args, **options)
     except SlimError:
         raise
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise SlimError(f"{key} must be buildable. Got {spec['_target_']}: {error} Change {key}.*.") from error

@@ -43,6 +43,11 @@ def quiet() -> Iterator[None]:
                 logger.setLevel(level)
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed: on the device, in torch on the CPU, or in Python."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+
+
 @contextlib.contextmanager
 def explained(batch_size: Any, key: str = "data.batch_size") -> Iterator[None]:
     """Failures of a run that have a known reason, as one line.
@@ -62,7 +67,7 @@ def explained(batch_size: Any, key: str = "data.batch_size") -> Iterator[None]:
         text = str(error)
         half = f"{max(int(batch_size) // 2, 1)}" if isinstance(batch_size, int) else "half of it"
         more = " and trainer.accumulate=2" if key == "data.batch_size" else ""
-        if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in text:
+        if out_of_memory(error):
             raise RunFailed(
                 f"The batch must fit in memory. Got {key}={batch_size} (out of memory). "
                 f"Set {key}={half}{more}; the last checkpoint is kept."

@@ -5,25 +5,27 @@ One law per file. `build` makes one by name; every law offers what `Penalty` lis
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 from slim.errors import SlimError, nearest
 from slim.sparsity.forecast import Forecast
 from slim.sparsity.gammas import gamma_parameters
-from slim.sparsity.group import Group
+from slim.sparsity.group import group
 from slim.sparsity.l0 import L0
-from slim.sparsity.l1 import L1
+from slim.sparsity.l1 import l1
 from slim.sparsity.penalty import Drawn, Penalty
-from slim.sparsity.polarization import Polarization
-from slim.sparsity.prox import Prox
+from slim.sparsity.polarization import polarization
+from slim.sparsity.prox import prox
 from slim.sparsity.target import Target
 
-LAWS: dict[str, type[Penalty]] = {
-    "l1": L1,
-    "prox": Prox,
+LAWS: dict[str, Callable[..., Penalty]] = {
+    "l1": l1,
+    "prox": prox,
     "target": Target,
-    "polarization": Polarization,
-    "group": Group,
+    "polarization": polarization,
+    "group": group,
     "l0": L0,
 }
 
@@ -42,11 +44,17 @@ def build(name: str, **options: Any) -> Penalty:
     if name not in LAWS:
         raise SlimError(f"penalty must be a known law. Got penalty={name}. {nearest(name, LAWS)} Set penalty.")
     law = LAWS[name]
-    known = [k for k in law.__init__.__annotations__ if k != "return"]
+    known = list(inspect.signature(law).parameters)
     for option in options:
         if option not in known:
             raise SlimError(
                 f"penalty {name} has no option {option}. Got {option}={options[option]}. "
                 f"{nearest(option, known)} Set penalty.<option>."
             )
-    return law(**options)
+    try:
+        return law(**options)
+    except (TypeError, ValueError, AttributeError, OverflowError) as error:
+        told = ", ".join(f"{option}={str(value)[:40]}" for option, value in options.items())
+        raise SlimError(
+            f"Options of penalty {name} must have the right types. Got {told or 'none'} ({error}). Change penalty.*."
+        ) from error
