@@ -17,6 +17,7 @@ from slim.channels import ChannelGraph, Plan, plan_of
 from slim.errors import SlimError
 from slim.pipeline import cut, teacher
 from slim.pipeline.construct import check, construct, target
+from slim.pipeline.failures import out_of_memory
 from slim.pipeline.feed import seed_all
 from slim.pipeline.hardware import choose
 from slim.pipeline.settings import read
@@ -45,8 +46,16 @@ class Workspace:
         self.hardware = choose(self.settings.trainer)
         self._check_parts()
         self.data = construct(self.settings.data, "data")
-        self.data.prepare_data()
-        self.data.setup("fit")
+        try:
+            self.data.prepare_data()
+            self.data.setup("fit")
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            size = self.settings.data.get("image_size")
+            raise SlimError(
+                f"Images must fit in memory. Got data.image_size={size} (out of memory). Lower data.image_size."
+            ) from error
         size = self.data.image_size
         self.example = torch.zeros(1, self.data.in_channels, size, size)
         dense = self.dense()
