@@ -27,16 +27,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _evaluate(path: Path, overrides: list[str]) -> int:
     from slim.errors import SlimError
-    from slim.pipeline.state import State
 
     if not path.exists():
         raise SlimError(f"The network must exist. Got {path}. Give an artifact, a checkpoint or a run directory.")
-    home = next((place for place in (path, *path.parents) if (place / "state.json").is_file()), None)
-    kept = [] if home is None else State.load(home).overrides
-    given = {item.lstrip("+~").partition("=")[0] for item in overrides} | {"checkpoint", "task", "phases"}
-    kept = [item for item in kept if item.lstrip("+~").partition("=")[0] not in given]
     quoted = str(path.absolute()).replace("'", "\\'")
-    return train.main([*kept, *overrides, "task=evaluate", f"checkpoint='{quoted}'"])
+    return train.main([*overrides, "task=evaluate", f"checkpoint='{quoted}'"])
 
 
 if __name__ == "__main__":

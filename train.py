@@ -87,8 +87,23 @@ def _dispatch(args: Any) -> int:
         return _sweep(overrides, args)
     if resume not in ("null", ""):
         return _go_on(Path(resume), [item for item in overrides if not item.startswith("resume=")], args)
+    overrides = _of_its_run(overrides)
     config, hydra = _compose(overrides, args)
     return _run(config, Path(hydra.run.dir), overrides, overrides, args)
+
+
+def _of_its_run(overrides: list[str]) -> list[str]:
+    """A task on the network of a run finds it as the run was configured, unless ``overrides`` say otherwise."""
+    told = {_key(item): item.partition("=")[2].strip("'\"").replace("\\'", "'") for item in overrides}
+    path = Path(told.get("checkpoint", "null"))
+    home = next((place for place in (path, *path.parents) if (place / "state.json").is_file()), None)
+    if told.get("task") not in ("evaluate", "sensitivity") or path == Path("null") or home is None:
+        return overrides
+    from slim.pipeline.state import State
+
+    given = {*told, "phases", "checkpoint"}
+    kept = [item for item in State.load(home).overrides if _key(item) not in given]
+    return [*(item for item in kept if not _key(item).startswith("hydra.")), *overrides]
 
 
 def _run(config: dict[str, Any], directory: Path, overrides: list[str], composed: list[str], args: Any) -> int:
@@ -102,7 +117,7 @@ def _run(config: dict[str, Any], directory: Path, overrides: list[str], composed
     if work.settings.task != "train":
         from slim.pipeline.tasks import perform
 
-        return perform(work)
+        return perform(work, directory)
     make(directory)
     caught: list[BaseException] = []
 

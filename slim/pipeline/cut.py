@@ -34,7 +34,7 @@ def select(work: Workspace, graph: ChannelGraph, number: int) -> Selection:
     settings = work.settings
     wanted = {**settings.prune.limits, settings.budget[0]: settings.steps[number].amount}
     with _on_device(work, graph.model):
-        scores = _scores(work, graph, lambda count: work.data.calibration_batches(count))
+        scores = score(work, graph)
         if plan_of(graph.model) is None:
             return slim.select_groups(graph, scores, **wanted)
         dense = work.trace(work.dense().to(work.hardware.device))
@@ -53,15 +53,16 @@ def check(work: Workspace, graph: ChannelGraph) -> None:
 
     kind, amount = work.settings.budget
     with _on_device(work, graph.model):
-        slim.select_groups(graph, _scores(work, graph, few), **{**work.settings.prune.limits, kind: amount})
+        slim.select_groups(graph, score(work, graph, few), **{**work.settings.prune.limits, kind: amount})
 
 
-def _scores(work: Workspace, graph: ChannelGraph, batches: Callable[[int], Any]) -> Scores:
+def score(work: Workspace, graph: ChannelGraph, batches: Callable[[int], Any] | None = None) -> Scores:
+    """The criterion of the configuration on a network; ``batches`` gives so many, of training images by default."""
     options = dict(work.settings.criterion)
     name = options.pop("name")
     if "loader" in inspect.signature(criteria.find(name).rank).parameters:
         count = options.get("batches", 8)
-        options["loader"] = batches(count if isinstance(count, int) else 1)
+        options["loader"] = (batches or work.data.calibration_batches)(count if isinstance(count, int) else 1)
     return slim.score(graph, name, **options)
 
 

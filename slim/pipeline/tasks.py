@@ -4,31 +4,29 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
-import numpy as np
+import torch
 
-import slim
+from slim import sensitivity
+from slim.callbacks.signals import Interrupted
 from slim.channels import plan_of
 from slim.errors import SlimError
 from slim.pipeline import cut, judge
-from slim.pipeline.source import load_network
-from slim.pipeline.workspace import Workspace
-
-RATIOS = (0.1, 0.3, 0.5, 0.7, 0.9)
+from slim.pipeline.workspace import Workspace, make
 
 
-def perform(work: Workspace) -> int:
-    """Run the task of the settings and print what it found; nothing is written. Returns the exit code.
+def perform(work: Workspace, directory: Path) -> int:
+    """Run the task of the settings and print what it found. Returns the exit code.
+
+    Args:
+        work: Built and checked.
+        directory: A run directory that does not exist yet; what belongs to no run goes there.
 
     Raises:
-        SlimError: No checkpoint is given, or it does not fit.
+        SlimError: A checkpoint is needed and not given, or it does not fit.
     """
-    settings = work.settings
-    if settings.checkpoint is None:
-        raise SlimError(
-            f"task={settings.task} needs a network. Got checkpoint=null. Set checkpoint=<file or run directory>."
-        )
-    found = evaluate(work) if settings.task == "evaluate" else sensitivity(work)
+    found = evaluate(work) if work.settings.task == "evaluate" else analyze(work, directory)
     print(json.dumps(found, indent=2))
     return 0
 
@@ -38,9 +36,14 @@ def evaluate(work: Workspace) -> dict[str, object]:
 
     Returns:
         checkpoint, data, accuracy in [0, 1], channels, params, macs, input_shape, plan (hash or null).
+
+    Raises:
+        SlimError: No checkpoint is given.
     """
-    path = Path(str(work.settings.checkpoint))
-    network = work.start or load_network(work, path)
+    if work.settings.checkpoint is None:
+        raise SlimError("task=evaluate needs a network. Got checkpoint=null. Set checkpoint=<file or run directory>.")
+    path = Path(work.settings.checkpoint)
+    network = work.start or work.dense()
     accuracy = judge.accuracies({"": network}, work.data.test_dataloader(), work.hardware.device)[""]
     plan = plan_of(network)
     return {
@@ -52,29 +55,60 @@ def evaluate(work: Workspace) -> dict[str, object]:
     }
 
 
-def sensitivity(work: Workspace) -> dict[str, object]:
-    """Validation accuracy when one layer at a time loses a share of its channels, without any training after it.
+def analyze(work: Workspace, directory: Path) -> dict[str, Any]:
+    """How much each layer can lose: a table, a figure, and the caps that follow.
+
+    They go beside ``checkpoint``; of a fresh network into ``directory``. A table that is there is gone on with.
 
     Returns:
-        accuracy of the whole network, and {layer: {ratio: accuracy}}; a layer that cannot lose channels is left out.
+        accuracy (of the whole network), images, csv, figure, max_drop, and override: ready for the command line.
+
+    Raises:
+        SlimError: The table that is there belongs to another analysis.
+        Interrupted: Ctrl-C; what was measured is kept.
     """
-    network = load_network(work, Path(str(work.settings.checkpoint)))
+    settings, hardware = work.settings, work.hardware
+    options = settings.sensitivity
+    table = directory / "sensitivity.csv" if options.csv is None else Path(options.csv)
+    if options.csv is None and settings.checkpoint is not None:
+        path = Path(settings.checkpoint)
+        table = (path if path.is_dir() else path.parent) / "sensitivity.csv"
+    make(table.parent)
+    if settings.trainer.threads is not None:
+        torch.set_num_threads(settings.trainer.threads)
+    network = (work.start or work.dense()).to(hardware.device)
+    if hardware.channels_last:
+        network = network.to(memory_format=torch.channels_last)
     graph = work.trace(network)
-    scores = slim.score(graph, work.settings.criterion["name"])
-    layers: dict[str, dict[str, float]] = {}
-    device = work.hardware.device
-    for space in graph.spaces:
-        inside = space.groups[graph.prunable[space.groups] & scores.covered[space.groups]]
-        order = inside[scores.values[inside].argsort(kind="stable")]
-        masked = {}
-        for ratio in RATIOS:
-            removed = np.zeros(len(graph), dtype=bool)
-            removed[order[: min(int(ratio * len(space.groups)), len(space.groups) - 1)]] = True
-            try:
-                masked[str(ratio)] = slim.mask(network, graph.plan(removed))
-            except SlimError:
-                continue  # a share that the layer's structure does not allow
-        if masked:
-            layers[space.name] = judge.accuracies(masked, work.validation(), device)
-    whole = judge.accuracies({"": network}, work.validation(), device)[""]
-    return {"accuracy": whole, "layers": layers}
+    try:
+        found = sensitivity.measure(
+            graph,
+            work.validation(),
+            scores=cut.score(work, graph),
+            shares=options.shares,
+            images=options.images,
+            bf16=hardware.precision == "bf16-mixed",
+            memory_mb=options.memory_mb,
+            path=table,
+            seed=settings.seed,
+        )
+    except KeyboardInterrupt:
+        raise Interrupted(
+            "SIGINT",
+            f"Stopped by Ctrl-C. {table} keeps what is measured. The same with sensitivity.csv={table} goes on.",
+        ) from None
+    figure = table.with_suffix(".png")
+    name = settings.model["_target_"].rsplit(".", 1)[-1]
+    sensitivity.draw(found, figure, title=f"{name}, {work.data.name}")
+    caps = ",".join(
+        f"{layer}:{{max_layer_ratio:{rule['max_layer_ratio']:g}}}"
+        for layer, rule in found.to_caps(options.max_drop).items()
+    )
+    return {
+        "accuracy": found.whole,
+        "images": found.images,
+        "csv": str(table),
+        "figure": str(figure),
+        "max_drop": options.max_drop,
+        "override": f"prune.overrides={{{caps}}}",
+    }

@@ -67,6 +67,7 @@ class Workspace:
             if "prune" in self.settings.phases and not begun:
                 cut.check(self, graph)
         checkpoint = self.settings.checkpoint
+        begun = begun and self.settings.task == "train"
         self.start = None if checkpoint is None or begun else load_network(self, Path(checkpoint))
         self.teacher = None if begun else teacher.from_file(self)
 

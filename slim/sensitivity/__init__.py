@@ -1,6 +1,7 @@
 """Sensitivity analysis: which layer can lose how much."""
 
+from slim.sensitivity.figures import draw, figure
 from slim.sensitivity.measure import SHARES, measure
 from slim.sensitivity.result import Sensitivity
 
-__all__ = ["SHARES", "Sensitivity", "measure"]
+__all__ = ["SHARES", "Sensitivity", "draw", "figure", "measure"]

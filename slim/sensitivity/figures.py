@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +13,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NAMED = 40
+
+
+def draw(found: Sensitivity, path: Path, title: str = "") -> None:
+    """Write the figure as PNG."""
+    figure(found, title).savefig(path, dpi=130)
 
 
 def figure(found: Sensitivity, title: str = "") -> Figure:

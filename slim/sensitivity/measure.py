@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -66,7 +67,8 @@ def measure(
         untouched(graph.model, seed, device),
         _own_statistics(graph.model),
         Replay(graph.model) as replay,
-        torch.autocast(device.type, torch.bfloat16, enabled=bf16),
+        # Without its cache, which would go on answering with weights from before they were silenced.
+        torch.autocast(device.type, torch.bfloat16, enabled=bf16, cache_enabled=False),
     ):
         x, y = _held_out(loader, images, device)
         x, y = _affordable(replay, x, y, memory_mb)
@@ -78,8 +80,13 @@ def measure(
         for name, removals in progress(layers.items(), len(layers), "sensitivity"):
             if name in found.accuracy:
                 continue
-            row = []
+            row: list[float] = []
+            before = np.zeros(len(graph), dtype=bool)
             for removed in removals:
+                if (removed == before).all():  # a thin layer has fewer channels than there are shares
+                    row.append(row[-1] if row else whole)
+                    continue
+                before = removed
                 with silenced(graph, removed) as readers:
                     first = min((replay.first[r] for r in readers if r in replay.first), default=0)
                     row.append(_accuracy(replay.run_from(first, x), y))

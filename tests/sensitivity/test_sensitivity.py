@@ -110,6 +110,32 @@ def test_caps_keep_the_selection_out_of_what_hurts():
     assert not removed[space.groups].any()
 
 
+def test_bfloat16_sees_what_was_silenced():
+    """Autocast must not go on with weights that it cast before."""
+    torch.manual_seed(0)
+    parts = [[nn.Conv2d(cin, 16, 3), nn.BatchNorm2d(16), nn.ReLU()] for cin in (3, 16)]
+    model = nn.Sequential(*(m for part in parts for m in part), nn.Flatten(), nn.Linear(256, 4))
+    graph = slim.trace(model, torch.zeros(1, 3, 8, 8))
+    x = torch.cat([b[0] for b in held_out(256)])
+    with torch.no_grad(), _own_statistics(model.eval()):
+        y = model(x).argmax(1)
+    exact, rough = (sensitivity.measure(graph, [(x, y)], shares=(0.5,), bf16=bf16) for bf16 in (False, True))
+    assert exact.whole == 1.0 and rough.whole > 0.95
+    lost = {name: 1 - row[0] for name, row in exact.accuracy.items()}
+    assert max(lost.values()) > 0.1
+    assert all(abs(1 - rough.accuracy[name][0] - lost[name]) < 0.06 for name in lost)
+
+
+def test_shares_that_take_the_same_channels_are_measured_once(monkeypatch):
+    _, graph = network("residual")
+    calls = []
+    run = Replay.run_from
+    monkeypatch.setattr(Replay, "run_from", lambda self, *a: calls.append(1) or run(self, *a))
+    found = sensitivity.measure(graph, held_out(), shares=(0.001, 0.5, 0.501))
+    assert len(calls) == len(found.accuracy)
+    assert all(row[0] == found.whole and row[1] == row[2] for row in found.accuracy.values())
+
+
 def test_fewer_images_when_memory_is_short():
     _, graph = network("residual")
     assert sensitivity.measure(graph, held_out(), shares=(0.5,), memory_mb=1).images < 64
