@@ -62,6 +62,7 @@ class Dashboard(pl.Callback):
         """Histograms of the untrained network; a resumed run has them already."""
         # With accumulated gradients several batches share a step: the one at which a run resumes has its point.
         self._looked_at = trainer.global_step
+        self.on_train_epoch_start(trainer, pl_module)  # which Lightning leaves out where it resumes within an epoch
         if trainer.global_step == 0:
             self._histograms(trainer, pl_module)
 

@@ -33,7 +33,7 @@ def test_the_file_says_what_the_law_takes(law):
     options = OmegaConf.to_container(config.penalty, resolve=True)
     assert options.pop("name") == law
     build(law, **options)
-    parameters = inspect.signature(LAWS[law].__init__).parameters
+    parameters = inspect.signature(LAWS[law]).parameters
     hidden = {"self", "threshold", "memory"}
     assert set(options) == set(parameters) - hidden
     for name, value in options.items():

@@ -179,6 +179,20 @@ def test_forecast_warns_when_zero_is_out_of_reach():
     assert strong.forecast(1.0, 0.9).reachable
 
 
+@pytest.mark.parametrize("law", ["l1", "prox", "polarization", "group"])
+@pytest.mark.parametrize("schedule", ["constant", "linear", "rising"])
+def test_the_strength_that_a_forecast_advises_suffices(law, schedule):
+    net, lrs = started(chain), [0.1] * 8 + [0.01] * 8
+    options = {"warmup": 0.2, "schedule": schedule}
+    weak = build(law, lam=1e-6, **options)
+    weak.attach(net, graph_of(net), len(lrs))
+    advice = float(weak.forecast(lrs, 0.9).line.split("set penalty.lam to ")[1].split()[0])
+    for lam, enough in ((advice, True), (0.85 * advice, False)):
+        told = build(law, lam=lam, **options)
+        told.attach(net, graph_of(net), len(lrs))
+        assert told.forecast(lrs, 0.9).reachable == enough
+
+
 def test_member_table_sums_like_a_scatter():
     rng = np.random.default_rng(0)
     groups = rng.integers(-1, 6, 40)
