@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import slim
@@ -97,11 +98,11 @@ def _loose_removal(graph: ChannelGraph, share: float, seed: int) -> np.ndarray:
 
 
 def counted_macs(model: nn.Module, x: Tensor) -> int:
-    """MACs of one forward by PyTorch's own counter, which does not see into attention's fused inference kernel."""
+    """MACs of one forward by PyTorch's own counter, which does not see into attention's fused kernels everywhere."""
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
+        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
             model(x)
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)

@@ -44,6 +44,8 @@ def same(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out
 
 
 @rule("_prelu_kernel", "prelu", "copy", "lerp", "where", "hardswish", "hardshrink", "softshrink", "rrelu_with_noise")
+# Without the tag in torch 2.6.
+@rule("leaky_relu", "elu", "celu", "selu", "hardtanh", "hardsigmoid")
 def pointwise(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> None:
     """Elements that meet belong together (residual sums, gates, scales)."""
     operands = [a for a in (*args, *kwargs.values()) if isinstance(a, torch.Tensor) and a.ndim]
