@@ -63,16 +63,14 @@ def shrink_forecast(
     line = f"{law}: lam={lam:g} can shrink a gamma by at most {budget:.3g} in this phase; the median is {median:.3g}."
     if not reachable:
         needed = median * (1 - momentum) / (slope * total_lr) if total_lr > 0 else float("inf")
-        line += (
-            f" Too weak to reach zero: set penalty.lam to {_up(needed)} or more, train longer, or use penalty=target."
-        )
+        line += f" Too weak to reach zero: set penalty.lam to {rounded_up(needed)} or more, train longer, or use penalty=target."
     return Forecast(budget, median, reachable, line)
 
 
-def _up(value: float) -> str:
+def rounded_up(value: float) -> str:
     """Two digits, rounded up: what is advised must suffice.
 
-    >>> _up(1.301e-4), _up(0.25)
+    >>> rounded_up(1.301e-4), rounded_up(0.25)
     ('0.00014', '0.25')
     """
     if not 0 < value < float("inf"):

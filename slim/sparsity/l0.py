@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from slim.errors import SlimError
-from slim.sparsity.forecast import Forecast
+from slim.sparsity.forecast import Forecast, rounded_up
 from slim.sparsity.gammas import Gammas, collect, member_table
 from slim.sparsity.progress import Progress
 from slim.sparsity.strength import Strength
@@ -168,7 +168,7 @@ class L0:
         reach = self.gate_lr * steps
         line = f"l0: a gate can move by {reach:.3g} over this phase and closes after {way:.3g}."
         if reach < way:
-            line += f" Too slow to close: set penalty.gate_lr to {way / steps:.1g} or more, or train longer."
+            line += f" Too slow to close: set penalty.gate_lr to {rounded_up(way / steps)} or more, or train longer."
         return Forecast(reach, median, reach >= way, line)
 
     def _find(self, model: nn.Module, graph: ChannelGraph) -> None:
