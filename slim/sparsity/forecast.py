@@ -63,7 +63,8 @@ def shrink_forecast(
     line = f"{law}: lam={lam:g} can shrink a gamma by at most {budget:.3g} in this phase; the median is {median:.3g}."
     if not reachable:
         needed = median * (1 - momentum) / (slope * total_lr) if total_lr > 0 else float("inf")
-        line += f" Too weak to reach zero: set penalty.lam to {rounded_up(needed)} or more, train longer, or use penalty=target."
+        advice = f"set penalty.lam to {rounded_up(needed)} or more, train longer, or use penalty=target."
+        line += f" Too weak to reach zero: {advice}"
     return Forecast(budget, median, reachable, line)
 
 
