@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import struct
 import time
 from pathlib import Path
@@ -69,12 +70,14 @@ def test_a_dense_network_and_shared_weights(tmp_path: Path) -> None:
     assert torch.equal(again.b.weight, net.a.weight) and again.a.weight is again.b.weight
 
 
-def refused(path: Path, says: str) -> None:
+def refused(path: Path) -> str:
+    """The one line with which the file is refused, at once."""
     start = time.perf_counter()
-    with pytest.raises(SlimError, match=says) as caught:
+    with pytest.raises(SlimError) as caught:
         slim.load(path, dense_resnet())
     assert time.perf_counter() - start < 1.0
     assert "\n" not in str(caught.value)
+    return str(caught.value)
 
 
 def test_bad_files(whole: Path, tmp_path: Path) -> None:
@@ -85,15 +88,15 @@ def test_bad_files(whole: Path, tmp_path: Path) -> None:
         bad.write_bytes(content)
         return bad
 
-    refused(tmp_path / "missing.safetensors", "readable")
-    refused(spoiled(b""), "whole")
-    refused(spoiled(pickle.dumps(Path("/"))), "whole")
-    refused(spoiled(b"PK\x03\x04" + b"\xff" * 64), "whole")
-    refused(spoiled(struct.pack("<Q", 100 * 2**20) + b"{" * 1000), "header")
-    refused(spoiled(data[: len(data) // 2]), "whole|checksum")
-    refused(spoiled(data[:start] + bytes([data[start] ^ 1]) + data[start + 1 :]), "checksum")
+    assert "readable" in refused(tmp_path / "missing.safetensors")
+    assert "whole" in refused(spoiled(b""))
+    assert "whole" in refused(spoiled(pickle.dumps(Path("/"))))
+    assert "whole" in refused(spoiled(b"PK\x03\x04" + b"\xff" * 64))
+    assert "header" in refused(spoiled(struct.pack("<Q", 100 * 2**20) + b"{" * 1000))
+    assert re.search("whole|checksum", refused(spoiled(data[: len(data) // 2])))
+    assert "checksum" in refused(spoiled(data[:start] + bytes([data[start] ^ 1]) + data[start + 1 :]))
     foreign = json.dumps({"../../x": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()
-    refused(spoiled(struct.pack("<Q", len(foreign)) + foreign + b"\0" * 4), "slim.save")
+    assert "slim.save" in refused(spoiled(struct.pack("<Q", len(foreign)) + foreign + b"\0" * 4))
 
 
 def test_a_path_for_a_name_matches_nothing(tmp_path: Path) -> None:
@@ -103,7 +106,7 @@ def test_a_path_for_a_name_matches_nothing(tmp_path: Path) -> None:
             self.register_parameter("../../etc/passwd".replace(".", "_"), nn.Parameter(torch.zeros(1)))
 
     path = slim.save(tmp_path / "evil.safetensors", Evil())
-    refused(path, "match its network")
+    assert "match its network" in refused(path)
 
 
 def test_another_architecture(whole: Path) -> None:

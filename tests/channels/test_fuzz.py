@@ -27,6 +27,7 @@ def test_laws_hold_on_random_networks(shard: int) -> None:
         grouped=st.sampled_from(["balance", "balance", "whole"]),
     )
     def holds(network: Network, share: float, residual: str, grouped: str) -> None:
-        check_all(network, network.example(), share, seed=shard, residual=residual, grouped=grouped)
+        graph, plan = check_all(network, network.example(), share, seed=shard, residual=residual, grouped=grouped)
+        assert all(kept <= dense for dense, kept in plan.widths.values()) and len(graph) > 0
 
     holds()

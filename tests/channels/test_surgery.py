@@ -50,7 +50,8 @@ BUILDERS = {
 @pytest.mark.parametrize("name", BUILDERS)
 def test_every_treatment_of_streams_obeys_the_laws(name: str, residual: str) -> None:
     net = lively(BUILDERS[name]()).double()
-    check_all(net, torch.randn(3, 3, 32, 32, dtype=torch.float64), 0.6, 1, residual=residual)
+    _, plan = check_all(net, torch.randn(3, 3, 32, 32, dtype=torch.float64), 0.6, 1, residual=residual)
+    assert not plan.is_identity
 
 
 def test_selection_layers_appear_only_where_streams_are_read_selectively() -> None:

@@ -149,6 +149,7 @@ def test_vision_transformer_takes_the_datas_size() -> None:
     with torch.device("meta"):
         model = torchvision_model("vit_b_16", num_classes=7, image_size=32)
     check(model, 7, 3, 32)
+    assert model.image_size == 32
 
 
 def test_pretrained_weights_fit_new_classes_and_channels(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -72,7 +72,8 @@ def test_no_piece_of_a_split_is_emptied():
         values[np.concatenate(balance.blocks)] = 0
         scores = Scores(values, covered, counts_of(graph, covered), "aimed")
         for ratio in (0.5, 0.8, 0.95):
-            graph.plan(select_groups(graph, scores, ratio=ratio).removed)
+            plan = graph.plan(select_groups(graph, scores, ratio=ratio).removed)
+            assert all(kept > 0 for _, kept in plan.widths.values())
 
 
 def test_two_partitions_of_the_same_channels_are_met_at_once():

@@ -146,6 +146,7 @@ def test_the_picture_can_be_drawn():
     _, graph = network("residual")
     fig = figure(sensitivity.measure(graph, held_out(), shares=(0.25, 0.5)), "residual")
     fig.canvas.draw()
+    assert fig.axes[0].has_data()
 
 
 @pytest.mark.parametrize(

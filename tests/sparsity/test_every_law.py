@@ -94,6 +94,7 @@ def test_a_layer_without_gradient_is_no_error(law):
     penalty.attach(net, graph_of(net), 20)
     penalty.before_step(0.1)
     penalty.after_step(0.1)
+    assert all(torch.isfinite(parameter).all() for parameter in net.parameters())
 
 
 @laws
