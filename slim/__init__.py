@@ -32,6 +32,7 @@ _LAZY = {
     "select_groups": "slim.selection",
     "prune": "slim.shortcut",
 }
+_PACKAGES = ("recovery", "sensitivity", "sparsity")
 
 __all__ = [
     "ChannelGraph",
@@ -52,6 +53,8 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Import what is above the core when somebody asks for it."""
+    if name in _PACKAGES:
+        return importlib.import_module(f"slim.{name}")
     if name not in _LAZY:
         raise AttributeError(f"module 'slim' has no attribute {name!r}")
     return getattr(importlib.import_module(_LAZY[name]), name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ def analyze(work: Workspace, directory: Path) -> dict[str, Any]:
     They go beside ``checkpoint``; of a fresh network into ``directory``. A table that is there is gone on with.
 
     Returns:
-        accuracy (of the whole network), images, csv, figure, max_drop, and override: ready for the command line.
+        accuracy (of the whole network), images, csv, figure, max_drop, and override: ready for the shell.
 
     Raises:
         SlimError: The table that is there belongs to another analysis.
@@ -110,5 +111,5 @@ def analyze(work: Workspace, directory: Path) -> dict[str, Any]:
         "csv": str(table),
         "figure": str(figure),
         "max_drop": options.max_drop,
-        "override": f"prune.overrides={{{caps}}}",
+        "override": shlex.quote(f"prune.overrides={{{caps}}}"),
     }

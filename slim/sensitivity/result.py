@@ -81,7 +81,7 @@ class Sensitivity:
             rows: dict[str, list[tuple[float, float]]] = {}
             for row in csv.DictReader(lines):
                 rows.setdefault(row["layer"], []).append((float(row["share"]), float(row["accuracy"])))
-        except (ValueError, KeyError, TypeError, UnicodeDecodeError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise SlimError(
                 f"A sensitivity file is gone on with only by the same analysis. Got {path} ({error})."
                 " Delete it, or set sensitivity.csv to another path."

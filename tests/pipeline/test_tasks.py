@@ -36,8 +36,8 @@ def test_sensitivity_of_a_run_goes_on_and_its_caps_are_obeyed(
     assert (place / "sensitivity.csv").read_bytes() == before
     assert json.loads(capfd.readouterr().out) == first
     caps = first["override"]
-    assert caps == "prune.overrides={features.0:{max_layer_ratio:0.5},features.4:{max_layer_ratio:0.5}}"
-    report = run(tmp_path / "capped", caps, "prune.ratio=0.9", "sparse.epochs=1", "phases=[sparse,prune]")
+    assert caps == "'prune.overrides={features.0:{max_layer_ratio:0.5},features.4:{max_layer_ratio:0.5}}'"
+    report = run(tmp_path / "capped", caps.strip("'"), "prune.ratio=0.9", "sparse.epochs=1", "phases=[sparse,prune]")
     assert report["achieved"]["ratio"] == 0.5
     assert train.main([*line, "seed=1"]) == 0, "the seed of the network does not matter: it is read"
 
