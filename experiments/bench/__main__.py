@@ -1,4 +1,4 @@
-"""What slimming costs, as ratios: ``python -m experiments.bench [--quick] [--only penalty loop ...]``.
+"""What slimming costs, as ratios: ``python -m experiments.bench [--quick] [--only penalty ...] [--data FOLDER]``.
 
 Contenders take turns and ratios are medians over turns, because machines are noisy. Prints one table and writes
 ``results.json`` with the machine described, after every sub-benchmark: one that was stopped goes on where it was, as
@@ -18,38 +18,53 @@ from pathlib import Path
 from typing import Any
 
 from experiments.bench.row import Row
+from experiments.bench.table import fill
 from slim.files import write_atomic
 from slim.report.environment import describe, line
 
-GROUPS = ("startup", "penalty", "loop", "precision", "thin", "memory", "growth")
+GROUPS = ("startup", "penalty", "loop", "profile", "precision", "thin", "memory", "growth", "slimming")
+LONG = ("accuracy",)
+"""Not part of a plain run: no times, so a busy machine will do."""
+WHOLE_RUNS = ("slimming", "accuracy")
+"""Take images, and go on with the runs of train.py that they began."""
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="experiments.bench", description=__doc__.split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="small and few: shows that it runs, not how fast")
-    parser.add_argument("--only", nargs="+", choices=GROUPS, default=list(GROUPS), help="these sub-benchmarks")
+    parser.add_argument("--only", nargs="+", choices=GROUPS + LONG, default=list(GROUPS), help="these sub-benchmarks")
     parser.add_argument("--output", type=Path, help="results file (default: results.json here; none with --quick)")
     parser.add_argument("--again", action="store_true", help="measure what results.json has from this revision, too")
+    parser.add_argument("--data", type=Path, help="images for slimming and accuracy: <folder>/{train,test}/<class>/")
     options = parser.parse_args()
-    target = options.output or (None if options.quick else Path(__file__).with_name("results.json"))
+    if options.data is not None and not options.data.is_dir():
+        parser.error(f"--data must be a folder. Got {options.data}.")
+    here = Path(__file__).with_name("results.json")
+    target = options.output or (None if options.quick else here)
     done = _done(target)
     for group in options.only:
         environment = {**describe(), "load": os.getloadavg()[0]}
-        if not options.again and _same(done.get(group), environment, options.quick):
+        images = None if options.data is None or group not in WHOLE_RUNS else options.data.name
+        if not options.again and _same(done.get(group), environment, options.quick, images):
             print(f"{group}: measured before", file=sys.stderr, flush=True)
             continue
         start = time.perf_counter()
-        rows = importlib.import_module(f"experiments.bench.{group}").run(options.quick)
+        extra = (options.data, options.again) if group in WHOLE_RUNS else ()
+        rows = importlib.import_module(f"experiments.bench.{group}").run(options.quick, *extra)
         seconds = time.perf_counter() - start
         print(f"{group}: {seconds:.0f} s", file=sys.stderr, flush=True)
         done[group] = {
             "environment": environment,
             "quick": options.quick,
+            "images": images,
             "seconds": round(seconds),
             "rows": [row.plain() for row in rows],
         }
         if target is not None:
-            write_atomic(target, json.dumps({name: done[name] for name in GROUPS if name in done}, indent=1) + "\n")
+            kept = {name: done[name] for name in GROUPS + LONG if name in done}
+            write_atomic(target, json.dumps(kept, indent=1) + "\n")
+            if target == here:
+                fill(kept)
     _show([(group, done[group]) for group in options.only])
     return 0
 
@@ -58,7 +73,7 @@ def _done(target: Path | None) -> dict[str, Any]:
     return dict(json.loads(target.read_text())) if target is not None and target.is_file() else {}
 
 
-def _same(before: Mapping[str, Any] | None, environment: Mapping[str, Any], quick: bool) -> bool:
+def _same(before: Mapping[str, Any] | None, environment: Mapping[str, Any], quick: bool, images: str | None) -> bool:
     """Whether a sub-benchmark was measured as it would be now."""
 
     def key(told: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -66,7 +81,9 @@ def _same(before: Mapping[str, Any] | None, environment: Mapping[str, Any], quic
         revision = str(told["git"]).rstrip("+")
         return revision, told["processor"], told["device"], told["threads"], told["versions"]["torch"]
 
-    return before is not None and before["quick"] == quick and key(before["environment"]) == key(environment)
+    if before is None or (before["quick"], before.get("images")) != (quick, images):
+        return False
+    return key(before["environment"]) == key(environment)
 
 
 def _show(measured: list[tuple[str, Mapping[str, Any]]]) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import cProfile
 import tempfile
 import time
 import warnings
 from pathlib import Path
-from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -23,6 +23,7 @@ from slim.data.loader import BatchLoader, Look
 from slim.data.memory import MemorySource
 from slim.module import Classifier
 from slim.pipeline.feed import Feed
+from slim.pipeline.hardware import Choice
 from slim.pipeline.training import quiet
 from slim.sparsity import build
 
@@ -30,10 +31,17 @@ from slim.sparsity import build
 class Clock(pl.Callback):
     """Seconds between the first batch and the last: Trainer construction is paid once per phase, not per step."""
 
+    def __init__(self, profile: cProfile.Profile | None) -> None:
+        self.profile = profile
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.profile is not None:
+            self.profile.enable()
         self.start = time.perf_counter()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.profile is not None:
+            self.profile.disable()
         self.seconds = time.perf_counter() - self.start
 
 
@@ -41,52 +49,10 @@ def run(quick: bool) -> list[Row]:
     """At most 3 % more than the bare loop, both with the L1 law, both fed by our loader. ResNet-20, batch 128."""
     batch, steps = (16, 6) if quick else (BATCH, 40)
     machine = chosen()
-
-    def loader() -> BatchLoader:
-        generator = torch.Generator().manual_seed(0)
-        pictures = torch.randint(256, (batch * steps, 3, 32, 32), generator=generator, dtype=torch.uint8)
-        labels = torch.randint(10, (len(pictures),), generator=generator)
-        look = Look((0.5,) * 3, (0.25,) * 3, 32, padding=4, mirror=True, augment=True)
-        source = MemorySource(pictures, labels)
-        return BatchLoader(source, torch.arange(len(pictures)), look, batch_size=batch, seed=0, train=True)
-
-    def bare() -> float:
-        model = network("resnet", depth=20)
-        law = build("l1", lam=1e-4)
-        step = Step(
-            model,
-            machine.precision == "bf16-mixed",
-            machine.channels_last,
-            machine.device.type,
-            law.before_step,
-            law.after_step,
-        )
-        law.attach(model, slim.trace(model, torch.zeros(1, 3, 32, 32, device=machine.device)), steps)
-        batches = loader()
-        start = time.perf_counter()
-        for x, y in batches:
-            step(x, y)
-        return time.perf_counter() - start
-
-    def lightning() -> float:
-        model = network("resnet", depth=20)
-        module = Classifier(
-            model,
-            optimizer=lambda weights: torch.optim.SGD(weights, lr=1e-3, momentum=0.9, nesterov=True, weight_decay=1e-4),
-            rate=lambda step: 1.0,
-            total_steps=steps,
-            penalty=build("l1", lam=1e-4),
-            graph=slim.trace(model, torch.zeros(1, 3, 32, 32)),
-            channels_last=machine.channels_last,
-        )
-        clock = Clock()
-        with tempfile.TemporaryDirectory() as folder, quiet(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            trainer = _trainer(folder, machine, [Guard("sparse"), Progress("bench", steps, "none"), Dashboard(), clock])
-            trainer.fit(module, Feed(loader(), (0, 0)))
-        return clock.seconds
-
-    turns = take_turns({"bare": bare, "lightning": lightning}, 2 if quick else 9)
+    turns = take_turns(
+        {"bare": lambda: bare(machine, batch, steps), "lightning": lambda: lightning(machine, batch, steps)},
+        2 if quick else 7,
+    )
     return [
         Row(
             "loop",
@@ -99,7 +65,56 @@ def run(quick: bool) -> list[Row]:
     ]
 
 
-def _trainer(folder: str, machine: Any, callbacks: list[pl.Callback]) -> pl.Trainer:
+def bare(machine: Choice, batch: int, steps: int) -> float:
+    """Seconds of an epoch in plain PyTorch."""
+    model = network("resnet", depth=20)
+    law = build("l1", lam=1e-4)
+    step = Step(
+        model,
+        machine.precision == "bf16-mixed",
+        machine.channels_last,
+        machine.device.type,
+        law.before_step,
+        law.after_step,
+    )
+    law.attach(model, slim.trace(model, torch.zeros(1, 3, 32, 32, device=machine.device)), steps)
+    batches = _loader(batch, steps)
+    start = time.perf_counter()
+    for x, y in batches:
+        step(x, y)
+    return time.perf_counter() - start
+
+
+def lightning(machine: Choice, batch: int, steps: int, profile: cProfile.Profile | None = None) -> float:
+    """Seconds of the same epoch in Lightning, from the first batch to the last."""
+    model = network("resnet", depth=20)
+    module = Classifier(
+        model,
+        optimizer=lambda weights: torch.optim.SGD(weights, lr=1e-3, momentum=0.9, nesterov=True, weight_decay=1e-4),
+        rate=lambda step: 1.0,
+        total_steps=steps,
+        penalty=build("l1", lam=1e-4),
+        graph=slim.trace(model, torch.zeros(1, 3, 32, 32)),
+        channels_last=machine.channels_last,
+    )
+    clock = Clock(profile)
+    with tempfile.TemporaryDirectory() as folder, quiet(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer = _trainer(folder, machine, [Guard("sparse"), Progress("bench", steps, "none"), Dashboard(), clock])
+        trainer.fit(module, Feed(_loader(batch, steps), (0, 0)))
+    return clock.seconds
+
+
+def _loader(batch: int, steps: int) -> BatchLoader:
+    generator = torch.Generator().manual_seed(0)
+    pictures = torch.randint(256, (batch * steps, 3, 32, 32), generator=generator, dtype=torch.uint8)
+    labels = torch.randint(10, (len(pictures),), generator=generator)
+    look = Look((0.5,) * 3, (0.25,) * 3, 32, padding=4, mirror=True, augment=True)
+    source = MemorySource(pictures, labels)
+    return BatchLoader(source, torch.arange(len(pictures)), look, batch_size=batch, seed=0, train=True)
+
+
+def _trainer(folder: str, machine: Choice, callbacks: list[pl.Callback]) -> pl.Trainer:
     return pl.Trainer(
         accelerator=machine.accelerator,
         devices=1,

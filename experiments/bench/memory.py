@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import subprocess
 import sys
 
 import torch
+from torch import nn
 
 import slim
 from experiments.bench.row import Row
@@ -20,11 +22,13 @@ def run(quick: bool) -> list[Row]:
     """Sparse training at most 2 % above plain training (resident memory of a process of its own), per law."""
     repetitions, batch = (1, 16) if quick else (3, BATCH)
     names = ["none", *(LAWS if not quick else ["l1"])]
+    # What is freed goes back to the system at once: the peak is what lives, not how the allocator's heap is torn.
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
     peaks: dict[str, list[float]] = {name: [] for name in names}
     for _ in range(repetitions):
         for name in names:
             command = [sys.executable, "-m", "experiments.bench.memory", name, str(batch)]
-            told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            told = subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
             peaks[name].append(float(told))
     plain = statistics.median(peaks["none"])
     rows = [
@@ -42,20 +46,27 @@ def run(quick: bool) -> list[Row]:
 
 
 def _surgery() -> Row:
+    """Trace, ranking, plan and rebuild hold the dense network (there before) and the thin one, and little else."""
     model = network("vgg", depth=19)
     _spread(model)
+    x = torch.zeros(1, 3, 32, 32)
+    slim.prune(network("vgg", widths=[8, "M", 8]), x, ratio=0.5)  # imports, and what is made once
     with Peak() as peak:
-        result = slim.prune(model, torch.zeros(1, 3, 32, 32), ratio=0.5)
-    thin = sum(value.numel() * value.element_size() for value in result.model.state_dict().values()) / 2**20
-    dense = sum(value.numel() * value.element_size() for value in model.state_dict().values()) / 2**20
+        result = slim.prune(model, x, ratio=0.5)
+    thin, dense = _mebibytes(result.model), _mebibytes(model)
+    extra = peak.mebibytes if peak.mebibytes is not None else float("nan")
     return Row(
         "memory",
-        f"trace to rebuild of vgg-19, extra over the dense network's {dense:.0f} MiB (the thin one has {thin:.0f})",
-        peak.mebibytes if peak.mebibytes is not None else float("nan"),
-        "MiB",
-        None,
-        {"dense": dense, "thin": thin},
+        f"trace to rebuild of vgg-19, peak over dense ({dense:.0f} MiB) and thin ({thin:.0f} MiB) together",
+        100 * ((dense + extra) / (dense + thin) - 1),
+        "%",
+        ("<=", 2.0),
+        {"dense": dense, "thin": thin, "peak_above_dense": extra},
     )
+
+
+def _mebibytes(model: nn.Module) -> float:
+    return sum(value.numel() * value.element_size() for value in model.state_dict().values()) / 2**20
 
 
 def _train(law: str, batch: int) -> float:

@@ -28,9 +28,7 @@ def run(quick: bool) -> list[Row]:
         step = Step(
             network(family, **options), machine.precision == "bf16-mixed", machine.channels_last, machine.device.type
         )
-        plain = take_turns({"step": lambda step=step, x=x, y=y: step(x, y)}, 3 if quick else 15, warmup=2).median(
-            "step"
-        )
+        plain = take_turns({"step": lambda step=step, x=x, y=y: step(x, y)}, 3 if quick else 9, warmup=1).median("step")
         graph = slim.trace(step.model, torch.zeros(1, 3, 32, 32))
         for law in LAWS:
             seconds = _own_seconds(law, step, graph, 60 if quick else 400)

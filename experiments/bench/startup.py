@@ -21,7 +21,7 @@ def run(quick: bool) -> list[Row]:
         subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL)
 
     turns = take_turns(
-        {name: lambda arguments=arguments: start(arguments) for name, arguments in commands.items()}, 2 if quick else 9
+        {name: lambda arguments=arguments: start(arguments) for name, arguments in commands.items()}, 2 if quick else 7
     )
     return [
         Row(
