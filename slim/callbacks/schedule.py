@@ -53,4 +53,5 @@ class EarlyWeights(pl.Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Classifier) -> None:  # type: ignore[override]
         """Write them when it is time."""
         if trainer.current_epoch + 1 == self._epoch and trainer.is_global_zero:
-            save(self._path, pl_module.network, plan_of(pl_module.network))
+            with pl_module.settled():
+                save(self._path, pl_module.network, plan_of(pl_module.network))

@@ -39,7 +39,6 @@ def outlook(work: Workspace, number: int) -> Callable[[ChannelGraph], dict[str, 
     if "loader" in inspect.signature(criteria.find(name).rank).parameters:
         name, options = "gamma", {}
     wanted = {**settings.prune.limits, settings.budget[0]: settings.steps[number].amount}
-    # Built now: building draws random numbers, which nothing may do between two steps.
     dense = work.trace(work.dense())
     scales = max(len(_gammas(dense, dense.prunable)), 1)
 

@@ -347,6 +347,11 @@ def _check_schedule(settings: Settings) -> None:
             "schedule=soft selects again and again and needs a budget that does not vary with the machine's mood. "
             f"Got prune.latency={settings.prune.latency}. Set prune.macs instead."
         )
+    if schedule.name == "soft" and settings.penalty.get("name") == "l0":
+        raise SlimError(
+            "schedule=soft shrinks scales, and penalty=l0 draws them anew at every step. Got both. "
+            "Set penalty=l1, or schedule=one_shot."
+        )
     if schedule.name != "rewind":
         return
     if settings.first is None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
 import slim
@@ -74,8 +75,15 @@ class Workspace:
     # Builders
 
     def dense(self, draw: int = 0) -> nn.Module:
-        """The untrained dense network; the same weights every time, others for every ``draw``."""
-        seed_all(self.settings.seed, draw)
+        """The untrained dense network; the same weights every time, others for every ``draw``.
+
+        Drawn beside the run's generators, not from them: it may be built between two steps.
+        """
+        with isolate_rng():
+            seed_all(self.settings.seed, draw)
+            return self._built()
+
+    def _built(self) -> nn.Module:
         options = dict(self.settings.model)
         path = options.pop("_target_", None)
         if not isinstance(path, str):

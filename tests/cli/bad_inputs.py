@@ -107,6 +107,7 @@ TRAIN: list[tuple[str, str]] = [
     ("schedule=rewind schedule.rewind_epoch=1000", "rewind_epoch"),
     ("schedule=rewind schedule.rewind_epoch=3 sparse.slim_every=2", "slim_every"),
     ("schedule=soft schedule.every=0", "every must be"),
+    ("schedule=soft penalty=l0", "penalty=l1"),
     ("schedule=soft prune.ratio=null prune.latency=0.5", "prune.macs"),
     ("task=evaluate", "checkpoint"),
     # Parts
