@@ -15,7 +15,10 @@ from slim.report.environment import revision
 
 ROOT = Path(__file__).parents[2]
 PLACE = ROOT / "outputs" / "bench"
-NETWORKS = {"vgg-16": ["model=vgg", "model.depth=16"], "resnet-56": ["model=resnet", "model.depth=56"]}
+NETWORKS = {
+    "vgg-16": ["model=vgg", "model.depth=16", "model.widths=null"],
+    "resnet-56": ["model=resnet", "model.depth=56"],
+}
 MACS = 0.3
 """Of the dense network, what the budget leaves."""
 
