@@ -13,9 +13,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=25)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--longest", type=float, default=4.0, help="seconds a process lives at most before it is killed"
-    )
+    parser.add_argument("--longest", type=float, default=4.0, help="seconds of a training phase at most before a kill")
     options = parser.parse_args()
     # Everything heavy is imported before the first fork, so that kills hit work and not imports.
     import pytorch_lightning  # noqa: F401
@@ -30,7 +28,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         outcome = chaos(Path(folder), options.kills, options.seed, longest=options.longest)
     for moment, count in Counter(outcome.kills).most_common():
-        print(f"{count:4} kills {moment}")
+        print(f"{count:4} kills in {moment}")
     print(f"{len(outcome.kills)} kills, {len(outcome.differences)} differences {outcome.differences[:5]}")
     return 1 if outcome.differences else 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -43,42 +44,68 @@ class Outcome:
     differences: list[str] = field(default_factory=list)
 
 
+ROUND = ("sparse", "sparse", "prune", "finetune", "report", "artifact")
+"""What a run is doing when it is killed, each time; the prune phase and the artifact are short and would be missed."""
+
+
 def chaos(folder: Path, kills: int, seed: int = 0, overrides: tuple[str, ...] = TINY, longest: float = 4.0) -> Outcome:
-    """Run ``overrides`` once undisturbed and once with ``kills`` SIGKILLs; both in ``folder``.
+    """Run ``overrides`` once undisturbed and others with ``kills`` SIGKILLs in all; everything in ``folder``.
 
     Args:
         folder: Made if missing.
         kills: How often.
         seed: Of the moments.
         overrides: The command line.
-        longest: A kill comes at most so many seconds after its process began to work.
+        longest: A kill in a training phase comes at most so many seconds after its process took it up.
     """
-    whole, killed = folder / "whole", folder / "killed"
+    whole, killed = folder / "whole", folder / "killed-0"
     wait(start([*overrides, f"hydra.run.dir={whole}"]))
-    outcome, chance, patience = Outcome(), random.Random(seed), 1.0
+    outcome, chance, aims = Outcome(), random.Random(seed), itertools.cycle(ROUND)
+    latest = {"sparse": longest, "finetune": longest / 2, "prune": 0.3, "report": 0.3, "artifact": 0.0}
     while len(outcome.kills) < kills:
-        again = (killed / "state.json").is_file()
-        process = start([f"resume={killed}"] if again else [*overrides, f"hydra.run.dir={killed}"])
-        time.sleep(chance.uniform(0.0, longest * patience))
-        done, _ = os.waitpid(process, os.WNOHANG)
-        if done:
-            # It came to its end before the kill: the next victim begins anew, in the same directory's place.
+        process, aim = start(_line(overrides, killed)), next(aims)
+        if reaches(killed, aim, process, chance.uniform(0.0, latest[aim])):
+            outcome.kills.append(where(killed))
+            os.kill(process, signal.SIGKILL)
+            os.waitpid(process, 0)
+        else:  # it came to its end before: the next victim
             compare(whole, killed, outcome)
-            killed = folder / f"killed-{len(outcome.kills)}"
-            continue
-        os.kill(process, signal.SIGKILL)
-        os.waitpid(process, 0)
-        outcome.kills.append(where(killed))
-        # A life too short to reach the next checkpoint would be lived again and again at the same place.
-        patience = patience * 1.3 if outcome.kills[-2:] == [outcome.kills[-1]] * 2 else 1.0
-    while not (killed / "model.safetensors").is_file() or not finished(killed):
-        wait(
-            start(
-                [f"resume={killed}"] if (killed / "state.json").is_file() else [*overrides, f"hydra.run.dir={killed}"]
-            )
-        )
+            killed, aims = folder / f"killed-{len(outcome.kills)}", itertools.cycle(ROUND)
+    if where(killed) != "end":
+        wait(start(_line(overrides, killed)))
     compare(whole, killed, outcome)
     return outcome
+
+
+def _line(overrides: tuple[str, ...], directory: Path) -> list[str]:
+    again = (directory / "state.json").is_file()
+    return [f"resume={directory}"] if again else [*overrides, f"hydra.run.dir={directory}"]
+
+
+def reaches(directory: Path, aim: str, process: int, delay: float) -> bool:
+    """Wait until the run does ``aim``, and ``delay`` seconds longer; False when it ended."""
+    moment: float | None = None
+    while moment is None or time.monotonic() < moment:
+        if moment is None and where(directory) == aim:
+            moment = time.monotonic() + delay
+        if os.waitid(os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            wait(process)
+            return False
+        time.sleep(0.0005)
+    return True
+
+
+def where(directory: Path) -> str:
+    """What the run in ``directory`` does: begin, a phase, report, artifact (being written), or end."""
+    if not (directory / "state.json").is_file():
+        return "begin"
+    state = json.loads((directory / "state.json").read_text())
+    if state["finished"]:
+        return "end"
+    if any(directory.glob(".model.safetensors.*.part")):
+        return "artifact"
+    phases = [*state["config"]["phases"], "report"]
+    return str(phases[len(state["phases"])])
 
 
 def start(argv: list[str], told: Path | None = None) -> int:
@@ -110,20 +137,6 @@ def wait(process: int) -> None:
     _, status = os.waitpid(process, 0)
     if os.waitstatus_to_exitcode(status) != 0:
         raise RuntimeError(f"The run must end with code 0. Got {os.waitstatus_to_exitcode(status)}. Set CHAOS_LOUD=1.")
-
-
-def finished(directory: Path) -> bool:
-    """Whether the run says that it is done."""
-    return bool(json.loads((directory / "state.json").read_text())["finished"])
-
-
-def where(directory: Path) -> str:
-    """The phases that were done when the run was killed, and what lay around half-done."""
-    if not (directory / "state.json").is_file():
-        return "before the first file"
-    done = list(json.loads((directory / "state.json").read_text())["phases"])
-    parts = [path.name for path in directory.rglob(".*.part")]
-    return f"after {done[-1] if done else 'the start'}" + (f", writing {parts[0]}" if parts else "")
 
 
 def compare(whole: Path, killed: Path, outcome: Outcome) -> None:

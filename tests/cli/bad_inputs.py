@@ -62,6 +62,7 @@ TRAIN: list[tuple[str, str]] = [
     ("sparse.shrink=0", "shrink"),
     ("sparse.epochs=0", "epochs"),
     ("finetune.lr=-1", "lr"),
+    (f"finetune.lr=1{400 * '0'}", "lr must be"),
     ("optimizer.momentum=-1", "momentum"),
     ("optimizer.lr=-1", "learning rate"),
     ("finetune.label_smoothing=1.5", "label_smoothing"),

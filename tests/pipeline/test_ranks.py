@@ -134,8 +134,11 @@ def test_a_hanging_leader_is_ended(
     monkeypatch.setenv("LEADER", str(os.getppid()))
     process = subprocess.Popen([sys.executable, "-c", f"import os, sys; {code}"], text=True)
     process.wait()
+    over = threading.Event()
+    threading.Timer(20, over.set).start()
     with pytest.raises(Ended):
-        ranks._watch({1: process}, {}, threading.Event())
+        ranks._watch({1: process}, {}, over)
+    over.set()
     assert f"the end of rank 1 ({says})" in capfd.readouterr().err
 
 

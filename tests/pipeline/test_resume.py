@@ -28,6 +28,7 @@ def test_three_kills(tmp_path: Path) -> None:
     """SIGKILL at random moments, surgery in the middle of training included; every bit is compared."""
     outcome = chaos(tmp_path, 3, overrides=("+experiment=vgg_slim", *_tiny(*SLIMMING)), longest=3.0)
     assert len(outcome.kills) == 3
+    assert not {"begin", "end"} & set(outcome.kills), "every kill hit work"
     assert outcome.differences == []
 
 
