@@ -135,7 +135,8 @@ def _run(config: dict[str, Any], directory: Path, overrides: list[str], composed
 
 def _go_on(directory: Path, extra: list[str], args: Any) -> int:
     """Continue the run in ``directory`` with the configuration it began with and ``extra`` overrides on top."""
-    from slim.pipeline.settings import plain, read
+    from slim.pipeline.reading import read
+    from slim.pipeline.settings import plain
     from slim.pipeline.state import State, check_same
 
     state = State.load(directory)
@@ -202,7 +203,7 @@ def _check_jobs(overrides: list[str], args: Any) -> Path:
         jobs = BasicSweeper.split_arguments(parsed, None)[0]
     composed = [_compose(job, args) for job in jobs]
     from slim.errors import SlimError
-    from slim.pipeline.settings import read
+    from slim.pipeline.reading import read
     from slim.pipeline.workspace import make
 
     faults = []

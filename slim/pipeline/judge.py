@@ -1,9 +1,9 @@
-"""Accuracy of several networks on the same batches, each batch read once."""
+"""What a cut did: accuracies on the same batches, equality of mask and rebuild, layers that became too thin."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -52,3 +52,26 @@ def check_equal(masked: nn.Module, thin: nn.Module, x: Tensor, tolerance: float 
             f"its logits (allowed: {tolerance:g}). Please report the model; nothing was cut."
         )
     return error
+
+
+def bottleneck(widths: Mapping[str, Sequence[int]]) -> str | None:
+    """A line about the layer that the cut left thinnest, when less than a twentieth of it is left, else ``None``.
+
+    A wide layer can consist of channels that are each worth little and together everything: a ranking that judges them
+    one by one takes them all.
+
+    Args:
+        widths: Module -> (channels of the dense network, channels left).
+
+    >>> bottleneck({"conv1": (64, 30), "conv9": (512, 2)})
+    'conv9 keeps 2 of 512 channels; if accuracy suffers, set prune.max_layer_ratio=0.9, or another criterion.'
+    >>> bottleneck({"conv1": (64, 4)})
+    """
+    thinnest = min(widths, key=lambda name: widths[name][1] / widths[name][0], default=None)
+    if thinnest is None or widths[thinnest][1] >= 0.05 * widths[thinnest][0]:
+        return None
+    dense, left = widths[thinnest]
+    return (
+        f"{thinnest} keeps {left} of {dense} channels; if accuracy suffers, set prune.max_layer_ratio=0.9, "
+        "or another criterion."
+    )

@@ -162,6 +162,8 @@ class _Run:
         if val.get("recovered", 1.0) < 1.5 / work.data.num_classes <= val["sparse"]:
             self._note(f"The cut took the network to chance ({told}); fine-tuning starts from there.")
         figures = cut.describe(work, graph, selection, plan_of(rebuilt) or plan)
+        if thinnest := judge.bottleneck(figures["widths"]):
+            self._note(f"{name}: {thinnest}")
         self._curves(name, figures)
         self._keep(
             name,

@@ -21,7 +21,7 @@ from slim.pipeline.construct import check, construct, target
 from slim.pipeline.failures import out_of_memory
 from slim.pipeline.feed import seed_all
 from slim.pipeline.hardware import choose
-from slim.pipeline.settings import read
+from slim.pipeline.reading import read
 from slim.pipeline.source import load_network
 
 

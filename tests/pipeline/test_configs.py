@@ -9,7 +9,7 @@ import pytest
 from hydra._internal.utils import get_args_parser
 
 import train
-from slim.pipeline.settings import read
+from slim.pipeline.reading import read
 from tests.pipeline.tiny import run
 
 CONF = Path(__file__).parents[2] / "conf"
