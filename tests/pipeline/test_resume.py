@@ -99,7 +99,25 @@ def test_a_killed_run_is_nobodys(tmp_path: Path) -> None:
     os.kill(worker, signal.SIGKILL)
 
 
-def test_extended_runs_and_changed_ones(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_epochs_may_be_added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To a phase that was stopped: it goes on to the new end."""
+    save, place = Saver.save, tmp_path / "run"
+
+    def stopping(self: Saver, trainer: object) -> None:
+        save(self, trainer)  # type: ignore[arg-type]
+        raise Interrupted("SIGTERM")
+
+    monkeypatch.setattr(Saver, "save", stopping)
+    run(place, "phases=[baseline]", code=143)
+    monkeypatch.setattr(Saver, "save", save)
+    assert train.main([f"resume={place}", "baseline.epochs=3", "trainer.log_every=1"]) == 0
+    report = json.loads((place / "report.json").read_text())
+    assert report["phases"]["baseline"]["epochs"] == 3
+    assert len(report["history"]["baseline"]["train_loss"]) == 3
+    assert [step for step, _ in curves(place / "baseline")["train/loss"]] == [4, 8, 12], "one curve, without a gap"
+
+
+def test_changed_runs_are_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     place = tmp_path / "run"
     run(place, "phases=[baseline]")
     capfd.readouterr()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import platform
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import train
 from slim.channels import Plan, plan_of
 from slim.models import vgg
 from slim.pipeline.record import timeless
+from slim.report import environment
 from tests.pipeline.tiny import run
 
 PHASES = "phases=[baseline,sparse,prune,finetune]"
@@ -53,7 +56,11 @@ def test_report(done: tuple[Path, dict[str, Any]]) -> None:
     assert report["phases"]["sparse"]["epochs"] == 2
     assert len(report["history"]["sparse"]["val_accuracy"]) == 2
     assert abs(report["achieved"]["ratio"] - 0.5) < 0.05
-    assert report["environment"]["versions"]["torch"]
+    told = report["environment"]
+    assert told["versions"]["torch"] == metadata.version("torch")
+    assert told["python"] == platform.python_version() and told["processor"]
+    revision = environment.revision()
+    assert told["git"] == revision and (revision is None or len(revision.rstrip("+")) == 12)
 
 
 def test_artifact_is_the_fine_tuned_network(done: tuple[Path, dict[str, Any]]) -> None:
