@@ -121,24 +121,27 @@ class Saver(Checkpoint):
             due = trainer.global_step % self._every_steps == 0
         else:
             due = time.monotonic() - self._saved_at >= self._every_seconds
-        if self._told_to_stop(trainer) or due:
+        due, stop = self._agreed(trainer, due)
+        if due or stop:
             self.save(trainer)
-            self._leave(trainer)
+            self._leave(stop)
 
     def on_validation_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
         """A long validation does not keep a stopped run alive: it goes on from the last save."""
-        if self._signals.received and trainer.world_size == 1:
-            self._leave(trainer)
+        if trainer.world_size == 1:
+            self._leave(self._signals.received)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save; leave if asked to."""
-        self._told_to_stop(trainer)
+        _, stop = self._agreed(trainer, True)
         self.save(trainer)
-        self._leave(trainer)
+        self._leave(stop)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Signals count at once again."""
+        """Signals count at once again, also one that came during the last save."""
         self._signals.waiting = False
+        if trainer.is_global_zero:
+            self._leave(self._signals.received)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Likewise."""
@@ -153,18 +156,22 @@ class Saver(Checkpoint):
         trainer.save_checkpoint(self.path)
         self._saved_at = time.monotonic()
 
-    def _told_to_stop(self, trainer: pl.Trainer) -> bool:
-        if trainer.world_size > 1:
-            # All ranks must save and leave together; a scheduler may have told only one of them.
-            names = [None, *sorted(("SIGTERM", "SIGUSR1", "SIGINT"))]
-            mine = torch.tensor(names.index(self._signals.received), device=trainer.strategy.root_device)
-            told = int(trainer.strategy.reduce(mine, reduce_op="max"))
-            self._signals.received = names[told]
-        return self._signals.received is not None
+    def _agreed(self, trainer: pl.Trainer, due: bool) -> tuple[bool, str | None]:
+        """Whether to save, and which signal tells to stop: the same on all ranks, which do both together or not at all.
 
-    def _leave(self, trainer: pl.Trainer) -> None:
-        if self._signals.received is not None:
-            raise Interrupted(self._signals.received)
+        Clocks differ, and a scheduler may have told only one of them.
+        """
+        stop = self._signals.received
+        if trainer.world_size > 1:
+            names = [None, *sorted(("SIGTERM", "SIGUSR1", "SIGINT"))]
+            mine = torch.tensor([int(due), names.index(stop)], device=trainer.strategy.root_device)
+            told: torch.Tensor = trainer.strategy.reduce(mine, reduce_op="max")
+            due, stop = bool(told[0]), names[int(told[1])]
+        return due, stop
+
+    def _leave(self, stop: str | None) -> None:
+        if stop is not None:
+            raise Interrupted(stop)
 
 
 def _generators() -> dict[str, Any]:

@@ -20,6 +20,8 @@ import torch
 import slim
 import train
 from experiments.chaos.harness import Outcome, compare, start
+from slim.callbacks.checkpoint import Saver, read
+from slim.callbacks.signals import Signals
 from slim.callbacks.slimming import agreed
 from slim.channels import plan_of
 from slim.errors import RunFailed
@@ -76,9 +78,7 @@ def test_gammas_agree_bit_for_bit(whole: tuple[Path, dict[str, Any], list[list[s
 def test_killed_ranks(whole: tuple[Path, dict[str, Any], list[list[str]]], tmp_path: Path) -> None:
     """First the other rank is killed, then rank 0 of the resumed run; what is resumed after that ends the same."""
     place, told = tmp_path / "run", tmp_path / "stderr"
-    given = {_key(item) for item in (*LINE, "model.widths")}
-    line = ["+experiment=vgg_slim", *(item for item in TINY if _key(item) not in given), *LINE]
-    process = start([*line, f"hydra.run.dir={place}"], told)
+    process = start([*_line(), f"hydra.run.dir={place}"], told)
     _until(lambda: (place / "sparse" / "last.ckpt").is_file(), process)
     (other,) = _children(process)
     os.kill(other, signal.SIGKILL)
@@ -142,6 +142,34 @@ def test_a_hanging_leader_is_ended(
     assert f"the end of rank 1 ({says})" in capfd.readouterr().err
 
 
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_signal_to_one_rank_stops_all(tmp_path: Path) -> None:
+    """They save and leave together, with the signal's exit code, whichever of them was told."""
+    place, told = tmp_path / "run", tmp_path / "stderr"
+    process = start([*_line("sparse.epochs=400", "sparse.slim_every=0"), f"hydra.run.dir={place}"], told)
+    _until(lambda: (place / "sparse" / "last.ckpt").is_file(), process)
+    os.kill(_children(process)[0], signal.SIGUSR1)
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 138
+    assert told.read_text().splitlines()[-1].endswith(f"resume={place}")
+    assert read(place / "sparse" / "last.ckpt")["global_step"] >= 2
+
+
+def test_ranks_save_together() -> None:
+    """Clocks differ: where one rank finds that it is time to save, all do; and the strongest signal counts."""
+    others = torch.tensor([1, 2])
+    trainer: Any = SimpleNamespace(
+        world_size=2,
+        strategy=SimpleNamespace(
+            root_device=torch.device("cpu"), reduce=lambda mine, reduce_op: torch.maximum(mine, others)
+        ),
+    )
+    saver = Saver(Path("last.ckpt"), beside=dict, signals=Signals())
+    assert saver._agreed(trainer, False) == (True, "SIGTERM")
+    others.zero_()
+    assert saver._agreed(trainer, False) == (False, None)
+    assert saver._agreed(trainer, True) == (True, None)
+
+
 @pytest.mark.parametrize("same", [True, False])
 def test_every_rank_checks_the_plan(same: bool) -> None:
     """Rank 0's removal is everybody's, and refused by a rank whose network makes another plan of it."""
@@ -159,6 +187,13 @@ def test_every_rank_checks_the_plan(same: bool) -> None:
     other = slim.trace(slim.rebuild(graph.model, graph.plan(told)), torch.zeros(1, 1, 8, 8))
     with pytest.raises(RunFailed, match="another numb"):
         agreed(trainer, other, np.zeros(len(other), dtype=bool))
+
+
+def _line(*overrides: str) -> list[str]:
+    keys = {_key(item) for item in (*overrides, "model.widths")}
+    mine = [*(item for item in LINE if _key(item) not in keys), *overrides]
+    keys |= {_key(item) for item in mine}
+    return ["+experiment=vgg_slim", *(item for item in TINY if _key(item) not in keys), *mine]
 
 
 def _key(item: str) -> str:

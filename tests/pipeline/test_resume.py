@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from pytorch_lightning import Trainer
 
 import train
 from experiments.chaos.harness import Outcome, chaos, compare, curves, start
@@ -51,6 +52,23 @@ def test_signals_leave_a_checkpoint(tmp_path: Path, number: int, code: int) -> N
     assert not (place / "lock").exists() and not (place / "error.txt").exists()
     assert State.load(place).phases == {}
     assert read(place / "sparse" / "last.ckpt")["global_step"] >= before
+
+
+def test_a_signal_during_the_last_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not forgotten when no step follows that would look at it."""
+    save, place = Saver.save, tmp_path / "run"
+
+    def late(self: Saver, trainer: Trainer) -> None:
+        save(self, trainer)
+        if trainer.current_epoch + 1 == trainer.max_epochs:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Saver, "save", late)
+    run(place, "phases=[baseline]", code=143)
+    assert State.load(place).phases == {}
+    monkeypatch.setattr(Saver, "save", save)
+    assert train.main([f"resume={place}"]) == 0
+    assert len(json.loads((place / "report.json").read_text())["history"]["baseline"]["train_loss"]) == 2
 
 
 def test_a_signal_between_training_phases(
