@@ -105,7 +105,8 @@ def _is(hint: Any, value: Any) -> bool:
         # An integer of YAML may be larger than any float.
         return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
     if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
+        # What counts channels, steps or seeds fits an array of integers.
+        return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
     if origin in (list, tuple):
         return isinstance(value, list | tuple) and all(_is(args[0], item) for item in value)
     if origin in (dict, Mapping) or origin is typing.get_origin(Mapping[str, Any]):
@@ -122,7 +123,7 @@ def _converted(hint: Any, value: Any) -> Any:
 
 
 def _named(hint: Any) -> str:
-    names = {int: "an integer", float: "a finite number", str: "text", bool: "true or false", type(None): "null"}
+    names = {int: "a 64-bit integer", float: "a finite number", str: "text", bool: "true or false", type(None): "null"}
     if hint in names:
         return names[hint]
     if get_origin(hint) in (Union, types.UnionType):

@@ -128,8 +128,8 @@ def _checked(key: str, value: Any, where: str) -> Any:
 
 
 def _integer(key: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-        raise SlimError(f"{key} must be a whole number of at least 1. Got {key}={value!r}. Set prune.{key}.")
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not 1 <= value < 2**31:
+        raise SlimError(f"{key} must be a whole number of at least 1 (32 bits). Got {key}={value!r}. Set prune.{key}.")
     return int(value)
 
 
