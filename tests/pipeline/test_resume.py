@@ -79,13 +79,13 @@ def test_a_signal_between_training_phases(
 
     def told(*args: object) -> object:
         os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(5)
+        time.sleep(60)
         return measured(*args)  # type: ignore[arg-type]
 
     monkeypatch.setattr(judge, "accuracies", told)
     began = time.monotonic()
     run(tmp_path / "run", "phases=[sparse,prune]", code=143)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 60
     assert "resume=" in capfd.readouterr().err.splitlines()[-1]
     assert list(State.load(tmp_path / "run").phases) == ["sparse"]
     monkeypatch.setattr(judge, "accuracies", measured)
