@@ -88,7 +88,7 @@ class Target:
         self._moments = {round(s) for s in np.linspace(self._first, self._last, max(2, self.rankings))}
         n = len(self._gammas)
         device = self._gammas.device
-        self._score = torch.zeros(n, device=device)
+        self._score = torch.zeros(n, dtype=torch.float32, device=device)
         self._left = torch.full((n,), torch.inf, device=device)
         if state:
             self._restore(state)
