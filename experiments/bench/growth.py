@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -70,9 +71,19 @@ def _fit(what: str, seconds: Mapping[int, float], images_per_step: int | None) -
         detail["images_per_second"] = {str(key): images_per_step / value for key, value in seconds.items()}
     return Row(
         "growth",
-        f"{what}: exponent (line fits with R2 = {detail['r2_of_a_line']:.3f})",
+        _said(what, detail),
         exponent,
         "",
         ("<=", 1.1),
         detail,
     )
+
+
+def _said(what: str, detail: Mapping[str, Any]) -> str:
+    """The row's text: what grows, at which sizes it was measured, and how straight the line is."""
+    if "images_per_second" in detail:
+        points = ", ".join(f"{size}: {rate:.0f}" for size, rate in detail["images_per_second"].items())
+        points = f"images/s {points}"
+    else:
+        points = "seconds " + ", ".join(f"{size}: {value:.2f}" for size, value in detail["seconds"].items())
+    return f"{what}: exponent ({points}; line fits with R2 = {detail['r2_of_a_line']:.3f})"
