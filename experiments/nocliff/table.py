@@ -1,11 +1,14 @@
-"""`python -m experiments.nocliff.table`: results.json as the README's table, mean and deviation over the seeds."""
+"""`python -m experiments.nocliff.table`: results.json as a table, mean and deviation over the seeds, into README.md."""
 
 from __future__ import annotations
 
 import statistics
+from pathlib import Path
 from typing import Any
 
 from experiments.nocliff import store
+
+START, END = "<!-- table: python -m experiments.nocliff.table -->", "<!-- end of table -->"
 
 
 def rows(results: dict[str, Any]) -> list[tuple[str, ...]]:
@@ -41,4 +44,8 @@ def markdown(results: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    print(markdown(store.read()))
+    table = markdown(store.read())
+    page = Path(__file__).parent / "README.md"
+    before, _, rest = page.read_text().partition(START)
+    page.write_text(f"{before}{START}\n{table}\n{END}{rest.partition(END)[2]}")
+    print(table)
