@@ -92,8 +92,13 @@ def _zeroed(tensor: Tensor, name: str, cuts: list[tuple[int, Keep]], plan: Plan)
         tensor.index_fill_(dim, torch.from_numpy(gone).to(tensor.device), 0)
 
 
-def mask(model: nn.Module, plan: Plan) -> nn.Module:
-    """A twin of ``model`` in which everything the plan removes is zero; shapes stay, ``model`` is not changed.
+def mask(model: nn.Module, plan: Plan, *, in_place: bool = False) -> nn.Module:
+    """A twin of ``model`` in which everything the plan removes is zero; shapes stay.
+
+    Args:
+        model: Not changed, unless ``in_place``.
+        plan: Made for this network.
+        in_place: Zero ``model`` itself and return it: no second network in memory.
 
     Raises:
         SlimError: when the plan was not made for this network.
@@ -101,7 +106,7 @@ def mask(model: nn.Module, plan: Plan) -> nn.Module:
     model = unwrap(model)
     expect("plan", plan, Plan, "Use slim.select, or Plan.from_json.")
     plan.validate(model)
-    twin = copy.deepcopy(model)
+    twin = model if in_place else copy.deepcopy(model)
     with torch.no_grad():
         cuts = _cuts(plan)
         for name, tensor in _named(twin):

@@ -110,7 +110,7 @@ def describe(work: Workspace, graph: ChannelGraph, selection: Selection, plan: P
         gammas[scale.module] = gamma.tolist()
         removed[scale.module] = [bool(group >= 0 and selection.removed[group]) for group in scale.groups]
     cut = [value for name, values in gammas.items() for value, gone in zip(values, removed[name], strict=True) if gone]
-    dense = work.trace(work.dense())
+    dense = graph if plan_of(graph.model) is None else work.trace(work.dense())
     before = dict(zip((layer.module for layer in dense.layers), dense.layer_macs(), strict=True))
     after = dict(zip((layer.module for layer in graph.layers), graph.layer_macs(selection.removed), strict=True))
     return {
@@ -125,11 +125,15 @@ def describe(work: Workspace, graph: ChannelGraph, selection: Selection, plan: P
     }
 
 
-def recover(work: Workspace, network: nn.Module, graph: ChannelGraph, removed: BoolArray, plan: Plan) -> nn.Module:
-    """Rebuild what :func:`slim.recovery.absorb` prepared, and measure the BatchNorm statistics again."""
+def recover(work: Workspace, network: nn.Module, removed: BoolArray, plan: Plan) -> nn.Module:
+    """Rebuild what :func:`slim.recovery.absorb` prepared, and measure the BatchNorm statistics again.
+
+    ``network`` is changed: what its removed channels said moves into the others.
+    """
     options = work.settings.recovery
-    source = recovery.absorb(network, removed, graph) if options.get("absorb") else network
-    thin = slim.rebuild(source, plan)
+    if options.get("absorb"):
+        recovery.absorb(network, removed, work.trace(network), in_place=True)
+    thin = slim.rebuild(network, plan)
     count = int(options.get("recalibrate_batches", 0))
     if count:
         thin.to(work.hardware.device)

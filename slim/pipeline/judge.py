@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,40 +13,68 @@ from torch import Tensor, nn
 from slim.errors import RunFailed
 
 
+@dataclass(frozen=True)
+class Judged:
+    """What is kept of a network that is let go: its accuracy, and its logits ``(N, classes)`` on one batch."""
+
+    accuracy: float
+    logits: Tensor
+
+
 def accuracies(networks: Mapping[str, nn.Module], batches: Iterable[Any], device: torch.device) -> dict[str, float]:
     """Fraction of right answers of every network, in eval mode and full precision.
 
     Args:
         networks: Name -> network; their modes and devices are as before when this returns.
-        batches: Of ``(x (N, C, H, W), y (N,))``.
+        batches: Of ``(x (N, C, H, W), y (N,))``; read once.
         device: Where to compute.
 
     >>> batch = (torch.eye(2), torch.tensor([0, 1]))
     >>> accuracies({"same": nn.Identity()}, [batch], torch.device("cpu"))
     {'same': 1.0}
     """
-    with torch.inference_mode():
-        # Copies, so that nobody's network is moved or switched; on one device at a time they are small beside the data.
-        ready = {name: copy.deepcopy(network).to(device).eval() for name, network in networks.items()}
-        right = {name: torch.zeros((), dtype=torch.int64, device=device) for name in ready}
+    with ExitStack() as stack:
+        for network in networks.values():
+            stack.enter_context(_ready(network, device))
+        right = {name: torch.zeros((), dtype=torch.int64, device=device) for name in networks}
         count = 0
-        for x, y in batches:
-            x, y = x.to(device), y.to(device)
-            count += len(y)
-            for name, network in ready.items():
-                right[name] += (network(x).argmax(1) == y).sum()
+        with torch.inference_mode():
+            for x, y in batches:
+                x, y = x.to(device), y.to(device)
+                count += len(y)
+                for name, network in networks.items():
+                    right[name] += (network(x).argmax(1) == y).sum()
     return {name: int(total) / max(count, 1) for name, total in right.items()}
 
 
-def check_equal(masked: nn.Module, thin: nn.Module, x: Tensor, tolerance: float = 1e-3) -> float:
-    """Largest difference of the logits of the masked and the rebuilt network on ``x``, relative to their size.
+def logits(network: nn.Module, x: Tensor) -> Tensor:
+    """Logits ``(N, classes)`` of ``x (N, C, H, W)``, in eval mode, where ``x`` is."""
+    with _ready(network, x.device), torch.inference_mode():
+        found: Tensor = network(x)
+    return found
+
+
+@contextmanager
+def _ready(network: nn.Module, device: torch.device) -> Iterator[None]:
+    """Inside, the network is in eval mode on ``device``; afterwards every module is where and as it was."""
+    modes = {module: module.training for module in network.modules()}
+    place = next((parameter.device for parameter in network.parameters()), device)
+    network.to(device).eval()
+    try:
+        yield
+    finally:
+        network.to(place)
+        for module, training in modes.items():
+            module.training = training
+
+
+def check_equal(masked: Tensor, thin: Tensor, tolerance: float = 1e-3) -> float:
+    """Largest difference of the logits of the masked and the rebuilt network, relative to their size.
 
     Raises:
         RunFailed: The two are not the same function: the surgery is wrong and nothing after it would mean anything.
     """
-    with torch.inference_mode():
-        a, b = copy.deepcopy(masked).eval()(x).double(), copy.deepcopy(thin).eval()(x).double()
-    error = float((a - b).abs().max() / a.abs().max().clamp_min(1e-6))
+    error = float((masked.double() - thin.double()).abs().max() / masked.double().abs().max().clamp_min(1e-6))
     if not error <= tolerance:
         raise RunFailed(
             f"The rebuilt network must compute what the masked one does. Got a relative difference of {error:.2g} in "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -28,6 +27,9 @@ from slim.pipeline.workspace import Workspace
 
 NETWORK = "network.safetensors"
 """What every finished phase leaves in its folder."""
+
+DENSE = "dense"
+"""The untrained network, named like a phase that left it; it needs no file."""
 
 
 def run(
@@ -88,44 +90,44 @@ class _Run:
         if settings.trainer.threads is not None:
             torch.set_num_threads(settings.trainer.threads)
         self.say(f"{settings.name}: {self.work.data.describe()}; {self.work.hardware.line}; {self.directory}")
-        network = self._start()
-        self.start = network
+        # Phases hand on names, not networks: what nobody works on is on the disk, not in memory.
+        before = self.start = self._start()
         teacher.keep(self.work, self.directory)
         for number in range(len(settings.steps)):
             for kind in settings.phases:
                 if number and kind == "baseline":
                     continue
                 name = kind if number == 0 else f"{kind}-{number + 1}"
-                network = self._phase(name, kind, number, network)
+                before = self._phase(name, kind, number, before)
         return self._report()
 
     # Phases
 
-    def _start(self) -> nn.Module:
+    def _start(self) -> str:
         checkpoint = self.work.settings.checkpoint
         if checkpoint is None:
-            return self.work.dense()
-        if "start" in self.state.phases:
-            return self._load("start")
-        self._keep("start", self.work.start or load_network(self.work, Path(checkpoint)), {})
-        return self._load("start")
+            return DENSE
+        if "start" not in self.state.phases:
+            self._keep("start", self.work.start or load_network(self.work, Path(checkpoint)), {})
+        return "start"
 
-    def _phase(self, name: str, kind: str, number: int, network: nn.Module) -> nn.Module:
+    def _phase(self, name: str, kind: str, number: int, before: str) -> str:
         if name in self.state.phases:
             self.say(f"{name}: done before")
         else:
             self._banner(name, kind)
             work = self._prune if kind == "prune" else self._train
-            work(name, kind, number, copy.deepcopy(network))
+            work(name, kind, number, before)
         # A baseline before sparse training is a run of its own: what follows begins from the network before it.
         # Everything else begins from the file, whether or not this process wrote it, so that a resumed run begins from
         # the same bits and strides.
-        return network if kind == "baseline" and self.work.settings.first == "sparse" else self._load(name)
+        return before if kind == "baseline" and self.work.settings.first == "sparse" else name
 
-    def _train(self, name: str, kind: str, number: int, network: nn.Module) -> None:
+    def _train(self, name: str, kind: str, number: int, before: str) -> None:
         # Of a measured budget the prune phase measures once.
         phases, prune = self.work.settings.phases, self.work.settings.prune
         cut_next = kind == "sparse" and "prune" in phases and prune.latency is None
+        network = self._load(before)
         done = train(
             self.work, self.directory, name, network, self.signals, number=number, cut_next=cut_next, note=self._note
         )
@@ -133,23 +135,30 @@ class _Run:
             self._keep_plan(name.replace("sparse", "prune"), done.plan)
         self._keep(name, done.network, {**done.record, "history": done.history})
 
-    def _prune(self, name: str, kind: str, number: int, network: nn.Module) -> None:
-        work = self.work
+    def _prune(self, name: str, kind: str, number: int, before: str) -> None:
+        """Never more than one dense and one thin network at a time: each is judged, then let go."""
+        work, step = self.work, self.work.settings.steps[number]
+        network = self._load(before)
         graph = work.trace(network)
         selection = cut.select(work, graph, number)
         plan = graph.plan(selection.removed)
         self._keep_plan(name, plan)
-        masked, rebuilt = slim.mask(network, plan), slim.rebuild(network, plan)
-        difference = judge.check_equal(masked, rebuilt, work.batch(work.validation()))
-        step = work.settings.steps[number]
+        judged = {"sparse": self._judge(network)}
+        rebuilt = slim.rebuild(network, plan)
+        judged["rebuilt"] = self._judge(rebuilt)
+        figures = cut.describe(work, graph, selection, plan_of(rebuilt) or plan)
+        judged["masked"] = self._judge(slim.mask(network, plan, in_place=True))
+        difference = judge.check_equal(judged["masked"].logits, judged["rebuilt"].logits)
+        del network, graph
         if step.weights == "trained":
-            row, thin = "recovered", cut.recover(work, network, graph, selection.removed, plan)
+            del rebuilt
+            row, thin = "recovered", cut.recover(work, self._load(before), selection.removed, plan)
         else:
             row = "restarted"
-            thin, line = restart(work, self.directory, self.start, rebuilt, number)
+            thin, line = restart(work, self.directory, lambda: self._load(self.start), rebuilt, number)
             self._note(f"{name}: {line}")
-        networks = {"sparse": network, "masked": masked, "rebuilt": rebuilt, row: thin}
-        val = judge.accuracies(networks, work.validation(), work.hardware.device)
+        judged[row] = self._judge(thin)
+        val = {key: judged[key].accuracy for key in ("sparse", "masked", "rebuilt", row)}
         told = ", ".join(f"{key} {100 * value:.2f} %" for key, value in val.items())
         left = ", ".join(
             f"{100 * value:.1f} % of the {'channels gone' if kind == 'ratio' else f'{kind} left'}"
@@ -161,7 +170,6 @@ class _Run:
             self._note(f"{name}: {line}")
         if val.get("recovered", 1.0) < 1.5 / work.data.num_classes <= val["sparse"]:
             self._note(f"The cut took the network to chance ({told}); fine-tuning starts from there.")
-        figures = cut.describe(work, graph, selection, plan_of(rebuilt) or plan)
         if thinnest := judge.bottleneck(figures["widths"]):
             self._note(f"{name}: {thinnest}")
         self._curves(name, figures)
@@ -170,6 +178,11 @@ class _Run:
             thin,
             {"val": val[row], "validation": val, "weights": step.weights, "difference": difference, **figures},
         )
+
+    def _judge(self, network: nn.Module) -> judge.Judged:
+        work = self.work
+        accuracy = judge.accuracies({"": network}, work.validation(), work.hardware.device)[""]
+        return judge.Judged(accuracy, judge.logits(network, work.batch(work.validation())))
 
     def _curves(self, name: str, figures: Mapping[str, Any]) -> None:
         from slim.callbacks.dashboard import log_cut
@@ -187,7 +200,8 @@ class _Run:
         write_atomic(self.directory / name / "plan.json", plan.to_json())
 
     def _load(self, name: str) -> nn.Module:
-        return slim.load(self.directory / name / NETWORK, self.work.dense())
+        dense = self.work.dense()
+        return dense if name == DENSE else slim.load(self.directory / name / NETWORK, dense)
 
     def _note(self, line: str) -> None:
         self.say(line)

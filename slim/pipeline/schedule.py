@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -30,13 +31,15 @@ def callbacks(work: Workspace, directory: Path, name: str, number: int) -> list[
     return found
 
 
-def restart(work: Workspace, directory: Path, start: nn.Module, thin: nn.Module, number: int) -> tuple[nn.Module, str]:
+def restart(
+    work: Workspace, directory: Path, start: Callable[[], nn.Module], thin: nn.Module, number: int
+) -> tuple[nn.Module, str]:
     """The shape of ``thin`` with the weights of the pass's schedule, and a line that says which they are.
 
     Args:
         work: Builds networks.
         directory: The run directory.
-        start: What the first training phase began with.
+        start: Gives what the first training phase began with.
         thin: The network after the cut of the pass ``number``.
         number: 0-based.
 
@@ -52,7 +55,7 @@ def restart(work: Workspace, directory: Path, start: nn.Module, thin: nn.Module,
         dense = slim.load(directory / EARLY, work.dense())
         said = f"its weights after epoch {step.rewind_epoch} of {settings.first}"
     else:
-        dense, said = start, "the weights it had before any training"
+        dense, said = start(), "the weights it had before any training"
     if plan_of(dense) is not None:
         raise SlimError(
             "schedule=rewind needs a run that begins with a dense network. "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import platform
 from importlib import metadata
@@ -10,11 +11,13 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 import slim
 import train
 from slim.channels import Plan, plan_of
 from slim.models import vgg
+from slim.pipeline import judge
 from slim.pipeline.record import timeless
 from slim.report import environment
 from tests.pipeline.tiny import run
@@ -119,3 +122,22 @@ def test_same_seed_same_bits(tmp_path: Path) -> None:
     other = run(tmp_path / "c", "seed=1")
     assert timeless(first) == timeless(again)
     assert first["history"] != other["history"]
+
+
+def test_the_prune_phase_holds_one_dense_and_one_thin_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whenever a network is judged, no more parameters are alive than the dense and the thin network have."""
+    measured, alive = judge.accuracies, []
+    gc.collect()
+    others = [p for p in gc.get_objects() if type(p) is nn.Parameter]  # held, so that nobody gets their ids
+    foreign = {id(p) for p in others}
+
+    def counted(*args: Any) -> dict[str, float]:
+        gc.collect()
+        own = [p for p in gc.get_objects() if type(p) is nn.Parameter and id(p) not in foreign and not p.is_meta]
+        alive.append(sum({p.data_ptr(): p.numel() for p in own}.values()))
+        return measured(*args)
+
+    monkeypatch.setattr(judge, "accuracies", counted)
+    told = run(tmp_path / "run", "phases=[sparse,prune]", "prune.ratio=0.5")
+    assert len(alive) == 5, "four networks of the prune phase, and the report's together"
+    assert max(alive[:4]) <= told["rows"]["sparse"]["params"] + told["rows"]["rebuilt"]["params"]

@@ -45,7 +45,7 @@ def test_notes_reach_the_report():
 
 
 def test_unknown_options_are_errors():
-    with pytest.raises(TypeError):
+    with pytest.raises(SlimError, match="Did you mean ratio"):
         slim.prune(Residual(), INPUTS, ratoi=0.5)
     with pytest.raises(SlimError, match="without any"):
         slim.prune(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 1)), INPUTS, ratio=0.5)
