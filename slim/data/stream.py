@@ -85,8 +85,10 @@ class StreamSource:
                 if bad:
                     raise unreadable(self.files.root, [(self.files.files[at], reason) for at, reason in bad])
                 yield images.to(device, non_blocking=True)
-        except RuntimeError as error:
-            if "worker" not in str(error):
+        except (RuntimeError, OSError, EOFError) as error:
+            # A worker that dies while it hands over a batch shows as a broken pipe, a reset or refused connection or
+            # an end of file, whichever comes first; files that cannot be read are told by `bad` above.
+            if self.workers == 0 or (isinstance(error, RuntimeError) and "worker" not in str(error)):
                 raise
             raise RunFailed(
                 f"the workers that read images must live. Got {error} ({self.files.root}). "

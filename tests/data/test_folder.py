@@ -329,6 +329,27 @@ def test_a_dead_worker_is_a_failed_run(make_folder: MakeFolder, monkeypatch: pyt
         list(one.train_dataloader())
 
 
+@pytest.mark.parametrize("error", [ConnectionResetError(104, "reset"), BrokenPipeError(32, "pipe"), EOFError()])
+def test_a_worker_that_dies_handing_over_is_a_failed_run(
+    make_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """Whichever side of the pipe is noticed first; an error of the training itself keeps its name."""
+    from slim.data import stream
+    from slim.errors import RunFailed
+
+    def handing_over(*_: Any, **__: Any) -> Any:
+        raise error
+
+    folder = make_folder()
+    one, alone = (data(folder, memory_budget_gb=0, num_workers=workers) for workers in (1, 0))
+    one.setup(), alone.setup()
+    monkeypatch.setattr(stream, "DataLoader", lambda *_, **__: iter(handing_over, None))
+    with pytest.raises(RunFailed, match=r"data\.num_workers"):
+        list(one.train_dataloader())
+    with pytest.raises(type(error)):
+        list(alone.train_dataloader())
+
+
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"batch_size": 0}, "data.batch_size"),
     ({"batch_size": 23}, "at most 22"),

@@ -92,7 +92,10 @@ def test_data_that_goes_bad(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """After the second step; the checkpoint of that step stays, and the place of the data is named."""
+    """After the second step; the checkpoint of that step stays, and the place of the data is named.
+
+    A worker's death may reach the process between two batches, where no folder is known.
+    """
     save = Saver.save
 
     def saving(self: Saver, trainer: Any) -> None:
@@ -105,7 +108,8 @@ def test_data_that_goes_bad(
     small = ("data.limit_train=null", "data.limit_test=null", "data.batch_size=8", "trainer.checkpoint_every=1")
     run(tmp_path / "run", *data, *small, code=1)
     told = line_of(capfd.readouterr().err)
-    assert says in told and str(pictures) in told
+    assert says in told
+    assert str(pictures) in told or happens is kill_a_worker
     assert (tmp_path / "run" / "sparse" / "last.ckpt").is_file()
 
 
