@@ -20,15 +20,21 @@ from slim.sparsity import build
 
 BRANCH = 3
 RESULTS = Path(__file__).parent / "choices.json"
+SIXTY, HALF = {"ratio": 0.6}, {"macs": 0.5}
+LATE = {"start": 0.28, "end": 0.7}
 VARIANTS: dict[str, dict[str, Any]] = {
-    "cubic .28-.9": {"start": 0.28, "end": 0.9},
-    "linear .28-.9": {"start": 0.28, "end": 0.9, "power": 1.0},
-    "cubic .28-.7": {"start": 0.28, "end": 0.7},
-    "cubic .5-.95": {"start": 0.5, "end": 0.95},
+    "ratio 0.6, cubic .28-.9": SIXTY | {"start": 0.28, "end": 0.9},
+    "ratio 0.6, linear .28-.9": SIXTY | {"start": 0.28, "end": 0.9, "power": 1.0},
+    "ratio 0.6, cubic .28-.7": SIXTY | LATE,
+    "ratio 0.6, gamma": SIXTY | LATE | {"criterion": "gamma", "balance": 1.0, "max_layer_ratio": 0.85},
+    "ratio 0.6, window .25": SIXTY | LATE | {"window": 0.25},
+    "macs 0.5, marginal": HALF | LATE,
+    "macs 0.5, global": HALF | LATE | {"select": {"strategy": "global"}},
+    "macs 0.5, global .28-.9": HALF | {"start": 0.28, "end": 0.9, "select": {"strategy": "global"}},
 }
 
 
-def variant(setting: jobs.Setting, seed: int, budget: dict[str, float], options: dict[str, Any]) -> dict[str, Any]:
+def variant(setting: jobs.Setting, seed: int, options: dict[str, Any]) -> dict[str, Any]:
     """From the kept epoch to the end under one variant of the law; validation accuracy without fine-tuning."""
     stored = setting.cache / f"vgg-branch-s{seed}.pt"
     if not stored.exists():
@@ -38,8 +44,7 @@ def variant(setting: jobs.Setting, seed: int, budget: dict[str, float], options:
     saved = torch.load(stored)
     model = jobs.started("vgg", seed)
     model.load_state_dict(saved["weights"])
-    penalty = build("target", **budget, **options)
-    return jobs.under_target(setting, "vgg", seed, model, penalty, saved["kept"])
+    return jobs.under_target(setting, "vgg", seed, model, build("target", **options), saved["kept"])
 
 
 def main() -> None:
@@ -49,7 +54,6 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=Path("outputs/nocliff"))
     parser.add_argument("--only", nargs="*", default=[""], help="parts of names")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--ratio", type=float, default=0.6)
     args = parser.parse_args()
     train_images, _ = load(args.data, args.cache)
     setting = jobs.Setting(train_images, held_out(args.data, args.cache), args.cache)
@@ -58,8 +62,7 @@ def main() -> None:
         store.run(f"dense/s{args.seed}", lambda: {"accuracy": dense(setting, stored)}, RESULTS)
     for name, options in VARIANTS.items():
         if any(part in name for part in args.only):
-            job = partial(variant, setting, args.seed, {"ratio": args.ratio}, options)
-            store.run(f"ratio {args.ratio:g}, {name}/s{args.seed}", job, RESULTS)
+            store.run(f"{name}/s{args.seed}", partial(variant, setting, args.seed, options), RESULTS)
 
 
 def dense(setting: jobs.Setting, stored: Path) -> float:

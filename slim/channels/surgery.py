@@ -21,6 +21,8 @@ from slim.channels.select_layer import set_select
 from slim.errors import SlimError, expect
 
 PLAN = "_slim_plan"
+SLAB = 2**16
+"""Elements of a big parameter that are cut at a time."""
 
 
 def plan_of(model: nn.Module) -> Plan | None:
@@ -73,10 +75,28 @@ def _sliced(tensor: Tensor, name: str, cuts: list[tuple[int, Keep]], plan: Plan)
         parts = [tensor.index_select(0, index(r)).index_select(1, index(c)) for r, c in blocks if len(r) and len(c)]
         result = torch.cat(parts)
     else:
-        result = tensor
-        for dim, keep in cuts:
-            result = result.index_select(dim, index(keep.kept))
+        result = _selected(tensor, [(dim, index(keep.kept)) for dim, keep in cuts], layout)
     return result.contiguous(memory_format=layout) if layout is torch.channels_last else result.contiguous()
+
+
+def _selected(tensor: Tensor, cuts: list[tuple[int, Tensor]], layout: torch.memory_format) -> Tensor:
+    """What stays along several axes; a big tensor slab by slab, so that little exists beside it and the result."""
+    if len(cuts) < 2 or tensor.numel() <= SLAB:
+        for dim, kept in cuts:
+            tensor = tensor.index_select(dim, kept)
+        return tensor
+    shape = list(tensor.shape)
+    for dim, kept in cuts:
+        shape[dim] = len(kept)
+    result = tensor.new_empty(shape)
+    if layout is torch.channels_last:
+        result = result.to(memory_format=layout)
+    (first, rows), *others = cuts
+    step = max(1, SLAB * tensor.shape[first] // tensor.numel())
+    for begin in range(0, len(rows), step):
+        slab = rows[begin : begin + step]
+        result.narrow(first, begin, len(slab)).copy_(_selected(tensor.index_select(first, slab), others, layout))
+    return result
 
 
 def _zeroed(tensor: Tensor, name: str, cuts: list[tuple[int, Keep]], plan: Plan) -> None:

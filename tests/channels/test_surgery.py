@@ -158,6 +158,24 @@ def test_in_place_surgery_keeps_parameters_groups_flags_and_state(name: str) -> 
     step()
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("slab", [1, 40, 333])
+def test_big_parameters_are_cut_slab_by_slab_to_the_same_numbers(
+    slab: int, layout: torch.memory_format, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = vgg(num_classes=3, widths=[6, 9, "M", 7]).to(memory_format=layout)
+    graph = slim.trace(model, torch.zeros(1, 3, 8, 8))
+    plan = slim.select(graph, slim.score(graph, "l1"), ratio=0.4, strategy="layer")
+    whole = slim.rebuild(model, plan)
+    monkeypatch.setattr("slim.channels.surgery.SLAB", slab)
+    slabs = slim.rebuild(model, plan)
+    for (name, expected), found in zip(whole.state_dict().items(), slabs.state_dict().values(), strict=True):
+        assert torch.equal(found, expected), name
+        assert found.stride() == expected.stride(), name
+    convolutions = [m.weight for m in slabs.modules() if isinstance(m, nn.Conv2d)]
+    assert all(w.is_contiguous(memory_format=layout) for w in convolutions)
+
+
 def test_optimizer_needs_in_place() -> None:
     net = small_resnet()
     with pytest.raises(SlimError, match="in_place"):
