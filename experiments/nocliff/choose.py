@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from experiments.nocliff import jobs, store
 from experiments.nocliff.data import held_out, load
@@ -22,15 +23,20 @@ BRANCH = 3
 RESULTS = Path(__file__).parent / "choices.json"
 SIXTY, HALF = {"ratio": 0.6}, {"macs": 0.5}
 LATE = {"start": 0.28, "end": 0.7}
+GLOBAL = {"select": {"strategy": "global"}}
 VARIANTS: dict[str, dict[str, Any]] = {
     "ratio 0.6, cubic .28-.9": SIXTY | {"start": 0.28, "end": 0.9},
     "ratio 0.6, linear .28-.9": SIXTY | {"start": 0.28, "end": 0.9, "power": 1.0},
     "ratio 0.6, cubic .28-.7": SIXTY | LATE,
     "ratio 0.6, gamma": SIXTY | LATE | {"criterion": "gamma", "balance": 1.0, "max_layer_ratio": 0.85},
     "ratio 0.6, window .25": SIXTY | LATE | {"window": 0.25},
-    "macs 0.5, marginal": HALF | LATE,
-    "macs 0.5, global": HALF | LATE | {"select": {"strategy": "global"}},
-    "macs 0.5, global .28-.9": HALF | {"start": 0.28, "end": 0.9, "select": {"strategy": "global"}},
+    "macs 0.5, global": HALF | GLOBAL | LATE,
+    "macs 0.5, global, .5-.9": HALF | GLOBAL | {"start": 0.5, "end": 0.9},
+    "macs 0.5, global, balance 1, .5-.9": HALF | GLOBAL | {"start": 0.5, "end": 0.9, "balance": 1.0},
+    "macs 0.5, global, balance 1": HALF | GLOBAL | LATE | {"balance": 1.0},
+    "macs 0.5, global, taught": HALF | GLOBAL | LATE | {"taught_from": 0},
+    "macs 0.5, global, taught for 4 epochs": HALF | GLOBAL | LATE | {"taught_from": 8},
+    "ratio 0.6, taught": SIXTY | LATE | {"taught_from": 0},
 }
 
 
@@ -44,7 +50,11 @@ def variant(setting: jobs.Setting, seed: int, options: dict[str, Any]) -> dict[s
     saved = torch.load(stored)
     model = jobs.started("vgg", seed)
     model.load_state_dict(saved["weights"])
-    return jobs.under_target(setting, "vgg", seed, model, build("target", **options), saved["kept"])
+    more: dict[str, Any] = {"kept": saved["kept"]}
+    if "taught_from" in options:
+        more |= {"teacher": dense(setting, seed), "taught_from": options["taught_from"]}
+    penalty = build("target", **{key: value for key, value in options.items() if key != "taught_from"})
+    return jobs.under_target(setting, "vgg", seed, model, penalty, **more)
 
 
 def main() -> None:
@@ -57,19 +67,17 @@ def main() -> None:
     args = parser.parse_args()
     train_images, _ = load(args.data, args.cache)
     setting = jobs.Setting(train_images, held_out(args.data, args.cache), args.cache)
-    stored = args.cache / f"vgg-dense-s{args.seed}.pt"
-    if stored.exists():
-        store.run(f"dense/s{args.seed}", lambda: {"accuracy": dense(setting, stored)}, RESULTS)
+    store.run(f"dense/s{args.seed}", lambda: {"accuracy": accuracy(dense(setting, args.seed), setting.test)}, RESULTS)
     for name, options in VARIANTS.items():
         if any(part in name for part in args.only):
             store.run(f"{name}/s{args.seed}", partial(variant, setting, args.seed, options), RESULTS)
 
 
-def dense(setting: jobs.Setting, stored: Path) -> float:
-    """The stored dense network on the validation images."""
-    model = jobs.started("vgg", 0)
-    model.load_state_dict(torch.load(stored)["weights"])
-    return accuracy(model, setting.test)
+def dense(setting: jobs.Setting, seed: int) -> nn.Module:
+    """The dense network that `python -m experiments.nocliff --only vgg/dense` stored, in eval mode."""
+    model = jobs.started("vgg", seed)
+    model.load_state_dict(torch.load(setting.cache / f"vgg-dense-s{seed}.pt")["weights"])
+    return model.eval()
 
 
 if __name__ == "__main__":

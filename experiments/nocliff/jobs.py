@@ -58,10 +58,8 @@ def target(setting: Setting, name: str, seed: int, **options: Any) -> dict[str, 
     return result
 
 
-def under_target(
-    setting: Setting, name: str, seed: int, model: nn.Module, penalty: Any, kept: dict[str, Any] | None = None
-) -> dict[str, Any]:
-    """Train ``model`` in place, from the epoch that ``kept`` ends, if any."""
+def under_target(setting: Setting, name: str, seed: int, model: nn.Module, penalty: Any, **more: Any) -> dict[str, Any]:
+    """Train ``model`` in place; ``more`` goes to `train`."""
     graph = slim.trace(model, EXAMPLE)
     history: list[float] = []
 
@@ -75,7 +73,7 @@ def under_target(
         history.append(round(sizes(model, name)["macs"], 4))
 
     train(model, setting.train, epochs=setting.epochs, seed=seed, penalty=penalty, graph=graph, after_epoch=after_epoch,
-          kept=kept)  # fmt: skip
+          **more)  # fmt: skip
     result = {"accuracy": accuracy(model, setting.test), "macs_by_epoch": history}
     recalibrate(model, setting.calibration(), 20)
     result["recalibrated"] = accuracy(model, setting.test)

@@ -6,11 +6,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from experiments.nocliff.data import Batches, Images, normalize
 from slim.channels import ChannelGraph
+from slim.recovery import distillation_loss
 from slim.sparsity import Penalty
 
 BATCH = 64
@@ -31,6 +32,8 @@ def train(
     precision: str = "bf16",
     kept: Mapping[str, Any] | None = None,
     until: int | None = None,
+    teacher: nn.Module | None = None,
+    taught_from: int = 0,
 ) -> dict[str, Any]:
     """One-cycle SGD with Nesterov momentum; the penalty, if any, is stepped around the optimizer.
 
@@ -45,6 +48,8 @@ def train(
         precision: ``bf16`` (autocast) or ``fp32``.
         kept: what an earlier call returned for the same model and seed: go on from there.
         until: stop after so many epochs of the cycle.
+        teacher: a network in eval mode to learn from besides the labels (temperature 4, half of the loss).
+        taught_from: the epoch from which on it is heard.
 
     Returns:
         Epochs done and the states of optimizer, schedule and data order.
@@ -73,7 +78,11 @@ def train(
         for x, y in batches:
             with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
                 logits = model(x)
-            loss = F.cross_entropy(logits.float(), y)
+                taught = _said(teacher, x) if teacher is not None and epoch >= taught_from else None
+            if taught is None:
+                loss = F.cross_entropy(logits.float(), y)
+            else:
+                loss = distillation_loss(logits.float(), taught.float(), y)
             optimizer.zero_grad()
             loss.backward()
             lr = optimizer.param_groups[0]["lr"]
@@ -92,6 +101,11 @@ def train(
         "schedule": schedule.state_dict(),
         "generator": batches.generator.get_state(),
     }
+
+
+@torch.no_grad()
+def _said(teacher: nn.Module, x: Tensor) -> Tensor:
+    return teacher(x)
 
 
 @torch.no_grad()

@@ -39,8 +39,8 @@ class Aim:
             raise SlimError(f"max_layer_ratio must be in (0, 1]. Got max_layer_ratio={max_layer_ratio}. "
                             "Set penalty.max_layer_ratio.")  # fmt: skip
         self.max_layer_ratio = max_layer_ratio
-        # A budget of MACs asks what each channel is worth per MAC it saves.
-        self.options = {"strategy": "marginal" if self.kind == "macs" else "global", **select}
+        # Not by score per MAC: re-ranked as it goes, that takes a first layer down to its floor (experiments/nocliff).
+        self.options = {"strategy": "global", **select}
         self.dense: dict[str, float] = {}
         self.floor: dict[str, int] = {}
 

@@ -49,8 +49,7 @@ class Target:
             within their layer.
         memory: of the running mean of the scores, as a fraction of the phase.
         max_layer_ratio: most of a layer that may go, in (0, 1].
-        select: further options of `slim.select` (min_channels, round_to, ignore, overrides, strategy: unless given
-            ``marginal`` for a budget of MACs, else ``global``).
+        select: further options of `slim.select` (min_channels, round_to, ignore, overrides, strategy).
     """
 
     exact_zeros = True
