@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from experiments.nocliff import jobs, store
 from experiments.nocliff.data import held_out, load
@@ -32,29 +31,33 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "ratio 0.6, window .25": SIXTY | LATE | {"window": 0.25},
     "macs 0.5, global": HALF | GLOBAL | LATE,
     "macs 0.5, global, .5-.9": HALF | GLOBAL | {"start": 0.5, "end": 0.9},
-    "macs 0.5, global, balance 1, .5-.9": HALF | GLOBAL | {"start": 0.5, "end": 0.9, "balance": 1.0},
     "macs 0.5, global, balance 1": HALF | GLOBAL | LATE | {"balance": 1.0},
     "macs 0.5, global, taught": HALF | GLOBAL | LATE | {"taught_from": 0},
     "macs 0.5, global, taught for 4 epochs": HALF | GLOBAL | LATE | {"taught_from": 8},
+    "macs 0.5, global, balance 1, taught": HALF | GLOBAL | LATE | {"balance": 1.0, "taught_from": 0},
     "ratio 0.6, taught": SIXTY | LATE | {"taught_from": 0},
+    "ratio 0.6, balance 1, taught": SIXTY | LATE | {"balance": 1.0, "taught_from": 0},
+    "resnet20, macs 0.5, balance 0": HALF | LATE | {"network": "resnet20"},
+    "resnet20, macs 0.5, balance 1": HALF | LATE | {"balance": 1.0, "network": "resnet20"},
 }
 
 
 def variant(setting: jobs.Setting, seed: int, options: dict[str, Any]) -> dict[str, Any]:
     """From the kept epoch to the end under one variant of the law; validation accuracy without fine-tuning."""
-    stored = setting.cache / f"vgg-branch-s{seed}.pt"
+    law = {key: value for key, value in options.items() if key not in ("taught_from", "network")}
+    name = options.get("network", "vgg")
+    stored = setting.cache / f"{name}-branch-s{seed}.pt"
     if not stored.exists():
-        model = jobs.started("vgg", seed)
+        model = jobs.started(name, seed)
         kept = train(model, setting.train, epochs=setting.epochs, seed=seed, until=BRANCH)
         torch.save({"weights": model.state_dict(), "kept": kept}, stored)
     saved = torch.load(stored)
-    model = jobs.started("vgg", seed)
+    model = jobs.started(name, seed)
     model.load_state_dict(saved["weights"])
     more: dict[str, Any] = {"kept": saved["kept"]}
     if "taught_from" in options:
-        more |= {"teacher": dense(setting, seed), "taught_from": options["taught_from"]}
-    penalty = build("target", **{key: value for key, value in options.items() if key != "taught_from"})
-    return jobs.under_target(setting, "vgg", seed, model, penalty, **more)
+        more |= {"teacher": jobs.trained(setting, name, seed), "taught_from": options["taught_from"]}
+    return jobs.under_target(setting, name, seed, model, build("target", **law), **more)
 
 
 def main() -> None:
@@ -67,17 +70,12 @@ def main() -> None:
     args = parser.parse_args()
     train_images, _ = load(args.data, args.cache)
     setting = jobs.Setting(train_images, held_out(args.data, args.cache), args.cache)
-    store.run(f"dense/s{args.seed}", lambda: {"accuracy": accuracy(dense(setting, args.seed), setting.test)}, RESULTS)
+    for label, network in (("dense", "vgg"), ("resnet20, dense", "resnet20")):
+        model = jobs.trained(setting, network, args.seed)
+        store.run(f"{label}/s{args.seed}", lambda model=model: {"accuracy": accuracy(model, setting.test)}, RESULTS)
     for name, options in VARIANTS.items():
-        if any(part in name for part in args.only):
+        if any(part in f"{name}/s{args.seed}" for part in args.only):
             store.run(f"{name}/s{args.seed}", partial(variant, setting, args.seed, options), RESULTS)
-
-
-def dense(setting: jobs.Setting, seed: int) -> nn.Module:
-    """The dense network that `python -m experiments.nocliff --only vgg/dense` stored, in eval mode."""
-    model = jobs.started("vgg", seed)
-    model.load_state_dict(torch.load(setting.cache / f"vgg-dense-s{seed}.pt")["weights"])
-    return model.eval()
 
 
 if __name__ == "__main__":

@@ -23,8 +23,8 @@ EPOCHS = 12
 SPARSE_EPOCHS = 8  # of the twelve, for laws that end with a cut; the rest is the fine-tune phase
 EXAMPLE = torch.zeros(1, 3, 32, 32)
 BUILDERS: dict[str, Callable[[], nn.Module]] = {"vgg": network.vgg, "resnet20": network.resnet20}
-# Chosen on the validation split, see README.md.
-TARGET: dict[str, Any] = {}
+# By kind of budget, chosen on the validation split, see README.md.
+TARGET: dict[str, dict[str, Any]] = {"ratio": {}, "macs": {"balance": 1.0}}
 L1 = {"lam": 1e-3}
 
 
@@ -50,12 +50,25 @@ def dense(setting: Setting, name: str, seed: int) -> dict[str, Any]:
     return {"accuracy": accuracy(model, setting.test)} | sizes(model, name)
 
 
-def target(setting: Setting, name: str, seed: int, **options: Any) -> dict[str, Any]:
-    """All epochs under `target`, no fine-tune; channels at zero leave the network after each epoch."""
+def target(setting: Setting, name: str, seed: int, *, taught: bool = False, **budget: float) -> dict[str, Any]:
+    """All epochs under `target`, no fine-tune; channels at zero leave the network after each epoch.
+
+    ``taught``: with the dense network of this seed as a teacher, from the first epoch on.
+    """
     model = started(name, seed)
-    result = under_target(setting, name, seed, model, build("target", **{**TARGET, **options}))
-    keep(setting, f"{name}-target-{'-'.join(f'{k}{v}' for k, v in options.items())}-s{seed}", model)
+    teacher = trained(setting, name, seed) if taught else None
+    (kind,) = budget
+    penalty = build("target", **budget, **TARGET[kind])
+    result = under_target(setting, name, seed, model, penalty, teacher=teacher)
+    keep(setting, f"{name}-target-{kind}{budget[kind]}{'-taught' * taught}-s{seed}", model)
     return result
+
+
+def trained(setting: Setting, name: str, seed: int) -> nn.Module:
+    """The network that `dense` stored, in eval mode."""
+    model = started(name, seed)
+    model.load_state_dict(torch.load(setting.cache / f"{name}-dense-s{seed}.pt")["weights"])
+    return model.eval()
 
 
 def under_target(setting: Setting, name: str, seed: int, model: nn.Module, penalty: Any, **more: Any) -> dict[str, Any]:

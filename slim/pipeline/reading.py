@@ -19,6 +19,7 @@ def read(config: Mapping[str, Any]) -> Settings:
     """
     settings = parse(Settings, config)
     _check_phases(settings)
+    _check_teachers(settings)
     settings = _check_finetune(settings)
     given = [name for name in BUDGETS if getattr(settings.prune, name) is not None]
     if "prune" in settings.phases and len(given) != 1:
@@ -48,27 +49,36 @@ def _check_phases(settings: Settings) -> None:
         )
 
 
+def _check_teachers(settings: Settings) -> None:
+    phases = settings.phases
+    for kind, distill in settings.distills.items():
+        teacher = distill.teacher
+        if teacher == "dense" and "baseline" not in phases and settings.checkpoint is None:
+            raise SlimError(
+                f"A dense teacher needs a dense network that was trained. Got {kind}.distill.teacher=dense with "
+                f"phases={list(phases)}, checkpoint=null. Set phases=[baseline,sparse,prune,finetune], or "
+                f"{kind}.distill.teacher=<file>."
+            )
+        if teacher == "sparse" and kind == "sparse":
+            raise SlimError(
+                "teacher=sparse is the network before the cut, for the fine-tune. Got sparse.distill.teacher=sparse. "
+                "Set sparse.distill.teacher=dense or <file>."
+            )
+        if teacher == "sparse" and "prune" not in phases:
+            raise SlimError(
+                f"teacher=sparse is the network before the cut. Got phases={list(phases)}. "
+                "Add prune, or set finetune.distill.teacher=<file>."
+            )
+
+
 def _check_finetune(settings: Settings) -> Settings:
-    """The fine-tune's teacher and learning rates exist; with ``lr_rewind``, it lasts as long as what it replays.
+    """The fine-tune's learning rates exist; with ``lr_rewind``, it lasts as long as what it replays.
 
     Raises:
         SlimError: There is no phase to take them from.
     """
     finetune, phases, first = settings.finetune, settings.phases, settings.first
-    if "finetune" not in phases:
-        return settings
-    teacher = finetune.distill.teacher
-    if teacher == "dense" and "baseline" not in phases and settings.checkpoint is None:
-        raise SlimError(
-            f"A dense teacher needs a dense network that was trained. Got phases={list(phases)}, checkpoint=null. "
-            "Set phases=[baseline,sparse,prune,finetune], or finetune.distill.teacher=<file>."
-        )
-    if teacher == "sparse" and "prune" not in phases:
-        raise SlimError(
-            f"teacher=sparse is the network before the cut. Got phases={list(phases)}. "
-            "Add prune, or set finetune.distill.teacher=<file>."
-        )
-    if finetune.lr_rewind is None:
+    if "finetune" not in phases or finetune.lr_rewind is None:
         return settings
     if first is None:
         raise SlimError(

@@ -74,26 +74,12 @@ class Training:
 
 
 @dataclass(frozen=True)
-class Sparse(Training):
-    """Training under the penalty.
-
-    Attributes:
-        shrink: When set, lam follows from the length of the run: the penalty can take at most this much off a gamma,
-            sum(lr * lam / (1 - momentum)). The paper's CIFAR-10 runs come to 6 with lam = 1e-4 and 0.6 with 1e-5.
-        slim_every: Rebuild in place every so many epochs, without the channels that are exactly zero; 0: never.
-    """
-
-    shrink: float | None = _positive(default=None)
-    slim_every: int = _at_least(0, default=0)
-
-
-@dataclass(frozen=True)
 class Distill:
-    """A teacher for the fine-tune; Hinton et al. 2015, arXiv:1503.02531.
+    """A teacher for a phase; Hinton et al. 2015, arXiv:1503.02531.
 
     Attributes:
-        teacher: ``sparse`` (the network before the cut), ``dense`` (the baseline phase's, or what a run without one
-            began with), a file or run directory with a network of the same model, or ``None``: nobody.
+        teacher: ``sparse`` (the network before the cut, for the fine-tune), ``dense`` (the baseline phase's, or what a
+            run without one began with), a file or run directory with a network of the same model, or ``None``: nobody.
         temperature: Softens both networks' answers.
         weight: Of the teacher in the loss; the labels have the rest.
     """
@@ -101,6 +87,22 @@ class Distill:
     teacher: str | None = None
     temperature: float = _positive(default=4.0)
     weight: float = rule("in [0, 1]", lambda value: 0 <= value <= 1, "Set {key} to 0.5.", default=0.5)
+
+
+@dataclass(frozen=True)
+class Sparse(Training):
+    """Training under the penalty.
+
+    Attributes:
+        shrink: When set, lam follows from the length of the run: the penalty can take at most this much off a gamma,
+            sum(lr * lam / (1 - momentum)). The paper's CIFAR-10 runs come to 6 with lam = 1e-4 and 0.6 with 1e-5.
+        slim_every: Rebuild in place every so many epochs, without the channels that are exactly zero; 0: never.
+        distill: Whom it learns from, besides the labels: what leaves is replaced while the answers are still told.
+    """
+
+    shrink: float | None = _positive(default=None)
+    slim_every: int = _at_least(0, default=0)
+    distill: Distill = Distill()
 
 
 @dataclass(frozen=True)
@@ -242,6 +244,12 @@ class Settings:
     def steps_to(self, kind: str, amount: float) -> tuple[Pass, ...]:
         """The passes of the schedule, towards another budget."""
         return passes(**dataclasses.asdict(self.schedule), kind=kind, amount=amount)
+
+    @property
+    def distills(self) -> dict[str, Distill]:
+        """Of the phases that may listen to a teacher."""
+        both = {"sparse": self.sparse.distill, "finetune": self.finetune.distill}
+        return {kind: distill for kind, distill in both.items() if kind in self.phases}
 
     @property
     def first(self) -> str | None:

@@ -1,4 +1,4 @@
-"""Whom a fine-tune listens to: the network before the cut, the dense one, or one from a file."""
+"""Whom a phase listens to: the network before the cut, the dense one, or one from a file."""
 
 from __future__ import annotations
 
@@ -16,69 +16,78 @@ if TYPE_CHECKING:
     from slim.pipeline.settings import Settings
     from slim.pipeline.workspace import Workspace
 
-KEPT = "teacher.safetensors"
-"""The run's own copy of a teacher that came from a file: a resumed run listens to the same one."""
+
+def kept(kind: str) -> str:
+    """Name of the run's own copy of a teacher that came from a file: a resumed run listens to the same one."""
+    return f"{kind}-teacher.safetensors"
 
 
-def from_file(work: Workspace) -> nn.Module | None:
-    """The teacher that the settings name a file for; ``None`` where they name none.
+def from_files(work: Workspace) -> dict[str, nn.Module]:
+    """The teachers that the settings name files for, by the kind of phase they teach.
 
     Raises:
         SlimError: The file is missing, damaged, or of another architecture; or the dense teacher is not dense.
     """
-    told, phases = work.settings.finetune.distill.teacher, work.settings.phases
-    if told is None or "finetune" not in phases or work.settings.task != "train":
-        return None
-    if told == "dense" and "baseline" not in phases and work.start is not None and plan_of(work.start) is not None:
-        raise SlimError(
-            f"A dense teacher needs a dense network. Got checkpoint={work.settings.checkpoint}, which is thinner. "
-            "Set finetune.distill.teacher=<file>, or add the baseline phase."
-        )
-    if told in ("sparse", "dense"):
-        return None
-    try:
-        return load_network(work, Path(told))
-    except SlimError as error:
-        raise SlimError(
-            f"A teacher must be a network of the configured model. Got finetune.distill.teacher={told}: {error}"
-        ) from error
+    settings = work.settings
+    found: dict[str, nn.Module] = {}
+    if settings.task != "train":
+        return {}
+    for kind, distill in settings.distills.items():
+        name = distill.teacher
+        if name is None:
+            continue
+        thin = work.start is not None and plan_of(work.start) is not None
+        if name == "dense" and "baseline" not in settings.phases and thin:
+            raise SlimError(
+                f"A dense teacher needs a dense network. Got checkpoint={settings.checkpoint}, which is thinner. "
+                f"Set {kind}.distill.teacher=<file>, or add the baseline phase."
+            )
+        if name in ("sparse", "dense"):
+            continue
+        try:
+            found[kind] = load_network(work, Path(name))
+        except SlimError as error:
+            raise SlimError(
+                f"A teacher must be a network of the configured model. Got {kind}.distill.teacher={name}: {error}"
+            ) from error
+    return found
 
 
 def keep(work: Workspace, directory: Path) -> None:
-    """Before anything trains: copy a teacher from a file into the run directory, unless it is there."""
-    if (directory / KEPT).is_file():
-        return
-    network = work.teacher or from_file(work)
-    if network is not None:
-        slim.save(directory / KEPT, network, plan_of(network))
+    """Before anything trains: copy the teachers from files into the run directory, unless they are there."""
+    for kind, network in work.teachers.items():
+        if not (directory / kept(kind)).is_file():
+            slim.save(directory / kept(kind), network, plan_of(network))
 
 
-def load(work: Workspace, directory: Path, number: int) -> nn.Module | None:
-    """The teacher of the fine-tune of the pass ``number`` (0-based); ``None`` where there is none.
+def load(work: Workspace, directory: Path, kind: str, number: int) -> nn.Module | None:
+    """The teacher of a phase of the pass ``number`` (0-based); ``None`` where there is none.
 
     Args:
         work: Builds networks.
         directory: The run directory, with what earlier phases left in it.
+        kind: Of the phase; a baseline has no teacher.
         number: Of the pass.
     """
-    phase = source(work.settings, number)
-    if phase is None:
+    found = source(work.settings, kind, number)
+    if found is None:
         return None
-    return slim.load(directory / KEPT if phase == KEPT else directory / phase / "network.safetensors", work.dense())
+    file = directory / found if found == kept(kind) else directory / found / "network.safetensors"
+    return slim.load(file, work.dense())
 
 
-def source(settings: Settings, number: int) -> str | None:
+def source(settings: Settings, kind: str, number: int) -> str | None:
     """The phase whose network teaches in the pass ``number``, ``start`` (what the run began with), or the kept file.
 
     A weight of 0 listens to nobody.
     """
-    distill = settings.finetune.distill
-    if distill.teacher is None or distill.weight == 0:
+    distill = settings.distills.get(kind)
+    if distill is None or distill.teacher is None or distill.weight == 0:
         return None
     if distill.teacher == "dense":
         return "baseline" if "baseline" in settings.phases else "start"
     if distill.teacher != "sparse":
-        return KEPT
+        return kept(kind)
     if "sparse" in settings.phases:
         return f"sparse-{number + 1}" if number else "sparse"
     if number:  # pass after pass of cut and fine-tune

@@ -93,8 +93,9 @@ def train(
     # Lightning leaves modes as it finds them.
     network.train()
     distillation = None
-    if kind == "finetune" and (heard := teacher.load(work, directory, number)) is not None:
-        distillation = Distillation(heard, settings.finetune.distill.temperature, settings.finetune.distill.weight)
+    if (heard := teacher.load(work, directory, kind, number)) is not None:
+        told = settings.distills[kind]
+        distillation = Distillation(heard, told.temperature, told.weight)
     module = Classifier(
         network,
         optimizer=lambda parameters: work.optimizer(parameters, lr),

@@ -34,7 +34,7 @@ class Workspace:
         data: LightningDataModule, set up.
         example: One image of zeros ``(1, C, H, W)``; MACs are counted on it.
         start: The network in ``checkpoint``, if the run begins with one.
-        teacher: The network that fine-tuning learns from, if it comes from a file.
+        teachers: The networks that phases learn from, where they come from a file, by the kind of phase.
     """
 
     def __init__(self, config: Mapping[str, Any], *, begun: bool = False) -> None:
@@ -70,7 +70,7 @@ class Workspace:
         checkpoint = self.settings.checkpoint
         begun = begun and self.settings.task == "train"
         self.start = None if checkpoint is None or begun else load_network(self, Path(checkpoint))
-        self.teacher = None if begun else teacher.from_file(self)
+        self.teachers = {} if begun else teacher.from_files(self)
 
     # Builders
 

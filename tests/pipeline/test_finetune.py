@@ -84,18 +84,47 @@ def test_a_resumed_student_ends_with_the_same_bits(tmp_path: Path, monkeypatch: 
         (("prune", "finetune"), 2, "sparse", "finetune-2"),
         (("baseline", "sparse", "prune", "finetune"), 1, "dense", "baseline"),
         (("prune", "finetune"), 1, "dense", "start"),
-        (("sparse", "prune", "finetune"), 1, "net.safetensors", teacher.KEPT),
+        (("sparse", "prune", "finetune"), 1, "net.safetensors", "finetune-teacher.safetensors"),
     ],
 )
 def test_who_teaches(phases: tuple[str, ...], number: int, told: str, found: str) -> None:
-    assert teacher.source(_settings(phases, told), number) == found
+    assert teacher.source(_settings(phases, told), "finetune", number) == found
 
 
 def _settings(phases: tuple[str, ...], told: str) -> Any:
     from types import SimpleNamespace as Bag
 
     first = next((phase for phase in ("sparse", "baseline") if phase in phases), None)
-    return Bag(phases=phases, first=first, finetune=Bag(distill=Bag(teacher=told, weight=0.5)))
+    return Bag(phases=phases, first=first, distills={"finetune": Bag(teacher=told, weight=0.5)})
+
+
+def test_sparse_training_has_a_teacher_of_its_own(tmp_path: Path) -> None:
+    """Only the phase that is told listens; the dense network is the baseline's, also when channels leave meanwhile."""
+    four, law = "phases=[baseline,sparse,prune,finetune]", ("penalty=target", "sparse.slim_every=1", "sparse.epochs=2")
+    run(tmp_path / "alone", four, *law)
+    report = run(tmp_path / "taught", four, *law, "sparse.distill.teacher=dense")
+    heard = [value for _, value in curves(tmp_path / "taught" / "sparse")["train/loss_teacher"]]
+    assert len(heard) == 2
+    assert all(value > 0 for value in heard)
+    assert "train/loss_teacher" not in curves(tmp_path / "taught" / "finetune")
+    assert report["phases"]["sparse"]["slimmed"], "channels left while the teacher spoke"
+    alone, taught = (
+        torch.load(tmp_path / name / "sparse" / "last.ckpt", weights_only=True) for name in ("alone", "taught")
+    )
+    assert taught["state_dict"].keys() == alone["state_dict"].keys(), "no teacher in the checkpoint"
+    pairs = [(alone["state_dict"][key], value) for key, value in taught["state_dict"].items()]
+    assert not all(a.shape == b.shape and torch.equal(a, b) for a, b in pairs)
+
+
+@pytest.mark.parametrize("kind", ["sparse", "finetune"])
+def test_a_file_teaches_the_phase_that_names_it(kind: str, tmp_path: Path) -> None:
+    run(tmp_path / "first", "phases=[baseline]", "baseline.epochs=1")
+    run(tmp_path / "run", f"{kind}.distill.teacher={tmp_path / 'first'}")
+    found = sorted(path.name for path in (tmp_path / "run").glob("*-teacher.safetensors"))
+    assert found == [f"{kind}-teacher.safetensors"]
+    assert {phase for phase in ("sparse", "finetune") if "train/loss_teacher" in curves(tmp_path / "run" / phase)} == {
+        kind
+    }
 
 
 @pytest.mark.parametrize("name", ["step", "cosine", "constant"])
@@ -128,6 +157,9 @@ def test_rewinding_replays_the_end_of_the_sparse_phase(tmp_path: Path) -> None:
         (("finetune.distill.teacher=sparse", "phases=[sparse,finetune]"), "Add prune"),
         (("finetune.distill.teacher=nowhere.safetensors",), "finetune.distill.teacher"),
         (("finetune.distill.teacher=3",), "must be text"),
+        (("sparse.distill.teacher=dense",), "Got sparse.distill.teacher=dense"),
+        (("sparse.distill.teacher=sparse",), "Set sparse.distill.teacher=dense"),
+        (("sparse.distill.teacher=nowhere.safetensors",), "sparse.distill.teacher"),
         (("finetune.distill.temperature=0",), "Set finetune.distill.temperature above 0"),
         (("finetune.distill.weight=1.5",), "Set finetune.distill.weight"),
         (("finetune.lr_rewind=0",), "Set finetune.lr_rewind to 1 or more"),
