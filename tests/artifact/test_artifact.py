@@ -71,11 +71,11 @@ def test_a_dense_network_and_shared_weights(tmp_path: Path) -> None:
 
 
 def refused(path: Path) -> str:
-    """The one line with which the file is refused, at once."""
-    start = time.perf_counter()
+    """The one line with which the file is refused, within a second of processor time."""
+    start = time.process_time()
     with pytest.raises(SlimError) as caught:
         slim.load(path, dense_resnet())
-    assert time.perf_counter() - start < 1.0
+    assert time.process_time() - start < 1.0
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
