@@ -20,21 +20,20 @@ from slim.sparsity import build
 
 BRANCH = 3
 RESULTS = Path(__file__).parent / "choices.json"
-SIXTY, HALF = {"ratio": 0.6}, {"macs": 0.5}
+SIXTY, HALF = {"ratio": 0.6}, {"macs": 0.5, "balance": 0.0}
 LATE = {"start": 0.28, "end": 0.7}
-GLOBAL = {"select": {"strategy": "global"}}
 VARIANTS: dict[str, dict[str, Any]] = {
     "ratio 0.6, cubic .28-.9": SIXTY | {"start": 0.28, "end": 0.9},
     "ratio 0.6, linear .28-.9": SIXTY | {"start": 0.28, "end": 0.9, "power": 1.0},
     "ratio 0.6, cubic .28-.7": SIXTY | LATE,
     "ratio 0.6, gamma": SIXTY | LATE | {"criterion": "gamma", "balance": 1.0, "max_layer_ratio": 0.85},
     "ratio 0.6, window .25": SIXTY | LATE | {"window": 0.25},
-    "macs 0.5, global": HALF | GLOBAL | LATE,
-    "macs 0.5, global, .5-.9": HALF | GLOBAL | {"start": 0.5, "end": 0.9},
-    "macs 0.5, global, balance 1": HALF | GLOBAL | LATE | {"balance": 1.0},
-    "macs 0.5, global, taught": HALF | GLOBAL | LATE | {"taught_from": 0},
-    "macs 0.5, global, taught for 4 epochs": HALF | GLOBAL | LATE | {"taught_from": 8},
-    "macs 0.5, global, balance 1, taught": HALF | GLOBAL | LATE | {"balance": 1.0, "taught_from": 0},
+    "macs 0.5, global": HALF | LATE,
+    "macs 0.5, global, .5-.9": HALF | {"start": 0.5, "end": 0.9},
+    "macs 0.5, global, balance 1": HALF | LATE | {"balance": 1.0},
+    "macs 0.5, global, taught": HALF | LATE | {"taught_from": 0},
+    "macs 0.5, global, taught for 4 epochs": HALF | LATE | {"taught_from": 8},
+    "macs 0.5, global, balance 1, taught": HALF | LATE | {"balance": 1.0, "taught_from": 0},
     "ratio 0.6, taught": SIXTY | LATE | {"taught_from": 0},
     "ratio 0.6, balance 1, taught": SIXTY | LATE | {"balance": 1.0, "taught_from": 0},
     "resnet20, macs 0.5, balance 0": HALF | LATE | {"network": "resnet20"},

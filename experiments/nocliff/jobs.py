@@ -23,8 +23,6 @@ EPOCHS = 12
 SPARSE_EPOCHS = 8  # of the twelve, for laws that end with a cut; the rest is the fine-tune phase
 EXAMPLE = torch.zeros(1, 3, 32, 32)
 BUILDERS: dict[str, Callable[[], nn.Module]] = {"vgg": network.vgg, "resnet20": network.resnet20}
-# By kind of budget, chosen on the validation split, see README.md.
-TARGET: dict[str, dict[str, Any]] = {"ratio": {}, "macs": {"balance": 1.0}}
 L1 = {"lam": 1e-3}
 
 
@@ -58,8 +56,7 @@ def target(setting: Setting, name: str, seed: int, *, taught: bool = False, **bu
     model = started(name, seed)
     teacher = trained(setting, name, seed) if taught else None
     (kind,) = budget
-    penalty = build("target", **budget, **TARGET[kind])
-    result = under_target(setting, name, seed, model, penalty, teacher=teacher)
+    result = under_target(setting, name, seed, model, build("target", **budget), teacher=teacher)
     keep(setting, f"{name}-target-{kind}{budget[kind]}{'-taught' * taught}-s{seed}", model)
     return result
 

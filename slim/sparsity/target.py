@@ -46,7 +46,8 @@ class Target:
         rankings: how many times the channels are ranked between ``start`` and ``end``.
         criterion: ``taylor`` or ``gamma`` (|gamma|).
         balance: exponent of the layer's mean score each score is divided by; 0 compares layers by raw scores, 1 only
-            within their layer.
+            within their layer. Unless given 1 for a budget of MACs, of which raw scores leave the early layers more
+            than their share, else 0 (measured: experiments/nocliff).
         memory: of the running mean of the scores, as a fraction of the phase.
         max_layer_ratio: most of a layer that may go, in (0, 1].
         select: further options of `slim.select` (min_channels, round_to, ignore, overrides, strategy).
@@ -56,8 +57,9 @@ class Target:
 
     def __init__(self, *, ratio: float | None = None, macs: float | None = None, params: float | None = None,
                  start: float = 0.1, end: float = 0.7, power: float = 3.0, window: float = 0.05, rankings: int = 40,
-                 criterion: str = "taylor", balance: float = 0.0, memory: float = 0.02, max_layer_ratio: float = 0.9,
-                 norms: str = "batch", select: Mapping[str, Any] | None = None) -> None:  # fmt: skip
+                 criterion: str = "taylor", balance: float | None = None, memory: float = 0.02,
+                 max_layer_ratio: float = 0.9, norms: str = "batch",
+                 select: Mapping[str, Any] | None = None) -> None:  # fmt: skip
         self.aim = Aim({"ratio": ratio, "macs": macs, "params": params}, max_layer_ratio, dict(select or {}))
         if not (start >= 0 and window > 0 and start + window <= end <= 1):
             raise SlimError(
@@ -70,7 +72,8 @@ class Target:
             raise SlimError(f"criterion must be one of {', '.join(CRITERIA)}. Got criterion={criterion}. "
                             "Set penalty.criterion.")  # fmt: skip
         self.start, self.end, self.power, self.window, self.rankings = start, end, power, window, rankings
-        self.criterion, self.balance, self.memory, self.norms = criterion, balance, memory, norms
+        self.balance = (1.0 if macs is not None else 0.0) if balance is None else balance
+        self.criterion, self.memory, self.norms = criterion, memory, norms
         self._progress = Progress("target")
         self._gammas: Gammas
         self._graph: ChannelGraph
