@@ -62,7 +62,7 @@ def trained(network: str, kind: str, size: Size, data: Path | None, *, seed: int
     if kind == "dense":
         line += ["phases=[baseline]", f"baseline.epochs={size.epochs}"]
     else:
-        line += ["penalty=target", "prune.ratio=null", f"prune.macs={MACS}", "sparse.shrink=null"]
+        line += ["penalty=target", "penalty.start=0.1", "prune.ratio=null", f"prune.macs={MACS}", "sparse.shrink=null"]
         line += [f"sparse.epochs={size.sparse}", f"finetune.epochs={size.finetune}"]
         line += [f"sparse.slim_every={int(kind == 'early')}"]
     directory = PLACE / f"{network}-{kind}-{size.images}x{size.epochs}-{source[0].partition('=')[2]}-s{seed}"

@@ -1,6 +1,6 @@
 """`python -m experiments.nocliff.choose --data FOLDER`: variants of `target` on validation images, never on the test's.
 
-Variants share their first epochs, in which nothing is removed yet: network and optimizer after ``BRANCH`` epochs are
+Variants share their first epochs, in which nothing is removed yet: network and optimizer after ``jobs.BRANCH`` are
 kept, and every variant goes on from there, so that a difference between two of them is the law's.
 """
 
@@ -11,14 +11,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from experiments.nocliff import jobs, store
 from experiments.nocliff.data import held_out, load
-from experiments.nocliff.loop import accuracy, train
+from experiments.nocliff.loop import accuracy
 from slim.sparsity import build
 
-BRANCH = 3
 RESULTS = Path(__file__).parent / "choices.json"
 SIXTY, HALF = {"ratio": 0.6}, {"macs": 0.5, "balance": 0.0}
 LATE = {"start": 0.28, "end": 0.7}
@@ -31,6 +28,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "macs 0.5, global": HALF | LATE,
     "macs 0.5, global, .5-.9": HALF | {"start": 0.5, "end": 0.9},
     "macs 0.5, global, balance 1": HALF | LATE | {"balance": 1.0},
+    "macs 0.5, global, balance 1, .5-.8": HALF | {"start": 0.5, "end": 0.8, "balance": 1.0},
     "macs 0.5, global, taught": HALF | LATE | {"taught_from": 0},
     "macs 0.5, global, taught for 4 epochs": HALF | LATE | {"taught_from": 8},
     "macs 0.5, global, balance 1, taught": HALF | LATE | {"balance": 1.0, "taught_from": 0},
@@ -45,15 +43,8 @@ def variant(setting: jobs.Setting, seed: int, options: dict[str, Any]) -> dict[s
     """From the kept epoch to the end under one variant of the law; validation accuracy without fine-tuning."""
     law = {key: value for key, value in options.items() if key not in ("taught_from", "network")}
     name = options.get("network", "vgg")
-    stored = setting.cache / f"{name}-branch-s{seed}.pt"
-    if not stored.exists():
-        model = jobs.started(name, seed)
-        kept = train(model, setting.train, epochs=setting.epochs, seed=seed, until=BRANCH)
-        torch.save({"weights": model.state_dict(), "kept": kept}, stored)
-    saved = torch.load(stored)
-    model = jobs.started(name, seed)
-    model.load_state_dict(saved["weights"])
-    more: dict[str, Any] = {"kept": saved["kept"]}
+    model, kept = jobs.branch(setting, name, seed)
+    more: dict[str, Any] = {"kept": kept}
     if "taught_from" in options:
         more |= {"teacher": jobs.trained(setting, name, seed), "taught_from": options["taught_from"]}
     return jobs.under_target(setting, name, seed, model, build("target", **law), **more)

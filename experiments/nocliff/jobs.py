@@ -21,9 +21,12 @@ from slim.sparsity import build
 
 EPOCHS = 12
 SPARSE_EPOCHS = 8  # of the twelve, for laws that end with a cut; the rest is the fine-tune phase
+BRANCH = 3  # of the twelve, before anything is removed
 EXAMPLE = torch.zeros(1, 3, 32, 32)
 BUILDERS: dict[str, Callable[[], nn.Module]] = {"vgg": network.vgg, "resnet20": network.resnet20}
 L1 = {"lam": 1e-3}
+# By kind of budget, chosen on validation images: choose.py.
+TARGET: dict[str, dict[str, Any]] = {"ratio": {"start": 0.28, "end": 0.7}, "macs": {"start": 0.5, "end": 0.8}}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,14 +54,27 @@ def dense(setting: Setting, name: str, seed: int) -> dict[str, Any]:
 def target(setting: Setting, name: str, seed: int, *, taught: bool = False, **budget: float) -> dict[str, Any]:
     """All epochs under `target`, no fine-tune; channels at zero leave the network after each epoch.
 
-    ``taught``: with the dense network of this seed as a teacher, from the first epoch on.
+    ``taught``: with the dense network of this seed as a teacher, from epoch ``BRANCH`` on.
     """
-    model = started(name, seed)
+    model, kept = branch(setting, name, seed)
     teacher = trained(setting, name, seed) if taught else None
     (kind,) = budget
-    result = under_target(setting, name, seed, model, build("target", **budget), teacher=teacher)
+    penalty = build("target", **budget, **TARGET[kind])
+    result = under_target(setting, name, seed, model, penalty, kept=kept, teacher=teacher)
     keep(setting, f"{name}-target-{kind}{budget[kind]}{'-taught' * taught}-s{seed}", model)
     return result
+
+
+def branch(setting: Setting, name: str, seed: int) -> tuple[nn.Module, dict[str, Any]]:
+    """Network and optimizer after ``BRANCH`` epochs, trained once: until then the law only looks on."""
+    stored = setting.cache / f"{name}-branch-s{seed}.pt"
+    model = started(name, seed)
+    if not stored.exists():
+        kept = train(model, setting.train, epochs=setting.epochs, seed=seed, until=BRANCH)
+        torch.save({"weights": model.state_dict(), "kept": kept}, stored)
+    saved = torch.load(stored)
+    model.load_state_dict(saved["weights"])
+    return model, saved["kept"]
 
 
 def trained(setting: Setting, name: str, seed: int) -> nn.Module:

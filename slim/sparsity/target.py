@@ -56,7 +56,7 @@ class Target:
     exact_zeros = True
 
     def __init__(self, *, ratio: float | None = None, macs: float | None = None, params: float | None = None,
-                 start: float = 0.1, end: float = 0.7, power: float = 3.0, window: float = 0.05, rankings: int = 40,
+                 start: float = 0.3, end: float = 0.7, power: float = 3.0, window: float = 0.05, rankings: int = 40,
                  criterion: str = "taylor", balance: float | None = None, memory: float = 0.02,
                  max_layer_ratio: float = 0.9, norms: str = "batch",
                  select: Mapping[str, Any] | None = None) -> None:  # fmt: skip

@@ -19,7 +19,7 @@ from tests.pipeline.tiny import run
     [
         ("baseline", "phases=[baseline]", "the loss"),
         ("baseline", "phases=[baseline] trainer.checkpoint_every=1", "the weights network"),
-        ("sparse", "penalty=target trainer.checkpoint_every=1", "the gradient of network"),
+        ("sparse", "penalty=target penalty.start=0 trainer.checkpoint_every=1", "the gradient of network"),
     ],
 )
 def test_not_a_number(phase: str, line: str, what: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
