@@ -20,7 +20,6 @@ NETWORKS = {
     "none (dense)": "vgg-dense-s0",
     "l1": "vgg-l1-sparse-s0",
     "target 60%": "vgg-target-ratio0.6-s0",
-    "target 70%": "vgg-target-ratio0.7-s0",
 }
 
 

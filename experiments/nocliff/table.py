@@ -13,22 +13,32 @@ START, END = "<!-- table: python -m experiments.nocliff.table -->", "<!-- end of
 
 def rows(results: dict[str, Any]) -> list[tuple[str, ...]]:
     """One row per network and way of training: seeds, accuracy, distance to dense, share removed, MACs, parameters."""
-    by_way: dict[str, list[dict[str, Any]]] = {}
+    by_way: dict[str, dict[str, dict[str, Any]]] = {}
     for name, result in results.items():
         if not name.startswith("curve/"):
-            by_way.setdefault(name.rpartition("/")[0], []).append(result)
+            way, _, seed = name.rpartition("/")
+            by_way.setdefault(way, {})[seed] = result
     found = []
-    for way, each in by_way.items():
-        dense = by_way.get(way.partition("/")[0] + "/dense", [])
-        mean = statistics.mean(r["accuracy"] for r in each)
-        gap = f"{mean - statistics.mean(r['accuracy'] for r in dense):+.2f}" if dense else ""
+    for way, by_seed in by_way.items():
+        each = list(by_seed.values())
+        dense = by_way.get(way.partition("/")[0] + "/dense", {})
+        # Of the same seeds: seeds differ from each other by as much as ways of training.
+        gaps = [result["accuracy"] - dense[seed]["accuracy"] for seed, result in by_seed.items() if seed in dense]
+        gap = "" if way.endswith("/dense") else told(gaps, "+.2f")
         at_the_cut = [
             f"{average(each, key):.2f}" if key in each[0] else "" for key in ("sparse", "rebuilt", "recalibrated")
         ]
         sizes = [f"{100 * average(each, key):.0f}%" if key in each[0] else "" for key in ("removed", "macs", "params")]
-        spread = f" ± {statistics.stdev(r['accuracy'] for r in each):.2f}" if len(each) > 1 else ""
-        found.append((way, str(len(each)), f"{mean:.2f}{spread}", gap, *at_the_cut, *sizes))
+        found.append((way, str(len(each)), told([r["accuracy"] for r in each]), gap, *at_the_cut, *sizes))
     return found
+
+
+def told(values: list[float], form: str = ".2f") -> str:
+    """Mean and, of more than one, deviation."""
+    if not values:
+        return ""
+    spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):{form}}{spread}"
 
 
 def average(each: list[dict[str, Any]], key: str) -> float:
