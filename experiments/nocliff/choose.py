@@ -24,7 +24,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "ratio 0.6, linear .28-.9": SIXTY | {"start": 0.28, "end": 0.9, "power": 1.0},
     "ratio 0.6, cubic .28-.7": SIXTY | LATE,
     "ratio 0.6, .5-.8": SIXTY | {"start": 0.5, "end": 0.8},
-    "ratio 0.6, balance 1, .5-.8": SIXTY | {"start": 0.5, "end": 0.8, "balance": 1.0},
     "macs 0.5, global": HALF | LATE,
     "macs 0.5, global, .5-.9": HALF | {"start": 0.5, "end": 0.9},
     "macs 0.5, global, balance 1": HALF | LATE | {"balance": 1.0},
