@@ -18,7 +18,7 @@ BATCHES = 4  # of 250 images, for the BatchNorm statistics
 # Stored networks, and the name of their curve.
 NETWORKS = {
     "none (dense)": "vgg-dense-s0",
-    "l1": "vgg-l1-sparse-s0",
+    "l1, epoch 8": "vgg-l1-sparse-s0",
     "target 60%": "vgg-target-ratio0.6-s0",
 }
 
@@ -61,7 +61,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(7.2, 4.4), constrained_layout=True)
+    figure, axes = plt.subplots(figsize=(7.6, 5.4), constrained_layout=True)
     dense = [r["accuracy"] for name, r in results.items() if name.startswith("vgg/dense/")]
     axes.axhline(sum(dense) / len(dense), color="0.6", linewidth=1, label="dense, whole")
     curves = {name.partition("/")[2]: r for name, r in results.items() if name.startswith("curve/")}
@@ -69,10 +69,12 @@ def draw(results: dict[str, Any], path: Path) -> None:
         points = curves[name]
         share = [100 * r for r in points["ratio"]]
         axes.plot(share, points["masked"], "--", color=color, linewidth=1.3, label=f"{name}: as cut")
-        axes.plot(share, points["both"], "-o", color=color, markersize=3, label=f"{name}: absorbed, recalibrated")
+        axes.plot(
+            share, points["both"], "-o", color=color, markersize=3, label=f"{name}: recovered (absorbed, recalibrated)"
+        )
     axes.set(xlabel="channels removed, %", ylabel="test accuracy, %, no fine-tuning", ylim=(0, 90), xlim=(0, 80))
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, loc="lower left")
+    figure.legend(fontsize=8, loc="outside lower center", ncols=2)
     figure.savefig(path, dpi=140)
     plt.close(figure)
 
