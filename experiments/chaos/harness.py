@@ -118,6 +118,8 @@ def start(argv: list[str], told: Path | None = None) -> int:
     process = os.fork()
     if process == 0:
         code = 70
+        # A shell that started this process in the background had it ignore SIGINT; a run respects that.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
             quiet = os.open(os.devnull, os.O_WRONLY)
             os.dup2(quiet, 1)
