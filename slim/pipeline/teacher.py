@@ -55,9 +55,12 @@ def from_files(work: Workspace) -> dict[str, nn.Module]:
 
 def keep(work: Workspace, directory: Path) -> None:
     """Before anything trains: copy the teachers from files into the run directory, unless they are there."""
-    for kind, network in work.teachers.items():
-        if not (directory / kept(kind)).is_file():
-            slim.save(directory / kept(kind), network, plan_of(network))
+    named = [kind for kind in work.settings.distills if source(work.settings, kind, 0) == kept(kind)]
+    missing = [kind for kind in named if not (directory / kept(kind)).is_file()]
+    # A run that was killed before it came here goes on without having read them.
+    networks = (work.teachers or from_files(work)) if missing else {}
+    for kind in missing:
+        slim.save(directory / kept(kind), networks[kind], plan_of(networks[kind]))
 
 
 def load(work: Workspace, directory: Path, kind: str, number: int) -> nn.Module | None:

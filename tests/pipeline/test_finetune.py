@@ -127,6 +127,20 @@ def test_a_file_teaches_the_phase_that_names_it(kind: str, tmp_path: Path) -> No
     }
 
 
+def test_a_run_killed_before_its_teacher_was_kept_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(tmp_path / "first", "phases=[baseline]", "baseline.epochs=1")
+    keep = teacher.keep
+
+    def killed(*_: Any) -> None:
+        raise Interrupted("SIGTERM")
+
+    monkeypatch.setattr(teacher, "keep", killed)
+    run(tmp_path / "run", f"finetune.distill.teacher={tmp_path / 'first'}", code=143)
+    monkeypatch.setattr(teacher, "keep", keep)
+    assert train.main([f"resume={tmp_path / 'run'}"]) == 0
+    assert (tmp_path / "run" / "finetune-teacher.safetensors").is_file()
+
+
 @pytest.mark.parametrize("name", ["step", "cosine", "constant"])
 def test_rewound_rates_are_the_tail_of_the_original_ones(name: str) -> None:
     factor = rates.rate(Scheduler(name=name, warmup=0.1), 120)
