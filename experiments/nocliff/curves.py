@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import statistics
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,24 +17,36 @@ from slim.recovery import absorb, recalibrate
 RATIOS = (0.0, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 IMAGES = 1_000  # of the test set: a curve is a picture, the table is on all 10,000
 BATCHES = 4  # of 250 images, for the BatchNorm statistics
-# Stored networks, and the name of their curve.
-NETWORKS = {
-    "none (dense)": "vgg-dense-s0",
-    "l1, epoch 8": "vgg-l1-sparse-s0",
-    "target 60%": "vgg-target-ratio0.6-s0",
+# By network, the name of a curve and the stored network it is of, all of seed 0.
+NETWORKS: dict[str, dict[str, str]] = {
+    "vgg": {
+        "none (dense)": "vgg-dense-s0",
+        "l1": "vgg-l1-whole-s0",
+        "prox": "vgg-prox-whole-s0",
+        "polarization": "vgg-polarization-whole-s0",
+        "l0": "vgg-l0-whole-s0",
+        "target 60%": "vgg-target-ratio0.6-s0",
+    },
+    "resnet20": {
+        "none (dense)": "resnet20-dense-s0",
+        "l1": "resnet20-l1-whole-s0",
+        "group": "resnet20-group-whole-s0",
+        "target half MACs": "resnet20-target-macs0.5-s0",
+    },
 }
+COLORS = {"none": "C0", "l1": "C1", "target": "C2", "prox": "C3", "polarization": "C4", "l0": "C5", "group": "C6"}
 
 
-def curve(setting: jobs.Setting, stored: str) -> dict[str, Any]:
+def curve(setting: jobs.Setting, network: str, stored: str) -> dict[str, Any]:
     """Masked, absorbed, recalibrated, and both together, at every ratio of the dense network's channels."""
     saved = torch.load(setting.cache / f"{stored}.pt")
-    model = jobs.started("vgg", 0)
+    model = jobs.started(network, 0)
     if saved["plan"] is not None:
         model = slim.rebuild(model, slim.Plan.from_json(saved["plan"]))
     model.load_state_dict(saved["weights"])
     model.eval()
     graph = slim.trace(model, jobs.EXAMPLE)
-    gone = jobs.sizes(model, "vgg")["removed"]
+    gone = jobs.sizes(model, network)["removed"]
     test = setting.test[:: len(setting.test) // IMAGES]
     points: dict[str, list[float]] = {"ratio": [], "masked": [], "absorbed": [], "recalibrated": [], "both": []}
     for ratio in RATIOS:
@@ -49,38 +63,43 @@ def curve(setting: jobs.Setting, stored: str) -> dict[str, Any]:
     return points
 
 
-def available(cache: Path) -> dict[str, str]:
-    """Curves whose network has been trained."""
-    return {name: stored for name, stored in NETWORKS.items() if (cache / f"{stored}.pt").exists()}
-
-
 def draw(results: dict[str, Any], path: Path) -> None:
-    """The figure: dashed as cut, solid after recovery."""
+    """A panel per network: dashed as cut, solid after recovery, a star per run of `target` on its budget."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(7.6, 5.4), constrained_layout=True)
-    dense = [r["accuracy"] for name, r in results.items() if name.startswith("vgg/dense/")]
-    axes.axhline(sum(dense) / len(dense), color="0.6", linewidth=1, label="dense, whole")
-    curves = {name.partition("/")[2]: r for name, r in results.items() if name.startswith("curve/")}
-    for color, name in zip(plt.get_cmap("tab10").colors, [n for n in NETWORKS if n in curves], strict=False):
-        points = curves[name]
-        share = [100 * r for r in points["ratio"]]
-        axes.plot(share, points["masked"], "--", color=color, linewidth=1.3, label=f"{name}: as cut")
+    figure, panels = plt.subplots(1, 2, figsize=(11, 5.2), sharey=True, constrained_layout=True)
+    for axes, (network, curves) in zip(panels, NETWORKS.items(), strict=True):
+        dense = [r["accuracy"] for name, r in results.items() if name.startswith(f"{network}/dense/")]
+        axes.axhline(statistics.mean(dense), color="0.6", linewidth=1, label="dense, whole")
+        for name in curves:
+            points = results.get(f"curve/{network}/{name}")
+            if points is None:
+                continue
+            color = COLORS[name.partition(" ")[0]]
+            share = [100 * r for r in points["ratio"]]
+            axes.plot(share, points["masked"], "--", color=color, linewidth=1.1)
+            axes.plot(share, points["both"], "-o", color=color, markersize=3, label=name)
+        told = [r for name, r in results.items() if name.startswith(f"{network}/target") and "taught" not in name]
         axes.plot(
-            share, points["both"], "-o", color=color, markersize=3, label=f"{name}: recovered (absorbed, recalibrated)"
-        )
-    axes.set(xlabel="channels removed, %", ylabel="test accuracy, %, no fine-tuning", ylim=(0, 90), xlim=(0, 80))
-    axes.grid(alpha=0.3)
-    figure.legend(fontsize=8, loc="outside lower center", ncols=2)
-    figure.savefig(path, dpi=140)
+            [100 * r["removed"] for r in told], [r["recalibrated"] for r in told], "*", color=COLORS["target"],
+            markersize=10, markeredgecolor="black", markeredgewidth=0.5, linestyle="none",
+            label="target, each run told its budget",
+        )  # fmt: skip
+        axes.set(xlabel="channels removed, %", title=network, ylim=(0, 90), xlim=(0, 80))
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8, loc="lower left", title="solid recovered, dashed as cut", title_fontsize=8)
+    panels[0].set(ylabel="test accuracy, %, no fine-tuning")
+    figure.savefig(path, dpi=120)
     plt.close(figure)
 
 
 def run(setting: jobs.Setting, store: Any) -> None:
-    """Curves that are missing, then the figure."""
-    for name, stored in available(setting.cache).items():
-        store.run(f"curve/{name}", lambda stored=stored: curve(setting, stored))
+    """Curves that are missing and whose network has been trained, then the figure."""
+    for network, curves in NETWORKS.items():
+        for name, stored in curves.items():
+            if (setting.cache / f"{stored}.pt").exists():
+                store.run(f"curve/{network}/{name}", partial(curve, setting, network, stored))
     draw(store.read(), Path(__file__).parent / "cliff.png")

@@ -16,7 +16,7 @@ from experiments.nocliff.data import Batches, Images
 from experiments.nocliff.loop import accuracy, train
 from experiments.nocliff.rival import BNScale
 from slim.channels import count_macs, count_params
-from slim.recovery import recalibrate
+from slim.recovery import Distillation, recalibrate
 from slim.sparsity import build
 
 EPOCHS = 12
@@ -25,8 +25,17 @@ BRANCH = 3  # of the twelve, before anything is removed
 EXAMPLE = torch.zeros(1, 3, 32, 32)
 BUILDERS: dict[str, Callable[[], nn.Module]] = {"vgg": network.vgg, "resnet20": network.resnet20}
 L1 = {"lam": 1e-3}
+# The same pressure under every law: prox has no momentum behind it, polarization pushes the weak with t + 1 = 2.2.
+LAWS: dict[str, dict[str, Any]] = {
+    "l1": L1,
+    "prox": {"lam": 1e-2},
+    "polarization": {"lam": 5e-4},
+    "group": L1,
+    "l0": {"lam": 1e-3},
+}
 # By kind of budget, chosen on validation images: choose.py.
 TARGET: dict[str, dict[str, Any]] = {"ratio": {"start": 0.28, "end": 0.7}, "macs": {"start": 0.5, "end": 0.8}}
+TAUGHT = {"temperature": 4.0, "weight": 0.5}  # chosen in the same way
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,10 +66,10 @@ def target(setting: Setting, name: str, seed: int, *, taught: bool = False, **bu
     ``taught``: with the dense network of this seed as a teacher, from epoch ``BRANCH`` on.
     """
     model, kept = branch(setting, name, seed)
-    teacher = trained(setting, name, seed) if taught else None
+    distillation = Distillation(trained(setting, name, seed), **TAUGHT) if taught else None
     (kind,) = budget
     penalty = build("target", **budget, **TARGET[kind])
-    result = under_target(setting, name, seed, model, penalty, kept=kept, teacher=teacher)
+    result = under_target(setting, name, seed, model, penalty, kept=kept, distillation=distillation)
     keep(setting, f"{name}-target-{kind}{budget[kind]}{'-taught' * taught}-s{seed}", model)
     return result
 
@@ -104,6 +113,15 @@ def under_target(setting: Setting, name: str, seed: int, model: nn.Module, penal
     recalibrate(model, setting.calibration(), 20)
     result["recalibrated"] = accuracy(model, setting.test)
     return result | sizes(model, name)
+
+
+def whole(setting: Setting, name: str, seed: int, *, law: str) -> dict[str, Any]:
+    """All epochs under a law that knows no budget, and no cut: the network whose curve is drawn."""
+    model = started(name, seed)
+    penalty = build(law, **LAWS[law])
+    train(model, setting.train, epochs=setting.epochs, seed=seed, penalty=penalty, graph=slim.trace(model, EXAMPLE))
+    keep(setting, f"{name}-{law}-whole-s{seed}", model)
+    return {"accuracy": accuracy(model, setting.test), "zero": penalty.summary()["zero"]} | sizes(model, name)
 
 
 def cut(setting: Setting, name: str, seed: int, *, law: str, macs: float) -> dict[str, Any]:

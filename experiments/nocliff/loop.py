@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from experiments.nocliff.data import Batches, Images, normalize
 from slim.channels import ChannelGraph
-from slim.recovery import distillation_loss
+from slim.recovery import Distillation
 from slim.sparsity import Penalty
 
 BATCH = 64
@@ -32,8 +32,7 @@ def train(
     precision: str = "bf16",
     kept: Mapping[str, Any] | None = None,
     until: int | None = None,
-    teacher: nn.Module | None = None,
-    taught_from: int = 0,
+    distillation: Distillation | None = None,
 ) -> dict[str, Any]:
     """One-cycle SGD with Nesterov momentum; the penalty, if any, is stepped around the optimizer.
 
@@ -48,8 +47,7 @@ def train(
         precision: ``bf16`` (autocast) or ``fp32``.
         kept: what an earlier call returned for the same model and seed: go on from there.
         until: stop after so many epochs of the cycle.
-        teacher: a network in eval mode to learn from besides the labels (temperature 4, half of the loss).
-        taught_from: the epoch from which on it is heard.
+        distillation: a network in eval mode to learn from besides the labels.
 
     Returns:
         Epochs done and the states of optimizer, schedule and data order.
@@ -78,11 +76,11 @@ def train(
         for x, y in batches:
             with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
                 logits = model(x)
-                taught = _said(teacher, x) if teacher is not None and epoch >= taught_from else None
-            if taught is None:
+                taught = _said(distillation.teacher, x) if distillation is not None else None
+            if distillation is None or taught is None:
                 loss = F.cross_entropy(logits.float(), y)
             else:
-                loss = distillation_loss(logits.float(), taught.float(), y)
+                loss = distillation.losses(logits.float(), taught.float(), y)[0]
             optimizer.zero_grad()
             loss.backward()
             lr = optimizer.param_groups[0]["lr"]
