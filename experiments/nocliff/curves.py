@@ -70,7 +70,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, panels = plt.subplots(1, 2, figsize=(11, 5.2), sharey=True, constrained_layout=True)
+    figure, panels = plt.subplots(1, 2, figsize=(11, 5.8), sharey=True, constrained_layout=True)
     for axes, (network, curves) in zip(panels, NETWORKS.items(), strict=True):
         dense = [r["accuracy"] for name, r in results.items() if name.startswith(f"{network}/dense/")]
         axes.axhline(statistics.mean(dense), color="0.6", linewidth=1, label="dense, whole")
@@ -88,9 +88,14 @@ def draw(results: dict[str, Any], path: Path) -> None:
             markersize=10, markeredgecolor="black", markeredgewidth=0.5, linestyle="none",
             label="target, each run told its budget",
         )  # fmt: skip
-        axes.set(xlabel="channels removed, %", title=network, ylim=(0, 90), xlim=(0, 80))
+        axes.set(
+            xlabel="channels removed, %",
+            title=f"{network}: as cut (dashed), recovered (solid)",
+            ylim=(0, 90),
+            xlim=(0, 80),
+        )
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=8, loc="lower left", title="solid recovered, dashed as cut", title_fontsize=8)
+        axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=3)
     panels[0].set(ylabel="test accuracy, %, no fine-tuning")
     figure.savefig(path, dpi=120)
     plt.close(figure)
