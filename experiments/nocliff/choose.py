@@ -35,7 +35,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "macs 0.5, global, taught": HALF | LATE | {"taught": (4.0, 0.5)},
     "ratio 0.6, taught": SIXTY | LATE | {"taught": (4.0, 0.5)},
     "ratio 0.6, taught, T 4, weight 0.9": SIXTY | LATE | {"taught": (4.0, 0.9)},
+    "ratio 0.6, taught throughout": SIXTY | LATE | {"taught": (4.0, 0.5), "throughout": True},
+    "ratio 0.6, taught throughout, .5-.8": SIXTY | {"start": 0.5, "end": 0.8, "taught": (4.0, 0.5), "throughout": True},
+    "ratio 0.6, taught throughout, T 2": SIXTY | LATE | {"taught": (2.0, 0.5), "throughout": True},
+    "ratio 0.6, taught throughout, T 4, weight 0.7": SIXTY | LATE | {"taught": (4.0, 0.7), "throughout": True},
     "ratio 0.6, window 0.2": SIXTY | LATE | {"window": 0.2},
+    "macs 0.5, balance 1, .5-.8, taught throughout": HALF
+    | {"start": 0.5, "end": 0.8, "balance": 1.0, "taught": (4.0, 0.5), "throughout": True},
     "resnet20, macs 0.5, balance 0": HALF | LATE | {"network": "resnet20"},
     "resnet20, macs 0.5, balance 1": HALF | LATE | {"balance": 1.0, "network": "resnet20"},
 }
@@ -61,10 +67,13 @@ def shape(setting: jobs.Setting, seed: int, widths: Sequence[int]) -> dict[str, 
 
 
 def variant(setting: jobs.Setting, seed: int, options: dict[str, Any]) -> dict[str, Any]:
-    """From the kept epoch to the end under one variant of the law; validation accuracy without fine-tuning."""
-    law = {key: value for key, value in options.items() if key not in ("taught", "network")}
+    """From the kept epoch to the end under one variant of the law; validation accuracy without fine-tuning.
+
+    ``throughout``: from fresh weights instead, the teacher there from the first epoch on.
+    """
+    law = {key: value for key, value in options.items() if key not in ("taught", "throughout", "network")}
     name = options.get("network", "vgg")
-    model, kept = jobs.branch(setting, name, seed)
+    model, kept = (jobs.started(name, seed), None) if "throughout" in options else jobs.branch(setting, name, seed)
     more: dict[str, Any] = {"kept": kept}
     if "taught" in options:
         more["distillation"] = Distillation(jobs.trained(setting, name, seed), *options["taught"])
