@@ -26,9 +26,14 @@ def every_job() -> dict[str, Job]:
             "target 60%": partial(jobs.target, name="vgg", seed=seed, ratio=0.6),
             "target 70%": partial(jobs.target, name="vgg", seed=seed, ratio=0.7),
             "target half MACs": partial(jobs.target, name="vgg", seed=seed, macs=0.5),
-            "target 60%, taught": partial(jobs.target, name="vgg", seed=seed, ratio=0.6, taught=True),
-            "target 70%, taught": partial(jobs.target, name="vgg", seed=seed, ratio=0.7, taught=True),
-            "target half MACs, taught": partial(jobs.target, name="vgg", seed=seed, macs=0.5, taught=True),
+            "target 60%, taught": partial(jobs.target, name="vgg", seed=seed, ratio=0.6, teacher_from=jobs.BRANCH),
+            "target 70%, taught": partial(jobs.target, name="vgg", seed=seed, ratio=0.7, teacher_from=jobs.BRANCH),
+            "target half MACs, taught": partial(jobs.target, name="vgg", seed=seed, macs=0.5, teacher_from=jobs.BRANCH),
+            "target 60%, taught throughout": partial(jobs.target, name="vgg", seed=seed, ratio=0.6, teacher_from=0),
+            "target 70%, taught throughout": partial(jobs.target, name="vgg", seed=seed, ratio=0.7, teacher_from=0),
+            "target half MACs, taught throughout": partial(
+                jobs.target, name="vgg", seed=seed, macs=0.5, teacher_from=0
+            ),
             "l1 half MACs": partial(jobs.cut, name="vgg", seed=seed, law="l1", macs=0.5),
             "scratch half MACs": partial(jobs.scratch, name="vgg", seed=seed, macs=0.5),
             "uniform half MACs": partial(jobs.cut, name="vgg", seed=seed, law="uniform", macs=0.5),
@@ -37,6 +42,9 @@ def every_job() -> dict[str, Job]:
         resnet: dict[str, Job] = {
             "dense": partial(jobs.dense, name="resnet20", seed=seed),
             "target half MACs": partial(jobs.target, name="resnet20", seed=seed, macs=0.5),
+            "target half MACs, taught throughout": partial(
+                jobs.target, name="resnet20", seed=seed, macs=0.5, teacher_from=0
+            ),
         }
         found |= {f"vgg/{k}/s{seed}": job for k, job in vgg.items()}
         found |= {f"resnet20/{k}/s{seed}": job for k, job in resnet.items()}

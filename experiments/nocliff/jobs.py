@@ -33,8 +33,8 @@ LAWS: dict[str, dict[str, Any]] = {
     "group": L1,
     "l0": {"lam": 1e-3},
 }
-# By kind of budget, chosen on validation images: choose.py.
-TARGET: dict[str, dict[str, Any]] = {"ratio": {"start": 0.28, "end": 0.7}, "macs": {"start": 0.5, "end": 0.8}}
+# When channels go, chosen on validation images (choose.py): late for a budget of MACs and under a teacher from epoch 0.
+EARLY, LATE = {"start": 0.28, "end": 0.7}, {"start": 0.5, "end": 0.8}
 TAUGHT = {"temperature": 4.0, "weight": 0.5}  # chosen in the same way
 
 
@@ -60,17 +60,21 @@ def dense(setting: Setting, name: str, seed: int) -> dict[str, Any]:
     return {"accuracy": accuracy(model, setting.test)} | sizes(model, name)
 
 
-def target(setting: Setting, name: str, seed: int, *, taught: bool = False, **budget: float) -> dict[str, Any]:
+def target(
+    setting: Setting, name: str, seed: int, *, teacher_from: int | None = None, **budget: float
+) -> dict[str, Any]:
     """All epochs under `target`, no fine-tune; channels at zero leave the network after each epoch.
 
-    ``taught``: with the dense network of this seed as a teacher, from epoch ``BRANCH`` on.
+    ``teacher_from``: with the dense network of this seed as a teacher, from epoch 0 (as in a run with
+    ``sparse.distill``) or ``BRANCH`` on.
     """
-    model, kept = branch(setting, name, seed)
-    distillation = Distillation(trained(setting, name, seed), **TAUGHT) if taught else None
+    model, kept = (started(name, seed), None) if teacher_from == 0 else branch(setting, name, seed)
+    distillation = None if teacher_from is None else Distillation(trained(setting, name, seed), **TAUGHT)
     (kind,) = budget
-    penalty = build("target", **budget, **TARGET[kind])
+    penalty = build("target", **budget, **(LATE if kind == "macs" or teacher_from == 0 else EARLY))
     result = under_target(setting, name, seed, model, penalty, kept=kept, distillation=distillation)
-    keep(setting, f"{name}-target-{kind}{budget[kind]}{'-taught' * taught}-s{seed}", model)
+    how = {None: "", BRANCH: "-taught", 0: "-taught-throughout"}[teacher_from]
+    keep(setting, f"{name}-target-{kind}{budget[kind]}{how}-s{seed}", model)
     return result
 
 
