@@ -31,9 +31,6 @@ def every_job() -> dict[str, Job]:
             "target half MACs, taught": partial(jobs.target, name="vgg", seed=seed, macs=0.5, teacher_from=jobs.BRANCH),
             "target 60%, taught throughout": partial(jobs.target, name="vgg", seed=seed, ratio=0.6, teacher_from=0),
             "target 70%, taught throughout": partial(jobs.target, name="vgg", seed=seed, ratio=0.7, teacher_from=0),
-            "target half MACs, taught throughout": partial(
-                jobs.target, name="vgg", seed=seed, macs=0.5, teacher_from=0
-            ),
             "l1 half MACs": partial(jobs.cut, name="vgg", seed=seed, law="l1", macs=0.5),
             "scratch half MACs": partial(jobs.scratch, name="vgg", seed=seed, macs=0.5),
             "uniform half MACs": partial(jobs.cut, name="vgg", seed=seed, law="uniform", macs=0.5),

@@ -64,7 +64,7 @@ def curve(setting: jobs.Setting, network: str, stored: str) -> dict[str, Any]:
 
 
 def draw(results: dict[str, Any], path: Path) -> None:
-    """A panel per network: dashed as cut, solid after recovery, a star per run of `target` on its budget."""
+    """A panel per network: dashed as cut, solid after recovery, a mark per run of `target` on its budget."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -82,12 +82,16 @@ def draw(results: dict[str, Any], path: Path) -> None:
             share = [100 * r for r in points["ratio"]]
             axes.plot(share, points["masked"], "--", color=color, linewidth=1.1)
             axes.plot(share, points["both"], "-o", color=color, markersize=3, label=name)
-        told = [r for name, r in results.items() if name.startswith(f"{network}/target") and "taught" not in name]
-        axes.plot(
-            [100 * r["removed"] for r in told], [r["recalibrated"] for r in told], "*", color=COLORS["target"],
-            markersize=10, markeredgecolor="black", markeredgewidth=0.5, linestyle="none",
-            label="target, each run told its budget",
-        )  # fmt: skip
+        for label, mark, taught in (
+            ("target, each run told its budget", {"marker": "*", "markersize": 10}, False),
+            ("the same with a teacher", {"marker": "D", "markersize": 5}, True),
+        ):
+            runs = {name: r for name, r in results.items() if name.startswith(f"{network}/target")}
+            told = [r for name, r in runs.items() if ("taught" in name) == taught]
+            axes.plot(
+                [100 * r["removed"] for r in told], [r["recalibrated"] for r in told], **mark, color=COLORS["target"],
+                markeredgecolor="black", markeredgewidth=0.5, linestyle="none", label=label,
+            )  # fmt: skip
         axes.set(
             xlabel="channels removed, %",
             title=f"{network}: as cut (dashed), recovered (solid)",
