@@ -45,6 +45,8 @@ def every_job() -> dict[str, Job]:
         }
         found |= {f"vgg/{k}/s{seed}": job for k, job in vgg.items()}
         found |= {f"resnet20/{k}/s{seed}": job for k, job in resnet.items()}
+    for name in jobs.BUILDERS:
+        found[f"{name}/dense, taught throughout/s0"] = partial(jobs.dense, name=name, seed=0, taught=True)
     for name, laws in {"vgg": ("l1", "prox", "polarization", "l0"), "resnet20": ("l1", "group")}.items():
         found |= {f"{name}/{law} whole/s0": partial(jobs.whole, name=name, seed=0, law=law) for law in laws}
     return found

@@ -52,11 +52,12 @@ class Setting:
         return Batches(self.train, 250, seed=0)
 
 
-def dense(setting: Setting, name: str, seed: int) -> dict[str, Any]:
-    """The network as it is."""
+def dense(setting: Setting, name: str, seed: int, *, taught: bool = False) -> dict[str, Any]:
+    """The network as it is; ``taught``: once more from fresh weights, with the first as a teacher."""
     model = started(name, seed)
-    train(model, setting.train, epochs=setting.epochs, seed=seed)
-    keep(setting, f"{name}-dense-s{seed}", model)
+    distillation = Distillation(trained(setting, name, seed), **TAUGHT) if taught else None
+    train(model, setting.train, epochs=setting.epochs, seed=seed, distillation=distillation)
+    keep(setting, f"{name}-dense{'-taught' * taught}-s{seed}", model)
     return {"accuracy": accuracy(model, setting.test)} | sizes(model, name)
 
 
