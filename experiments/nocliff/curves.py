@@ -83,13 +83,13 @@ def draw(results: dict[str, Any], path: Path) -> None:
             axes.plot(share, points["masked"], "--", color=color, linewidth=1.1)
             axes.plot(share, points["both"], "-o", color=color, markersize=3, label=name)
         for label, mark, taught in (
-            ("target, each run told its budget", {"marker": "*", "markersize": 10}, False),
-            ("the same with a teacher", {"marker": "D", "markersize": 5}, True),
+            ("target, each run told its budget", {"marker": "*", "markersize": 10, "color": COLORS["target"]}, False),
+            ("the same with a teacher", {"marker": "D", "markersize": 5, "color": "gold"}, True),
         ):
             runs = {name: r for name, r in results.items() if name.startswith(f"{network}/target")}
             told = [r for name, r in runs.items() if ("taught" in name) == taught]
             axes.plot(
-                [100 * r["removed"] for r in told], [r["recalibrated"] for r in told], **mark, color=COLORS["target"],
+                [100 * r["removed"] for r in told], [r["recalibrated"] for r in told], **mark,
                 markeredgecolor="black", markeredgewidth=0.5, linestyle="none", label=label,
             )  # fmt: skip
         axes.set(
