@@ -3,14 +3,14 @@
 trace (one forward on meta tensors) -> ChannelGraph -> plan (plain data) -> mask or rebuild.
 """
 
-from slim.channels.borrow import unwrap
 from slim.channels.build import trace
 from slim.channels.counting import count_macs, count_params
-from slim.channels.facts import Axis
 from slim.channels.graph import Balance, ChannelGraph, ChannelGroup, Layer, Scale, Space
+from slim.channels.meta_forward import unwrap
 from slim.channels.plan import Keep, Plan
 from slim.channels.select_layer import ChannelSelect
 from slim.channels.surgery import mask, plan_of, rebuild
+from slim.channels.trace_record import Axis
 
 __all__ = [
     "Axis",

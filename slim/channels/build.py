@@ -1,4 +1,4 @@
-"""From a trace to the channel graph: settle what was assumed, number the groups, name the spaces."""
+"""From a trace to the channel graph: apply constraints, check assumptions, number the groups, name the spaces."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from slim.channels.borrow import call_arguments, tensors_in, unwrap
-from slim.channels.facts import Axis, Facts
+from slim.channels.constraints import pin_fixed_axes, propagate_balance_pins, resolve_shared_streams
 from slim.channels.graph import Balance, ChannelGraph, Layer, Scale, Space
 from slim.channels.ids import FIXED, IntArray
-from slim.channels.probe import probe
-from slim.channels.settle import balance_pins, pin_stuck, settle_streams
-from slim.channels.surgery import describe_inputs
+from slim.channels.meta_forward import call_arguments, tensors_in, unwrap
+from slim.channels.surgery import input_spec
+from slim.channels.trace_record import Axis, TraceRecord
 from slim.channels.tracer import collect
+from slim.channels.width_probe import probe_widths
 from slim.errors import SlimError
 
 RESIDUAL = ("group", "select", "keep")
@@ -41,16 +41,16 @@ def trace(model: nn.Module, example_inputs: Any, *, residual: str = "group", gro
         if value not in known:
             raise SlimError(f"{name} must be one of {', '.join(known)}. Got {name}={value!r}. Choose one of them.")
     model = unwrap(model)
-    facts = collect(model, example_inputs, residual=residual, grouped=grouped)
-    settle_streams(facts, model, residual)
-    pin_stuck(facts, model)
-    balance_pins(facts)
-    probe(model, example_inputs, facts, residual=residual, grouped=grouped)
-    return _assemble(model, example_inputs, facts)
+    record = collect(model, example_inputs, residual=residual, grouped=grouped)
+    resolve_shared_streams(record, model, residual)
+    pin_fixed_axes(record, model)
+    propagate_balance_pins(record)
+    probe_widths(model, example_inputs, record, residual=residual, grouped=grouped)
+    return _assemble(model, example_inputs, record)
 
 
-def _assemble(model: nn.Module, example_inputs: Any, facts: Facts) -> ChannelGraph:
-    ids = facts.ids
+def _assemble(model: nn.Module, example_inputs: Any, record: TraceRecord) -> ChannelGraph:
+    ids = record.ids
     roots = ids.roots()
     reasons_of: dict[int, str] = {}
     for array, reason in ids.pins:
@@ -60,7 +60,7 @@ def _assemble(model: nn.Module, example_inputs: Any, facts: Facts) -> ChannelGra
     positions = np.array([r for r, reason in reasons_of.items() if not reason], dtype=np.int64)
 
     # Number the groups in the order in which the trace met them.
-    every = np.concatenate([roots[a] for a in facts.axes.values()]) if facts.axes else np.zeros(0, dtype=np.int64)
+    every = np.concatenate([roots[a] for a in record.axes.values()]) if record.axes else np.zeros(0, dtype=np.int64)
     every = every[~np.isin(every, positions) & (every != FIXED)]
     unique, first = np.unique(every, return_index=True)
     order = unique[np.argsort(first)]
@@ -77,7 +77,7 @@ def _assemble(model: nn.Module, example_inputs: Any, facts: Facts) -> ChannelGra
 
     shared: dict[bytes, IntArray] = {}
     axes = {}
-    for axis, array in facts.axes.items():
+    for axis, array in record.axes.items():
         found = groups(array)
         axes[axis] = shared.setdefault(found.tobytes(), found)
 
@@ -87,17 +87,17 @@ def _assemble(model: nn.Module, example_inputs: Any, facts: Facts) -> ChannelGra
         if g >= 0:
             pinned[g], reasons[g] = True, reason
     inexact = np.zeros(count, dtype=bool)
-    for array, reason in facts.inexact:
+    for array, reason in record.inexact:
         for g in np.unique(groups(array)).tolist():
             if g >= 0 and not pinned[g]:
                 inexact[g] = True
                 reasons.setdefault(g, reason)
 
-    spaces, space_of = _spaces(facts, groups, axes, count)
+    spaces, space_of = _spaces(record, groups, axes, count)
     scales = [
-        Scale(n.module, n.weight, n.bias, n.mean, n.var, groups(n.own), n.kind) for n in facts.norms
-    ] + _frozen_norms(model, axes, {n.module for n in facts.norms})
-    implied, selects = _selections(facts, groups)
+        Scale(n.module, n.weight, n.bias, n.mean, n.var, groups(n.own), n.kind) for n in record.norms
+    ] + _frozen_norms(model, axes, {n.module for n in record.norms})
+    implied, selects = _selections(record, groups)
     while len(implied):  # a reader may be a stream for others
         held = np.unique(implied[(pinned | inexact)[implied[:, 1]] & ~pinned[implied[:, 0]], 0])
         if not len(held):
@@ -109,15 +109,15 @@ def _assemble(model: nn.Module, example_inputs: Any, facts: Facts) -> ChannelGra
         model=model,
         count=count,
         axes=axes,
-        grouped=facts.grouped,
-        regroup=facts.regroup,
+        grouped=record.grouped,
+        regroup=record.regroup,
         prunable=~pinned & ~inexact,
         inexact=inexact,
         reasons=reasons,
         scales=scales,
         spaces=spaces,
         space_of=space_of,
-        balance=_balances(facts, groups),
+        balance=_balances(record, groups),
         implied=implied,
         layers=[
             Layer(
@@ -126,19 +126,21 @@ def _assemble(model: nn.Module, example_inputs: Any, facts: Facts) -> ChannelGra
                 w.weight,
                 w.factor,
                 tuple((groups(t.ids), t.per) for t in w.terms),
-                tuple((elements, None if t is None else groups(t.ids)) for elements, t in w.ends),
+                tuple((elements, None if t is None else groups(t.ids)) for elements, t in w.activations),
             )
-            for w in facts.work
+            for w in record.contractions
         ],
         selects=selects,
-        unknown=facts.unknown,
-        unreached=[n for n, p in model.named_parameters() if n not in facts.reached and p.numel() > 1],
-        inputs=None if facts.real else describe_inputs(example_inputs),
+        unknown=record.unknown,
+        unreached=[n for n, p in model.named_parameters() if n not in record.reached and p.numel() > 1],
+        inputs=None if record.real else input_spec(example_inputs),
         input_shapes=", ".join("x".join(map(str, t.shape)) for t in tensors),
     )
 
 
-def _spaces(facts: Facts, groups: Any, axes: Mapping[Axis, IntArray], count: int) -> tuple[list[Space], IntArray]:
+def _spaces(
+    record: TraceRecord, groups: Any, axes: Mapping[Axis, IntArray], count: int
+) -> tuple[list[Space], IntArray]:
     """Partition the groups by the set of layers that make them."""
     label = np.zeros(count, dtype=np.int64)
     fresh = 1
@@ -154,10 +156,10 @@ def _spaces(facts: Facts, groups: Any, axes: Mapping[Axis, IntArray], count: int
         label[mine] = fresh + inverse
         fresh += len(values)
 
-    for module, array in facts.producers:
+    for module, array in record.producers:
         mark(module, groups(array))
-    for note in facts.norms:
-        if note.split:
+    for note in record.norms:
+        if note.selective:
             mark(note.module, groups(note.own))
     for axis, mine in axes.items():
         alone = mine[mine >= 0]
@@ -199,10 +201,10 @@ def _frozen_norms(model: nn.Module, axes: Mapping[Axis, IntArray], known: set[st
     return found
 
 
-def _balances(facts: Facts, groups: Any) -> list[Balance]:
+def _balances(record: TraceRecord, groups: Any) -> list[Balance]:
     """The balance constraints that are not satisfied by themselves, each once."""
     found: dict[tuple[tuple[int, ...], bytes], Balance] = {}
-    for where, array in facts.balance:
+    for where, array in record.balance:
         blocks = groups(array).reshape(array.shape)
         ordered = np.sort(blocks, axis=1)
         if (ordered == ordered[:1]).all() or (blocks < 0).all():
@@ -211,16 +213,16 @@ def _balances(facts: Facts, groups: Any) -> list[Balance]:
     return list(found.values())
 
 
-def _selections(facts: Facts, groups: Any) -> tuple[IntArray, list[tuple[str, IntArray]]]:
+def _selections(record: TraceRecord, groups: Any) -> tuple[IntArray, list[tuple[str, IntArray]]]:
     """Pairs (stream group, reader group), and the stream that each selecting normalization reads."""
     pairs, selects = [], []
-    for note in facts.norms:
-        if note.split and note.read is not None:
+    for note in record.norms:
+        if note.selective and note.read is not None:
             pairs.append(np.stack([groups(note.read), groups(note.own)], axis=1))
             selects.append((note.module, groups(note.read)))
-    for name, read, own in facts.selects:
+    for name, read, own in record.selects:
         if own is not read:
             pairs.append(np.stack([groups(read), groups(own)], axis=1))
-        selects.append((name.rpartition(".")[0], groups(facts.streams[name])))
+        selects.append((name.rpartition(".")[0], groups(record.streams[name])))
     merged = np.concatenate(pairs) if pairs else np.zeros((0, 2), dtype=np.int64)
     return merged[(merged >= 0).all(axis=1)], selects

@@ -38,5 +38,5 @@ def check_removal(graph: ChannelGraph, removed: BoolArray) -> None:
         if len(set(counts)) > 1:
             raise SlimError(
                 f"Every block must lose equally many channels. Got {counts[:8]} ({balance.where}). "
-                "Remove bundles, as slim.select does."
+                "Remove balanced sets, as slim.select does."
             )

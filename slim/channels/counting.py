@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
-from slim.channels.borrow import borrowed, call_arguments, meta_like, unwrap
+from slim.channels.meta_forward import call_arguments, meta_like, temporary_state, unwrap
 from slim.channels.surgery import on_meta
 
 
@@ -19,7 +19,7 @@ def count_macs(model: nn.Module, example_inputs: Any) -> int:
     args, kwargs = call_arguments(example_inputs)
     args, kwargs = tree_map_only(torch.Tensor, meta_like, (args, kwargs))
     counter = FlopCounterMode(display=False)
-    with torch.no_grad(), borrowed(model, meta=True, training=False), counter, on_meta():
+    with torch.no_grad(), temporary_state(model, meta=True, training=False), counter, on_meta():
         model(*args, **kwargs)
     return int(counter.get_total_flops()) // 2
 

@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
-from slim.channels.facts import Axis
 from slim.channels.ids import IntArray
 from slim.channels.plan import Keep, Plan
+from slim.channels.trace_record import Axis
 
 BoolArray = npt.NDArray[np.bool_]
 
@@ -58,7 +58,7 @@ class Layer:
     weight: str | None
     factor: int
     terms: tuple[tuple[IntArray, int], ...]
-    ends: tuple[tuple[int, IntArray | None], ...]
+    activations: tuple[tuple[int, IntArray | None], ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,7 +219,7 @@ class ChannelGraph:
         def end(elements: int, groups: IntArray | None) -> int:
             return elements if groups is None else elements * int(keep[groups].sum())
 
-        return max((sum(end(*e) for e in layer.ends) for layer in self.layers), default=0)
+        return max((sum(end(*e) for e in layer.activations) for layer in self.layers), default=0)
 
     # --- plan ----------------------------------------------------------------------------------------------------
 

@@ -13,9 +13,9 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from slim.channels.borrow import borrowed, call_arguments, call_on_meta, module_stack, moved_to_meta, unwrap
 from slim.channels.duplicate import duplicate
 from slim.channels.ids import IntArray
+from slim.channels.meta_forward import call_arguments, call_on_meta, module_stack, move_to_meta, temporary_state, unwrap
 from slim.channels.plan import Keep, Plan
 from slim.channels.select_layer import set_select
 from slim.errors import SlimError, expect
@@ -186,7 +186,7 @@ def _built(model: nn.Module, plan: Plan, prepare: Callable[[Tensor], Tensor]) ->
             else:
                 memo[id(tensor)] = new
     thin = duplicate(model, memo)
-    _tell_the_truth(thin, plan)
+    _update_modules(thin, plan)
     return thin
 
 
@@ -210,10 +210,10 @@ def _in_place(model: nn.Module, plan: Plan, optimizer: torch.optim.Optimizer | N
                     tensor.grad = _sliced(grad, name, entries, plan)
             else:
                 tensor.set_(new)  # type: ignore[call-overload]
-    _tell_the_truth(model, plan)
+    _update_modules(model, plan)
 
 
-def _tell_the_truth(model: nn.Module, plan: Plan) -> None:
+def _update_modules(model: nn.Module, plan: Plan) -> None:
     """Set the widths that modules know of themselves, and the selection layers."""
     modules = dict(model.named_modules())
     for name in {key[0].rpartition(".")[0] for key in plan.axes}:
@@ -272,7 +272,7 @@ class _OnMeta(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Moves real tensors to meta where they meet meta tensors (index buffers, constants)."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        args, kwargs = moved_to_meta(args, kwargs or {})
+        args, kwargs = move_to_meta(args, kwargs or {})
         return call_on_meta(func, args, kwargs)
 
 
@@ -281,28 +281,28 @@ def on_meta() -> Any:
     return _OnMeta()  # type: ignore[no-untyped-call]
 
 
-def describe_inputs(value: Any) -> Any:
+def input_spec(value: Any) -> Any:
     """Shapes and dtypes of example inputs as JSON data; None where they hold anything else."""
     if isinstance(value, Tensor):
         return {"shape": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
     if isinstance(value, (tuple, list)):
-        parts = [describe_inputs(v) for v in value]
+        parts = [input_spec(v) for v in value]
         return None if any(p is None for p in parts) else {"list": parts, "tuple": isinstance(value, tuple)}
     if isinstance(value, dict) and all(isinstance(k, str) for k in value):
-        items = {k: describe_inputs(v) for k, v in value.items()}
+        items = {k: input_spec(v) for k, v in value.items()}
         return None if any(p is None for p in items.values()) else {"dict": items}
     return None
 
 
-def _example(spec: Any) -> Any:
+def _inputs_from_spec(spec: Any) -> Any:
     if "shape" in spec:
         dtype = getattr(torch, str(spec["dtype"]), None)
         if not isinstance(dtype, torch.dtype):
             raise ValueError("dtype")
         return torch.empty([int(n) for n in spec["shape"]], dtype=dtype, device="meta")
     if "dict" in spec:
-        return {str(k): _example(v) for k, v in spec["dict"].items()}
-    parts = [_example(v) for v in spec["list"]]
+        return {str(k): _inputs_from_spec(v) for k, v in spec["dict"].items()}
+    parts = [_inputs_from_spec(v) for v in spec["list"]]
     return tuple(parts) if spec["tuple"] else parts
 
 
@@ -315,7 +315,7 @@ def check_forward(thin: nn.Module, plan: Plan) -> None:
     if plan.inputs is None:
         return
     try:
-        args, kwargs = call_arguments(_example(plan.inputs))
+        args, kwargs = call_arguments(_inputs_from_spec(plan.inputs))
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError):  # sizes, too, may be odd
         raise SlimError(
             "A plan's inputs must give shapes and dtypes. Got something else (plan.inputs). Write plan.to_json()."
@@ -323,7 +323,7 @@ def check_forward(thin: nn.Module, plan: Plan) -> None:
     names = {id(m): n for n, m in thin.named_modules()}
     failed: list[nn.Module] = []
     try:
-        with torch.no_grad(), borrowed(thin, meta=True, training=False), module_stack([], failed), on_meta():
+        with torch.no_grad(), temporary_state(thin, meta=True, training=False), module_stack([], failed), on_meta():
             thin(*args, **kwargs)
     except Exception as error:
         where = names.get(id(failed[-1]), "") if failed else ""

@@ -17,29 +17,31 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
-from slim.channels.borrow import (
-    borrowed,
+from slim.channels.ids import Ids, IntArray, Shadow, axis_layer, varying
+from slim.channels.meta_forward import (
     call_arguments,
     call_on_meta,
     meta_like,
     module_stack,
-    moved_to_meta,
+    move_to_meta,
+    temporary_state,
     tensors_in,
 )
-from slim.channels.facts import Axis, Facts, NormRead
-from slim.channels.ids import Ids, IntArray, Shadow, axis_layer, varying
 from slim.channels.rules import find_rule
+from slim.channels.trace_record import Axis, NormCall, TraceRecord
 from slim.errors import SlimError
 
 _STILL_THE_PRODUCT = {"view", "_unsafe_view", "reshape", "transpose", "permute", "expand", "clone", "add"}
 
 
 class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Runs a forward and collects :class:`Facts`. ``known`` gives ids to parameters beforehand (the widening probe)."""
+    """Runs a forward and fills a :class:`TraceRecord`; with ``probing`` it only compares (see ``width_probe``)."""
 
-    def __init__(self, model: nn.Module, *, residual: str, grouped: str, facts: Facts, known: bool = False) -> None:
+    def __init__(
+        self, model: nn.Module, *, residual: str, grouped: str, record: TraceRecord, probing: bool = False
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.facts, self.ids, self.known = facts, facts.ids, known
+        self.record, self.ids, self.probing = record, record.ids, probing
         self.model, self.residual, self.grouped = model, residual, grouped
         self.names = {id(m): n for n, m in model.named_modules()}
         self.modules = dict(model.named_modules())
@@ -49,15 +51,15 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.scalars: list[tuple[float, Shadow]] = []
         self.conflicts: list[IntArray] = []
         self.where = ""
-        self.normed: set[str] = set()
-        self.split: dict[str, NormRead] = {}
+        self.seen_norms: set[str] = set()
+        self.selective_norms: dict[str, NormCall] = {}
 
     # --- the dispatch mode ---------------------------------------------------------------------------------------
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if self.meta:
-            run_args, run_kwargs = moved_to_meta(args, kwargs)
+            run_args, run_kwargs = move_to_meta(args, kwargs)
         else:
             run_args, run_kwargs = args, kwargs
         self.where = func.overloadpacket.__name__
@@ -84,7 +86,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         values = [float(a) for a in args if isinstance(a, (int, float)) and not isinstance(a, bool)]
         if not values or torch.Tag.pointwise not in func.tags or not isinstance(args[0], torch.Tensor):
             return
-        layers = self.get(args[0])
+        layers = self.shadow_of(args[0])
         contracted = getattr(args[0], "_slim_contracted", None)
         if contracted is not None:  # q k^T scaled by a function of the width it was summed over
             layers = (*layers, contracted)
@@ -92,7 +94,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for layer in layers:
             for n in (layer.shape[d] for d in varying(layer)):
                 if any(math.isclose(abs(v), w, rel_tol=1e-9) for v in values for w in (n, 1 / n, n**0.5, n**-0.5)):
-                    self.facts.assumptions.append((self.here(), layer.ravel()))
+                    self.record.assumptions.append((self.location(), layer.ravel()))
 
     def _touched(self, args: Any, kwargs: Any) -> bool:
         for a in (*args, *kwargs.values()):
@@ -107,14 +109,14 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     # --- shadows -------------------------------------------------------------------------------------------------
 
-    def get(self, tensor: torch.Tensor) -> Shadow:
+    def shadow_of(self, tensor: torch.Tensor) -> Shadow:
         """The shadow of a tensor; a parameter gets one layer per axis when somebody first looks."""
         shadow: Shadow | None = getattr(tensor, "_slim_ids", None)
         if shadow is not None:
             return shadow
         if not hasattr(tensor, "_slim_param"):
             return ()
-        self.facts.reached.add(tensor._slim_param)
+        self.record.reached.add(tensor._slim_param)
         layers = []
         for d, n in enumerate(tensor.shape):
             if n > 1:
@@ -124,7 +126,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         tensor._slim_ids = tuple(layers)  # type: ignore[attr-defined]
         return tuple(layers)
 
-    def set(self, tensor: torch.Tensor, shadow: Shadow) -> None:
+    def set_shadow(self, tensor: torch.Tensor, shadow: Shadow) -> None:
         """Attach a shadow to a result."""
         tensor._slim_ids = shadow  # type: ignore[attr-defined]
 
@@ -133,92 +135,92 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         name: str | None = getattr(tensor, "_slim_param", None)
         if name is None:
             found = None
-            for layer in self.get(tensor):
+            for layer in self.shadow_of(tensor):
                 if varying(layer) == (dim,):
                     found = layer.ravel()
                 elif layer.shape[dim] > 1:
                     self.pin(layer, "its weight is computed over several axes")
             return found
-        self.facts.reached.add(name)
+        self.record.reached.add(name)
         if tensor.shape[dim] <= 1:
             return None
         return self.param_axis(name, dim, tensor.shape[dim])
 
     def param_axis(self, name: str, dim: int, size: int) -> IntArray:
-        self.facts.reached.add(name)
+        self.record.reached.add(name)
         axis = Axis(name, dim)
-        ids = self.facts.axes.get(axis)
+        ids = self.record.axes.get(axis)
         if ids is None:
-            ids = self.facts.axes[axis] = self.ids.fresh(size)
+            ids = self.record.axes[axis] = self.ids.fresh(size)
         return ids
 
-    # --- verbs of the rules --------------------------------------------------------------------------------------
+    # --- what rules call -----------------------------------------------------------------------------------------
 
-    def here(self) -> str:
-        """Where in the model we are, for reasons."""
+    def location(self) -> str:
+        """Name of the module whose forward is running, or ``forward``."""
         name = self.names.get(id(self.stack[-1]), type(self.stack[-1]).__name__) if self.stack else ""
         return name or "forward"
 
     def join(self, left: IntArray, right: IntArray) -> None:
         """These ids stay or go together."""
-        if self.known:
+        if self.probing:
             left, right = np.broadcast_arrays(left, right)
             differ = self.ids.find(left.ravel()) != self.ids.find(right.ravel())
             if differ.any():
                 self.conflicts += [left.ravel()[differ], right.ravel()[differ]]
             return
-        self.ids.join(left, right, f"meets fixed data in {self.where} ({self.here()})")
+        self.ids.join(left, right, f"meets fixed data in {self.where} ({self.location()})")
 
     def pin(self, ids: IntArray, reason: str) -> None:
         """These ids cannot go."""
-        if self.known:
+        if self.probing:
             self.conflicts.append(ids.ravel())
             return
-        self.ids.pin(ids, f"{reason} ({self.here()})")
+        self.ids.pin(ids, f"{reason} ({self.location()})")
 
-    def fix(self, ids: IntArray) -> None:
+    def mark_positions(self, ids: IntArray) -> None:
         """These are positions (kernel taps, vocabulary rows), not channels."""
-        if not self.known:
+        if not self.probing:
             self.ids.pin(ids, "")
 
     def inexact(self, ids: IntArray, reason: str) -> None:
         """Removable, but the rest will not compute the same."""
-        self.facts.inexact.append((np.unique(ids), f"{reason} ({self.here()})"))
+        self.record.inexact.append((np.unique(ids), f"{reason} ({self.location()})"))
 
     def balance(self, blocks: IntArray, what: str) -> None:
         """Every row of ``blocks`` (blocks, n) must lose equally many."""
-        if not self.known:
-            self.facts.balance.append((f"{what} in {self.here()}", blocks))
+        if not self.probing:
+            self.record.balance.append((f"{what} in {self.location()}", blocks))
 
     def assume(self, layer: IntArray, dim: int, stops: Sequence[int], what: str) -> None:
         """The axis is cut at ``stops``, which are shares of its width: every equal block keeps its share."""
-        if self.known or not stops:
+        if self.probing or not stops:
             return
         unit = math.gcd(layer.shape[dim], *[int(s) for s in stops])
         if unit == 1 and varying(layer) == (dim,):
             return self.pin(layer, f"{what} takes single channels by their position")
         blocks = np.moveaxis(layer, dim, 0).reshape(layer.shape[dim] // unit, -1)
-        self.facts.balance.append((f"{what} in {self.here()}", blocks))
-        self.facts.assumptions.append((self.here(), blocks.ravel()))
+        self.record.balance.append((f"{what} in {self.location()}", blocks))
+        self.record.assumptions.append((self.location(), blocks.ravel()))
 
     def assume_columns(self, table: IntArray, what: str) -> None:
         """An axis is seen as (outer, inner): only whole columns of ``table`` can go, if ``inner`` follows the width."""
-        if self.known:
+        if self.probing:
             return
         self.join(table, table[:1])
-        self.facts.assumptions.append((self.here(), table.ravel()))
+        self.record.assumptions.append((self.location(), table.ravel()))
 
     def assume_position(self, layer: IntArray, dim: int, what: str) -> None:
         """One position is taken along an axis that is part of a wider split."""
         if varying(layer) == (dim,):
             self.pin(layer, f"{what} takes channels by their position")
-        elif not self.known:
-            self.facts.assumptions.append((self.here(), layer.ravel()))
+        elif not self.probing:
+            self.record.assumptions.append((self.location(), layer.ravel()))
 
-    def suppose(self, ids: IntArray) -> None:
-        """These ids pass if the forward follows its widths; the probe will tell."""
-        if not self.known:
-            self.facts.assumptions.append((self.here(), ids.ravel()))
+    def assume_ids(self, ids: IntArray) -> None:
+        """Record that ``ids`` can be removed only if the forward follows its widths; the width probe decides."""
+        if not self.probing:
+            self.record.assumptions.append((self.location(), ids.ravel()))
 
     def is_parameter(self, tensor: torch.Tensor) -> bool:
         """Whether the tensor is a parameter or a buffer itself."""
@@ -227,11 +229,11 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def unknown(self, func: Any, args: Any, kwargs: Any) -> None:
         """An operation we have no rule for: it pins what it touches, and is named."""
         op = func.overloadpacket.__name__
-        self.facts.unknown.setdefault(op, self.here())
+        self.record.unknown.setdefault(op, self.location())
         tensors: list[torch.Tensor] = []
         tree_map_only(torch.Tensor, tensors.append, (args, kwargs))
         for t in tensors:
-            for layer in self.get(t):
+            for layer in self.shadow_of(t):
                 self.pin(layer, f"no rule for {op}")
 
     def name_of(self, tensor: Any) -> str | None:
@@ -257,7 +259,7 @@ def run(tracer: Tracer, example_inputs: Any, *, meta: bool, training: bool = Fal
     args, kwargs = call_arguments(example_inputs)
     with torch.no_grad(), torch.random.fork_rng(devices=[], enabled=not meta):
         args, kwargs = tree_map_only(torch.Tensor, stand_in, (args, kwargs))
-        with borrowed(tracer.model, meta=meta, training=training):
+        with temporary_state(tracer.model, meta=meta, training=training):
             try:
                 with module_stack(tracer.stack, failed), tracer:
                     out = tracer.model(*args, **kwargs)
@@ -265,16 +267,16 @@ def run(tracer: Tracer, example_inputs: Any, *, meta: bool, training: bool = Fal
                 tracer.failed = tracer.names.get(id(failed[-1]), "") if failed else ""
                 raise
             for tensor in tensors_in(out):
-                for layer in tracer.get(tensor):
-                    tracer.facts.outputs.append(layer.ravel())
-                    if not tracer.known:
+                for layer in tracer.shadow_of(tensor):
+                    tracer.record.outputs.append(layer.ravel())
+                    if not tracer.probing:
                         tracer.ids.pin(layer, "is the model's output")
 
 
-def collect(model: nn.Module, example_inputs: Any, *, residual: str, grouped: str) -> Facts:
+def collect(model: nn.Module, example_inputs: Any, *, residual: str, grouped: str) -> TraceRecord:
     """Trace a network: an eval forward, and a train forward for what only training reaches (auxiliary heads)."""
-    facts = Facts(Ids())
-    tracer = Tracer(model, residual=residual, grouped=grouped, facts=facts)
+    record = TraceRecord(Ids())
+    tracer = Tracer(model, residual=residual, grouped=grouped, record=record)
     real_inputs = all(not t.is_meta for t in tensors_in(call_arguments(example_inputs)))
     real_model = all(not p.is_meta for p in model.parameters())
     try:
@@ -287,8 +289,8 @@ def collect(model: nn.Module, example_inputs: Any, *, residual: str, grouped: st
                 f"Got {type(error).__name__}: {error} (op {op}, module {where}). "
                 "Pass real example_inputs if it needs values; check their shape and dtype."
             ) from error
-        facts = Facts(Ids(), real=True)
-        tracer = Tracer(model, residual=residual, grouped=grouped, facts=facts)
+        record = TraceRecord(Ids(), real=True)
+        tracer = Tracer(model, residual=residual, grouped=grouped, record=record)
         try:
             run(tracer, example_inputs, meta=False)
         except Exception as second:
@@ -297,12 +299,12 @@ def collect(model: nn.Module, example_inputs: Any, *, residual: str, grouped: st
                 f"The forward must run on example_inputs. Got {type(second).__name__}: {second} (op {tracer.where}, "
                 f"module {tracer.failed or 'forward'}, inputs {', '.join(shapes)}). Check their shape and dtype."
             ) from second
-    facts.scalars = tracer.scalars
-    if any(name not in facts.reached and p.numel() > 1 for name, p in model.named_parameters()):
-        again = Tracer(model, residual=residual, grouped=grouped, facts=facts)
-        again.normed, again.split = tracer.normed, tracer.split
-        work, selects = len(facts.work), len(facts.selects)
+    record.scalars = tracer.scalars
+    if any(name not in record.reached and p.numel() > 1 for name, p in model.named_parameters()):
+        again = Tracer(model, residual=residual, grouped=grouped, record=record)
+        again.seen_norms, again.selective_norms = tracer.seen_norms, tracer.selective_norms
+        contractions, selects = len(record.contractions), len(record.selects)
         with suppress(Exception):  # what only an unreachable forward uses stays unreached; the report says so
-            run(again, example_inputs, meta=not facts.real, training=True)
-        del facts.work[work:], facts.selects[selects:]  # counted once, as an eval forward
-    return facts
+            run(again, example_inputs, meta=not record.real, training=True)
+        del record.contractions[contractions:], record.selects[selects:]  # counted once, as an eval forward
+    return record

@@ -19,7 +19,7 @@ Product = tuple[float, Sequence[tuple[Ints, int]]]
 def marginal(graph: ChannelGraph, cost: str) -> npt.NDArray[np.float64]:
     """MACs (``cost="macs"``) or parameters (``"params"``) that removing each group alone saves, (n_groups,) float64.
 
-    Where a group may not go alone (grouped convolutions) this is its part of what its bundle saves, to first order.
+    Where a group may not go alone (grouped convolutions) this is its part of what its set saves, to first order.
     """
     saved = np.zeros(len(graph))
     for constant, factors in _macs(graph) if cost == "macs" else _params(graph):

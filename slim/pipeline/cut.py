@@ -18,7 +18,7 @@ from slim import criteria, recovery
 from slim.channels import ChannelGraph, Plan, plan_of
 from slim.criteria import Scores
 from slim.pipeline.settings import BUDGETS
-from slim.selection import Selection, left_over, select_further
+from slim.selection import Selection, remaining_budget, select_next_cut
 
 if TYPE_CHECKING:
     from slim.pipeline.workspace import Workspace
@@ -38,7 +38,7 @@ def select(work: Workspace, graph: ChannelGraph, number: int) -> Selection:
         if plan_of(graph.model) is None:
             return slim.select_groups(graph, scores, **wanted)
         dense = work.trace(work.dense().to(work.hardware.device))
-        return select_further(dense, graph, scores, **wanted)
+        return select_next_cut(dense, graph, scores, **wanted)
 
 
 def check(work: Workspace, graph: ChannelGraph) -> None:
@@ -89,7 +89,7 @@ def told(work: Workspace, graph: ChannelGraph, number: int) -> dict[str, float]:
     ((kind, amount),) = given
     amount = work.settings.steps_to(kind, amount)[number].amount
     dense = graph if plan_of(graph.model) is None else work.trace(work.dense())
-    return {kind: left_over(dense, graph, kind, amount)}
+    return {kind: remaining_budget(dense, graph, kind, amount)}
 
 
 def describe(work: Workspace, graph: ChannelGraph, selection: Selection, plan: Plan) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import slim
 from slim import criteria
 from slim.channels import ChannelGraph, plan_of
-from slim.selection import select_further
+from slim.selection import select_next_cut
 
 if TYPE_CHECKING:
     from slim.pipeline.workspace import Workspace
@@ -47,7 +47,7 @@ def outlook(work: Workspace, number: int) -> Callable[[ChannelGraph], dict[str, 
         if plan_of(graph.model) is None:
             selection = slim.select_groups(graph, scores, **wanted)
         else:
-            selection = select_further(dense, graph, scores, **wanted)
+            selection = select_next_cut(dense, graph, scores, **wanted)
         return {
             "zero": 1 - float((_gammas(graph, graph.prunable) >= NEAR_ZERO).sum()) / scales,
             "target": selection.achieved["ratio"],

@@ -1,6 +1,6 @@
 """Selection: scores, a budget and constraints make a plan."""
 
-from slim.selection.further import left_over, select_further
+from slim.selection.iterative import remaining_budget, select_next_cut
 from slim.selection.limits import Limits, limits
 from slim.selection.schedules import SCHEDULES, Pass, passes, relative
 from slim.selection.selection import Selection, select, select_groups
@@ -11,12 +11,12 @@ __all__ = [
     "Limits",
     "Pass",
     "Selection",
-    "left_over",
     "limits",
     "passes",
     "relative",
+    "remaining_budget",
     "select",
-    "select_further",
     "select_groups",
+    "select_next_cut",
     "soften",
 ]

@@ -1,4 +1,4 @@
-"""Budgets: how far down the order of units a target reaches."""
+"""Budgets: how far down the order of steps a target reaches."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def cost_of(graph: ChannelGraph, kind: str, latency: Any = None) -> Callable[[Re
 
 
 def nearest_count(cumulative: npt.NDArray[np.int64], wanted: float) -> int:
-    """The number of units whose counts sum nearest to ``wanted``; of two equally near, the smaller.
+    """The number of steps whose counts sum nearest to ``wanted``; of two equally near, the smaller.
 
     >>> nearest_count(np.array([1, 2, 4]), 3.0), nearest_count(np.array([1, 2, 4]), 0.0)
     (2, 0)
@@ -72,15 +72,15 @@ def nearest_count(cumulative: npt.NDArray[np.int64], wanted: float) -> int:
     return int(np.argmin(np.abs(reach - wanted)))
 
 
-def smallest_prefix(cost: Callable[[int], float], n_units: int, limit: float) -> int | None:
-    """The fewest units whose removal brings ``cost`` to at most ``limit``; None when all of them do not.
+def smallest_prefix(cost: Callable[[int], float], n_steps: int, limit: float) -> int | None:
+    """The fewest steps whose removal brings ``cost`` to at most ``limit``; None when all of them do not.
 
-    ``cost`` falls as units go. What is compared is allowed one part in 10^12 of rounding.
+    ``cost`` falls as steps go. What is compared is allowed one part in 10^12 of rounding.
     """
     limit *= 1 + 1e-12
-    if cost(n_units) > limit:
+    if cost(n_steps) > limit:
         return None
-    low, high = 0, n_units
+    low, high = 0, n_steps
     while low < high:
         middle = (low + high) // 2
         if cost(middle) <= limit:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from slim.channels import rebuild
-from slim.channels.borrow import call_arguments
+from slim.channels.meta_forward import call_arguments
 from slim.criteria.progress import progress
 from slim.criteria.tensors import in_groups, out_dim, out_groups
 
@@ -88,33 +88,33 @@ class LatencyTable:
     def confirm(
         self, removed_after: Callable[[int], Removed], first: int, last: int, limit: float
     ) -> tuple[int, float]:
-        """(units, measured milliseconds): the fewest units found whose removal is measured to meet ``limit``.
+        """(steps, measured milliseconds): the fewest steps whose removal is measured to meet ``limit``.
 
         Layers alone promise too much: starting an operator costs the same however thin it is, and processors like
         some widths better. Where the table's answer does not come true, more goes, by bisection, each step measured.
 
         Args:
-            removed_after: Removed groups (n_groups,) after so many units.
+            removed_after: Removed groups (n_groups,) after so many steps.
             first: The table's answer.
-            last: All units; the answer when even they do not meet the limit.
+            last: All steps; the answer when even they do not meet the limit.
             limit: Milliseconds; a factor of ``NOISE`` more is allowed.
         """
         measured = self.check(removed_after(first))
         if measured <= limit * NOISE:
             return first, measured
-        low, high, found = first, last, self.check(removed_after(last))
-        if found > limit * NOISE:
-            return last, found
+        low, high, achieved = first, last, self.check(removed_after(last))
+        if achieved > limit * NOISE:
+            return last, achieved
         for _ in range(MEASUREMENTS):
             if high - low <= 1:
                 break
             middle = (low + high) // 2
             measured = self.check(removed_after(middle))
             if measured <= limit * NOISE:
-                high, found = middle, measured
+                high, achieved = middle, measured
             else:
                 low = middle
-        return high, found
+        return high, achieved
 
     def _timed(self, removed: Removed) -> float:
         keep = np.append(~removed, True)
@@ -268,7 +268,7 @@ def _activations(graph: ChannelGraph, removed: Removed) -> int:
     keep = np.append(~removed, True)
     total = 0
     for layer in graph.layers:
-        elements, groups = layer.ends[-1]
+        elements, groups = layer.activations[-1]
         total += elements if groups is None else elements * int(keep[groups].sum())
     return total
 

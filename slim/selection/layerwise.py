@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from slim.criteria.scores import Scores
-from slim.selection.bundles import bundles
+from slim.selection.balanced_sets import balanced_sets
 from slim.selection.limits import limits
 from slim.selection.protect import protected
-from slim.selection.units import units
+from slim.selection.removal_steps import removal_steps
 
 if TYPE_CHECKING:
     from slim.channels import ChannelGraph
@@ -30,14 +30,14 @@ def within_layers(
     if len(graph.implied):
         candidates[graph.implied[:, 0]] = False
     candidates &= ~protected(graph, scores.values, candidates, free)
-    bundle_of, _ = bundles(graph, candidates, scores.values)
-    found = units(graph, bundle_of, scores.values, free)
+    set_of, _ = balanced_sets(graph, candidates, scores.values)
+    steps = removal_steps(graph, set_of, scores.values, free)
     result: dict[str, list[npt.NDArray[np.bool_]]] = {}
-    for s in np.unique(found.space):
-        mine = found.space == s
+    for s in np.unique(steps.space):
+        mine = steps.space == s
         masks = []
         for share in shares:
-            going = np.append(mine & (found.share <= share), False)  # the last entry answers for unit -1
-            masks.append(graph.closure(going[found.of]))
+            going = np.append(mine & (steps.share <= share), False)  # the last entry answers for step -1
+            masks.append(graph.closure(going[steps.of]))
         result[graph.spaces[s].name] = masks
     return result

@@ -1,4 +1,4 @@
-"""From scores to a plan: one global order of units, cut off where the budget is met."""
+"""From scores to a plan: one global order of steps, cut off where the budget is met."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from slim.channels import ChannelGraph
 from slim.criteria.marginal import marginal
 from slim.criteria.scores import Scores
 from slim.errors import SlimError, expect, nearest
+from slim.selection.balanced_sets import balanced_sets
 from slim.selection.budget import Target, cost_of, nearest_count, smallest_prefix, target_of
-from slim.selection.bundles import bundles
 from slim.selection.limits import Limits, limits
 from slim.selection.protect import protected
-from slim.selection.units import Units, units
+from slim.selection.removal_steps import RemovalSteps, removal_steps
 
 if TYPE_CHECKING:
     from slim.channels import Plan
@@ -120,15 +120,15 @@ def select_groups(
     if len(graph.implied):
         candidates[graph.implied[:, 0]] = False  # a shared stream follows its readers
     candidates &= ~protected(graph, scores.values, candidates, bounds)
-    bundle_of, notes = bundles(graph, candidates, scores.values)
-    found = units(graph, bundle_of, scores.values, bounds)
-    return _cut(graph, scores, found, bounds, target, strategy, able, table, notes + found.notes)
+    set_of, notes = balanced_sets(graph, candidates, scores.values)
+    steps = removal_steps(graph, set_of, scores.values, bounds)
+    return _cut(graph, scores, steps, bounds, target, strategy, able, table, notes + steps.notes)
 
 
 def _cut(
     graph: ChannelGraph,
     scores: Scores,
-    found: Units,
+    steps: RemovalSteps,
     bounds: Limits,
     target: Target | None,
     strategy: str,
@@ -136,19 +136,19 @@ def _cut(
     table: Any,
     notes: list[str],
 ) -> Selection:
-    order, fixed = _order(graph, scores, found, bounds, strategy)
-    rank = np.full(len(found) + 1, len(found), dtype=np.int64)  # the last entry answers for unit -1
+    order, fixed = _order(graph, scores, steps, bounds, strategy)
+    rank = np.full(len(steps) + 1, len(steps), dtype=np.int64)  # the last entry answers for step -1
     rank[order] = np.arange(len(order))
-    rank_of = rank[found.of]
+    rank_of = rank[steps.of]
 
     def removed_after(k: int) -> Removed:
         return graph.closure(rank_of < k)
 
     counts = scores.counts
     total = int(counts[able].sum())
-    chosen = found.of >= 0
-    per_unit = np.bincount(found.of[chosen], counts[chosen], minlength=len(found)).astype(np.int64)
-    cumulative = np.cumsum(per_unit[order])
+    chosen = steps.of >= 0
+    per_step = np.bincount(steps.of[chosen], counts[chosen], minlength=len(steps)).astype(np.int64)
+    cumulative = np.cumsum(per_step[order])
     dense = np.zeros(len(graph), dtype=bool)
     k, short, measured = fixed, False, table.dense if table is not None else math.nan
     if target is not None and target.kind == "ratio":
@@ -161,7 +161,7 @@ def _cut(
                 f" ({int(graph.prunable.sum())} of {len(graph)} groups are prunable). {' '.join(notes[:1])}"
                 " Relax prune.ignore and the floors, or see graph.report()."
             )
-        short = k == len(order) and wanted - reached > 0.5 * max(1, int(per_unit.max(initial=1)))
+        short = k == len(order) and wanted - reached > 0.5 * max(1, int(per_step.max(initial=1)))
         if short:
             notes = [
                 f"Requested ratio={target.amount:g}, achieved {reached / total:.4f}: floors, ignored layers, rounding"
@@ -212,25 +212,25 @@ def _out_of_reach(target: Target, limit: float, whole: float, least: float) -> S
 
 
 def _order(
-    graph: ChannelGraph, scores: Scores, found: Units, bounds: Limits, strategy: str
+    graph: ChannelGraph, scores: Scores, steps: RemovalSteps, bounds: Limits, strategy: str
 ) -> tuple[npt.NDArray[np.int64], int]:
-    """Units in the order in which they go, and how many of the first go whatever the budget is."""
-    key = found.value
+    """Steps in the order in which they go, and how many of the first go whatever the budget is."""
+    key = steps.value
     if strategy == "layer":
-        key = found.share
-    elif strategy == "marginal" and len(found):
-        inside = np.flatnonzero(found.of >= 0)
+        key = steps.share
+    elif strategy == "marginal" and len(steps):
+        inside = np.flatnonzero(steps.of >= 0)
         # Scores below zero (standard scores) would turn the quotient around.
         shifted = scores.values - min(0.0, float(scores.values[inside].min()))
-        score = np.bincount(found.of[inside], shifted[inside], minlength=len(found))
-        saved = np.bincount(found.of[inside], marginal(graph, "macs")[inside], minlength=len(found))
+        score = np.bincount(steps.of[inside], shifted[inside], minlength=len(steps))
+        saved = np.bincount(steps.of[inside], marginal(graph, "macs")[inside], minlength=len(steps))
         key = score / np.maximum(saved, 1.0)
-    own = bounds.ratio[found.space]
-    # share is the middle of a unit: at or below the ratio, the nearest count of the layer has gone.
-    first = ~np.isnan(own) & (found.share <= np.nan_to_num(own))
+    own = bounds.ratio[steps.space]
+    # share is the middle of a step: at or below the ratio, the nearest count of the layer has gone.
+    first = ~np.isnan(own) & (steps.share <= np.nan_to_num(own))
     never = ~np.isnan(own) & ~first
     by_name = np.argsort(np.argsort([s.name for s in graph.spaces], kind="stable"), kind="stable")
-    order = np.lexsort((found.index, by_name[found.space], key, ~first))
+    order = np.lexsort((steps.index, by_name[steps.space], key, ~first))
     order = order[~never[order]]
     return order.astype(np.int64), int(first.sum())
 

@@ -1,8 +1,8 @@
 """What each kind of operation does to channel ids. One function per kind; nothing here names an architecture.
 
-A rule receives the :class:`~slim.channels.trace.Tracer`, the operation, its arguments (tensors carry their shadow), and
-its result, and gives the result its shadow. Rules talk to the tracer with few verbs: ``join`` (these ids go together),
-``pin`` (these ids cannot go), ``assume`` (true unless the network hard-codes a width: settled by the widening probe),
+A rule receives the :class:`~slim.channels.tracer.Tracer`, the operation, its arguments (tensors carry their shadow) and
+its result, and gives the result its shadow. Rules call a few methods of the tracer: ``join`` (these ids go together),
+``pin`` (these ids cannot go), ``assume`` (true unless the network hard-codes a width: checked by the width probe),
 ``convolve`` and ``multiply`` (contractions). An operation without a rule pins what it touches and is reported by name.
 """
 
@@ -31,7 +31,7 @@ def find_rule(func: Any) -> Rule | None:
     if "scaled_dot_product" in name:
         return contractions.attention
     if name.endswith("_like"):
-        return elementwise.same
+        return elementwise.same_shape
     if "pool" in name or "upsample" in name or name.startswith(("reflection_pad", "replication_pad", "_upsample")):
         return spatial.spatial
     arguments = {a.name for a in func._schema.arguments}

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from slim.channels.facts import Axis, Term, Work
 from slim.channels.ids import IntArray, Shadow, alive, axis_layer, varying
 from slim.channels.rules.elementwise import combine
-from slim.channels.rules.registry import bound, rule
+from slim.channels.rules.registry import argument, rule
+from slim.channels.trace_record import Axis, Contraction, Term
 
 if TYPE_CHECKING:
     from slim.channels.tracer import Tracer
@@ -29,7 +29,7 @@ def convolution(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, An
     rank, spatial_rank = x.ndim, weight.ndim - 2
     channel = rank - spatial_rank - 1
     incoming: IntArray | None = None
-    for layer in tr.get(x):
+    for layer in tr.shadow_of(x):
         if varying(layer) == (channel,):
             incoming = layer.ravel()
         else:
@@ -42,7 +42,7 @@ def convolution(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, An
         weight, bias, incoming, x.shape[channel], out.shape[channel], groups, in_axis, out_axis,
         batch * math.prod(positions) * math.prod(weight.shape[2:]), (x.numel(), out.numel()),
     )  # fmt: skip
-    tr.set(out, (axis_layer(outgoing, channel, rank),) if outgoing is not None else ())
+    tr.set_shadow(out, (axis_layer(outgoing, channel, rank),) if outgoing is not None else ())
 
 
 @rule("mm", "bmm", "matmul", "dot", "mv")
@@ -50,48 +50,50 @@ def matmul(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any], o
     """Rows meet columns along the contracted axis."""
     if args[0].ndim not in (2, 3) or args[0].ndim != args[1].ndim:
         return tr.unknown(func, args, kwargs)
-    tr.set(out, multiply(tr, args[0], args[1], out))
+    tr.set_shadow(out, multiply(tr, args[0], args[1], out))
 
 
 @rule("addmm", "baddbmm")
 def addmm(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> None:
     """A product, and a sum with the bias."""
     product = multiply(tr, args[1], args[2], out)
-    tr.set(out, combine(tr, [(tr.get(args[0]), tuple(args[0].shape)), (product, tuple(out.shape))], out.shape))
+    tr.set_shadow(
+        out, combine(tr, [(tr.shadow_of(args[0]), tuple(args[0].shape)), (product, tuple(out.shape))], out.shape)
+    )
 
 
 @rule("linear")
 def linear(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> None:
     """x W^T + b, when it was not decomposed."""
     x, weight = args[0], args[1]
-    bias = bound(args, kwargs, 2, "bias", None)
+    bias = argument(args, kwargs, 2, "bias", None)
     shadow = multiply(tr, x, weight, out, transposed=True)
     if bias is not None:
-        shadow = combine(tr, [(shadow, tuple(out.shape)), (tr.get(bias), tuple(bias.shape))], out.shape)
-    tr.set(out, shadow)
+        shadow = combine(tr, [(shadow, tuple(out.shape)), (tr.shadow_of(bias), tuple(bias.shape))], out.shape)
+    tr.set_shadow(out, shadow)
 
 
 @rule("embedding")
 def embedding(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> None:
     """Rows are looked up by position, columns are channels."""
     layers = []
-    for layer in tr.get(args[0]):
+    for layer in tr.shadow_of(args[0]):
         if layer.shape[0] > 1:
-            tr.fix(layer)
+            tr.mark_positions(layer)
         else:
-            tr.facts.producers.append((tr.here(), layer.ravel()))
+            tr.record.producers.append((tr.location(), layer.ravel()))
             layers.append(layer.reshape((1,) * (out.ndim - 1) + (-1,)))
-    tr.set(out, alive(layers))
+    tr.set_shadow(out, alive(layers))
 
 
 def attention(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> None:
     """Fused attention scales by the head's width: heads stay whole."""
     for t in args[:3]:
-        for layer in tr.get(t):
+        for layer in tr.shadow_of(t):
             tr.pin(layer, "attention heads are kept whole")
     result = out[0] if isinstance(out, (tuple, list)) else out
-    value = tr.get(args[2])
-    tr.set(result, value if result.shape[-1] == args[2].shape[-1] else ())
+    value = tr.shadow_of(args[2])
+    tr.set_shadow(result, value if result.shape[-1] == args[2].shape[-1] else ())
 
 
 def _link(tr: Tracer, incoming: IntArray | None, weight: IntArray | None, what: str) -> None:
@@ -122,9 +124,9 @@ def convolve(
     """
     name = tr.name_of(weight)
     if incoming is not None:
-        tr.facts.raw_reads.append(incoming)
+        tr.record.raw_reads.append(incoming)
     if not name:
-        for layer in tr.get(weight):
+        for layer in tr.shadow_of(weight):
             if len(varying(layer)) > 1 or varying(layer)[0] > 1:
                 tr.pin(layer, "its weight is computed over several axes")
     if groups == 1:
@@ -141,21 +143,21 @@ def convolve(
         if own_out is not None:
             tr.join(bias_ids, own_out)
         else:
-            tr.fix(bias_ids)
+            tr.mark_positions(bias_ids)
     came = incoming
-    if tr.here() in tr.facts.regroup and groups > 1:
+    if tr.location() in tr.record.regroup and groups > 1:
         own_in, incoming = None, None  # the group count follows the width, channels per group stay
     read = incoming if incoming is not None else own_in
     terms = [Term(ids, per) for ids, per in ((own_out, 1), (read, groups)) if ids is not None]
     constant = factor * (1 if own_out is not None else cout) * (1 if read is not None else cin // groups)
-    ends: list[tuple[int, Term | None]] = [
+    activations: list[tuple[int, Term | None]] = [
         (elements[0] // cin, Term(came)) if came is not None else (elements[0], None),
         (elements[1] // cout, Term(own_out)) if own_out is not None else (elements[1], None),
     ]
-    if not tr.known:
-        tr.facts.work.append(Work(tr.here(), "conv", name, constant, terms, ends))
+    if not tr.probing:
+        tr.record.contractions.append(Contraction(tr.location(), "conv", name, constant, terms, activations))
         if own_out is not None and not (groups == cin and groups > 1):
-            tr.facts.producers.append((tr.here(), own_out))
+            tr.record.producers.append((tr.location(), own_out))
     return own_out
 
 
@@ -185,28 +187,28 @@ def _grouped(
             if not regroup:
                 tr.pin(own_full, "a depthwise convolution whose group count is not a module's")
         if owner is not None and regroup:
-            tr.facts.regroup[name.rpartition(".")[0]] = Axis(name, full_axis)
+            tr.record.regroup[name.rpartition(".")[0]] = Axis(name, full_axis)
             if cout != cin:
-                tr.facts.grouped[name] = groups
+                tr.record.grouped[name] = groups
                 read = incoming if incoming is not None else own_full.reshape(cin, -1)[:, 0]
-                tr.facts.axes.setdefault(Axis(name, split_axis), read)
+                tr.record.axes.setdefault(Axis(name, split_axis), read)
         return own_full if transposed else incoming, own_full
     size = cout if transposed else cin
     axis = Axis(name, split_axis)
-    own_split = tr.facts.axes.get(axis)
+    own_split = tr.record.axes.get(axis)
     if own_split is None:
-        own_split = tr.facts.axes[axis] = tr.ids.fresh(size)
+        own_split = tr.record.axes[axis] = tr.ids.fresh(size)
     own_in, own_out = (own_full, own_split) if transposed else (own_split, own_full)
-    tr.facts.grouped[name] = groups
+    tr.record.grouped[name] = groups
     _link(tr, incoming, own_in, "convolution")
-    if tr.known:
+    if tr.probing:
         return own_in, own_out
     blocks_in, blocks_out = own_in.reshape(groups, -1), own_out.reshape(groups, -1)
     if tr.grouped == "whole":
         tr.join(blocks_in, blocks_in[:, :1])
         tr.join(blocks_out, blocks_in[:, :1])
         if regroup:
-            tr.facts.regroup[name.rpartition(".")[0]] = Axis(name, -1)
+            tr.record.regroup[name.rpartition(".")[0]] = Axis(name, -1)
         else:
             tr.pin(own_out, "a grouped convolution whose group count is not a module's")
     else:
@@ -214,7 +216,7 @@ def _grouped(
             if blocks.shape[1] == 1:
                 tr.pin(ids, f"a grouped convolution {word} one channel per group")
             else:
-                tr.facts.balance.append((f"groups of {tr.here()}", blocks))
+                tr.record.balance.append((f"groups of {tr.location()}", blocks))
     return own_in, own_out
 
 
@@ -226,7 +228,7 @@ def multiply(tr: Tracer, a: torch.Tensor, b: torch.Tensor, out: torch.Tensor, tr
     read: IntArray | None = None
     columns: IntArray | None = None
     passing: list[IntArray] = []
-    for layer in tr.get(a):
+    for layer in tr.shadow_of(a):
         if varying(layer) == (ka,):
             read = layer.ravel()
         elif layer.shape[ka] > 1:
@@ -238,7 +240,7 @@ def multiply(tr: Tracer, a: torch.Tensor, b: torch.Tensor, out: torch.Tensor, tr
     if read is not None:
         out._slim_contracted = read  # type: ignore[attr-defined]
     width: Term | None = None
-    for layer in tr.get(b):
+    for layer in tr.shadow_of(b):
         where = varying(layer)
         if where == (kb,):
             columns = layer.ravel()
@@ -253,7 +255,7 @@ def multiply(tr: Tracer, a: torch.Tensor, b: torch.Tensor, out: torch.Tensor, tr
     if a.shape[ka] > 1:
         _link(tr, read, columns, "a product")
     if read is not None:
-        tr.facts.raw_reads.append(read)
+        tr.record.raw_reads.append(read)
     m, k, n = out.numel() // out.shape[-1], a.shape[ka], out.shape[-1]
     rows: list[Term] = []
     for d in range(rank - 1):
@@ -263,17 +265,19 @@ def multiply(tr: Tracer, a: torch.Tensor, b: torch.Tensor, out: torch.Tensor, tr
             m //= mine[0].size
     terms = [t for t in (width, Term(read) if read is not None else None) if t is not None] + rows
     constant = m * (1 if read is not None else k) * (1 if width is not None else n)
-    ends: list[tuple[int, Term | None]] = [
+    activations: list[tuple[int, Term | None]] = [
         (a.numel() // k, Term(read)) if read is not None else (a.numel(), None),
         (out.numel() // n, width) if width is not None else (out.numel(), None),
     ]
     owner = tr.stack[-1] if tr.stack else None
     is_layer = owner is not None and isinstance(getattr(owner, "weight", None), torch.Tensor)
-    weight = f"{tr.here()}.weight" if is_layer else None
-    if not tr.known:
-        tr.facts.work.append(Work(tr.here(), "linear" if is_layer else "matmul", weight, constant, terms, ends))
+    weight = f"{tr.location()}.weight" if is_layer else None
+    if not tr.probing:
+        tr.record.contractions.append(
+            Contraction(tr.location(), "linear" if is_layer else "matmul", weight, constant, terms, activations)
+        )
         if width is not None and width.per == 1:
-            tr.facts.producers.append((tr.here(), width.ids))
+            tr.record.producers.append((tr.location(), width.ids))
     if rank > 2 and len(passing) > 1:  # both operands may carry ids along the axes of samples
         combine(tr, [((layer,), layer.shape) for layer in passing], (*out.shape[:-2], 1, 1))
     return alive(passing)

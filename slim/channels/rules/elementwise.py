@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from slim.channels.ids import FIXED, IntArray, Shadow, alive, along, axis_layer, merge, pad_rank, varying
-from slim.channels.rules.registry import bound, normal, rule
+from slim.channels.rules.registry import argument, positive_dim, rule
 
 if TYPE_CHECKING:
     from slim.channels.tracer import Tracer
@@ -36,11 +36,11 @@ if TYPE_CHECKING:
     "resolve_neg",
     "_fused_dropout",
 )
-def same(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> None:
+def same_shape(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> None:
     """The result has its first operand's shape and channels."""
     for result in out if isinstance(out, (tuple, list)) else (out,):
         if isinstance(result, torch.Tensor) and result.shape == args[0].shape:
-            tr.set(result, tr.get(args[0]))
+            tr.set_shadow(result, tr.shadow_of(args[0]))
 
 
 @rule("_prelu_kernel", "prelu", "copy", "lerp", "where", "hardswish", "hardshrink", "softshrink", "rrelu_with_noise")
@@ -55,21 +55,21 @@ def pointwise(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any]
     results = out if isinstance(out, (tuple, list)) else (out,)
     shape = results[0].shape
     if func.overloadpacket.__name__ == "prelu" and operands[1].ndim == 1 and operands[1].numel() > 1:
-        shadow = meet(tr, [operands[0]], shape)
+        shadow = join_operands(tr, [operands[0]], shape)
         own = tr.axis_ids(operands[1], 0)
         weight = (axis_layer(own, 1, len(shape)),) if own is not None else ()
         size = (1, shape[1], *(1 for _ in shape[2:]))
-        tr.set(results[0], combine(tr, [(shadow, shape), (weight, size)], shape))
+        tr.set_shadow(results[0], combine(tr, [(shadow, shape), (weight, size)], shape))
         return
-    shadow = meet(tr, operands, shape)
+    shadow = join_operands(tr, operands, shape)
     for result in results:
         if isinstance(result, torch.Tensor) and result.shape == shape:
-            tr.set(result, shadow)
+            tr.set_shadow(result, shadow)
 
 
-def meet(tr: Tracer, operands: Sequence[torch.Tensor], shape: Sequence[int]) -> Shadow:
+def join_operands(tr: Tracer, operands: Sequence[torch.Tensor], shape: Sequence[int]) -> Shadow:
     """Join what meets when ``operands`` are broadcast to ``shape``."""
-    return combine(tr, [(tr.get(t), tuple(t.shape)) for t in operands], shape)
+    return combine(tr, [(tr.shadow_of(t), tuple(t.shape)) for t in operands], shape)
 
 
 def combine(tr: Tracer, operands: Sequence[tuple[Shadow, Sequence[int]]], shape: Sequence[int]) -> Shadow:
@@ -110,9 +110,9 @@ def _prefer_ids(wide: IntArray, layers: Sequence[IntArray]) -> IntArray:
 def glu(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> None:
     """The two halves of the axis gate each other."""
     x = args[0]
-    d = normal(bound(args, kwargs, 1, "dim", -1), x.ndim)
+    d = positive_dim(argument(args, kwargs, 1, "dim", -1), x.ndim)
     layers = []
-    for layer in tr.get(x):
+    for layer in tr.shadow_of(x):
         if layer.shape[d] > 1:
             left, right = np.split(layer, 2, axis=d)
             tr.join(left, right)
@@ -120,4 +120,4 @@ def glu(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out:
             layers.append(left)
         else:
             layers.append(layer)
-    tr.set(out, alive(layers))
+    tr.set_shadow(out, alive(layers))

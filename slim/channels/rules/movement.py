@@ -9,9 +9,9 @@ import numpy as np
 import torch
 
 from slim.channels.ids import FIXED, IntArray, Shadow, alive, along, axis_layer, pad_rank, varying, view
-from slim.channels.rules.elementwise import combine, meet
+from slim.channels.rules.elementwise import combine, join_operands
 from slim.channels.rules.norms import in_select_layer, selected
-from slim.channels.rules.registry import bound, normal, rule
+from slim.channels.rules.registry import argument, positive_dim, rule
 
 if TYPE_CHECKING:
     from slim.channels.tracer import Tracer
@@ -22,21 +22,21 @@ def reshape(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any], 
     """A view is its own index arithmetic. A split axis keeps its meaning only when whole columns of it go."""
     if args[0].dtype != out.dtype:
         return tr.unknown(func, args, kwargs)
-    shadow, splits = view(tr.get(args[0]), args[0].shape, out.shape)
+    shadow, splits = view(tr.shadow_of(args[0]), args[0].shape, out.shape)
     name = func.overloadpacket.__name__
     if "squeeze" not in name and list(out.shape).count(1) > list(args[0].shape).count(1):
-        for layer in tr.get(args[0]):  # (N, C) -> (N, C, 1, 1), or C channels as C groups of one
-            tr.suppose(layer)
+        for layer in tr.shadow_of(args[0]):  # (N, C) -> (N, C, 1, 1), or C channels as C groups of one
+            tr.assume_ids(layer)
     for table in splits:
         tr.assume_columns(table, name)
-    tr.set(out, shadow)
+    tr.set_shadow(out, shadow)
 
 
 @rule("as_strided")
 def as_strided(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> None:
     """Only the identity is understood."""
     if args[0].shape == out.shape:
-        tr.set(out, tr.get(args[0]))
+        tr.set_shadow(out, tr.shadow_of(args[0]))
     else:
         tr.unknown(func, args, kwargs)
 
@@ -44,7 +44,7 @@ def as_strided(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any
 @rule("expand", "broadcast_to", "expand_copy")
 def expand(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> None:
     """New or stretched axes carry no ids."""
-    tr.set(out, pad_rank(tr.get(args[0]), out.ndim))
+    tr.set_shadow(out, pad_rank(tr.shadow_of(args[0]), out.ndim))
 
 
 @rule("permute", "transpose", "t", "permute_copy", "swapaxes", "movedim", "numpy_T", "adjoint", "mT", "mH")
@@ -53,26 +53,26 @@ def permute(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any], 
     rank = args[0].ndim
     name = func.overloadpacket.__name__.rstrip("_")
     if name.startswith("permute"):
-        order = [normal(d, rank) for d in bound(args, kwargs, 1, "dims", ())]
+        order = [positive_dim(d, rank) for d in argument(args, kwargs, 1, "dims", ())]
     else:
         order = list(range(rank))
         if rank > 1:
-            a, b = (0, 1) if name == "t" else (normal(args[1], rank), normal(args[2], rank))
+            a, b = (0, 1) if name == "t" else (positive_dim(args[1], rank), positive_dim(args[2], rank))
             order[a], order[b] = order[b], order[a]
-    tr.set(out, tuple(layer.transpose(order) for layer in tr.get(args[0])))
+    tr.set_shadow(out, tuple(layer.transpose(order) for layer in tr.shadow_of(args[0])))
 
 
 @rule("cat", "concat", "_cat")
 def cat(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> None:
     """Ids stand one after another along the axis, and meet along the others."""
     pieces = [t for t in args[0] if not (t.ndim == 1 and t.numel() == 0)]
-    d = normal(bound(args, kwargs, 1, "dim", 0), out.ndim)
+    d = positive_dim(argument(args, kwargs, 1, "dim", 0), out.ndim)
     layers: list[IntArray] = []
     rest: list[tuple[Shadow, Sequence[int]]] = []
-    if any(along(tr.get(t), d) for t in pieces):
+    if any(along(tr.shadow_of(t), d) for t in pieces):
         parts = []
         for t in pieces:
-            mine = along(tr.get(t), d)
+            mine = along(tr.shadow_of(t), d)
             if len(mine) > 1 or (mine and varying(mine[0]) != (d,)):
                 return tr.unknown(func, args, kwargs)
             shape = [1] * out.ndim
@@ -82,22 +82,22 @@ def cat(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out:
     flat = list(out.shape)
     flat[d] = 1
     for t in pieces:
-        others = tuple(layer for layer in tr.get(t) if layer.shape[d] == 1)
+        others = tuple(layer for layer in tr.shadow_of(t) if layer.shape[d] == 1)
         size = list(t.shape)
         size[d] = 1
         rest.append((others, size))
     layers += combine(tr, rest, flat)
-    tr.set(out, alive(layers))
+    tr.set_shadow(out, alive(layers))
 
 
 @rule("stack")
 def stack(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> None:
     """A new axis without ids; the others meet."""
-    d = normal(bound(args, kwargs, 1, "dim", 0), out.ndim)
+    d = positive_dim(argument(args, kwargs, 1, "dim", 0), out.ndim)
     shape = list(out.shape)
     del shape[d]
-    shadow = meet(tr, args[0], shape)
-    tr.set(out, tuple(np.expand_dims(layer, d) for layer in shadow))
+    shadow = join_operands(tr, args[0], shape)
+    tr.set_shadow(out, tuple(np.expand_dims(layer, d) for layer in shadow))
 
 
 @rule(
@@ -112,14 +112,14 @@ def stack(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any], ou
 )
 def split(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> None:
     """Pieces keep their ids; along an axis of channels every piece must keep its share of the width."""
-    d = normal(bound(args, kwargs, 2, "dim", 0), args[0].ndim)
-    shadow = tr.get(args[0])
+    d = positive_dim(argument(args, kwargs, 2, "dim", 0), args[0].ndim)
+    shadow = tr.shadow_of(args[0])
     stops = list(np.cumsum([piece.shape[d] for piece in out]))
     for layer in along(shadow, d):
         tr.assume(layer, d, stops[:-1], func.overloadpacket.__name__)
     start = 0
     for piece, stop in zip(out, stops, strict=True):
-        tr.set(piece, tuple(np.take(x, np.arange(start, stop), axis=d) if x.shape[d] > 1 else x for x in shadow))
+        tr.set_shadow(piece, tuple(np.take(x, np.arange(start, stop), axis=d) if x.shape[d] > 1 else x for x in shadow))
         start = stop
 
 
@@ -127,13 +127,13 @@ def split(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any], ou
 def slice_(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> None:
     """A range of channels: its bounds must be shares of the width."""
     x = args[0]
-    d = normal(bound(args, kwargs, 1, "dim", 0), x.ndim)
+    d = positive_dim(argument(args, kwargs, 1, "dim", 0), x.ndim)
     n = x.shape[d]
-    start = bound(args, kwargs, 2, "start", 0) or 0
-    step = bound(args, kwargs, 4, "step", 1)
-    start = min(max(normal(start, n), 0), n)
+    start = argument(args, kwargs, 2, "start", 0) or 0
+    step = argument(args, kwargs, 4, "step", 1)
+    start = min(max(positive_dim(start, n), 0), n)
     layers = []
-    for layer in tr.get(x):
+    for layer in tr.shadow_of(x):
         if layer.shape[d] > 1:
             stop = start + out.shape[d]
             if step != 1:
@@ -142,28 +142,28 @@ def slice_(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any], o
                 tr.assume(layer, d, [b for b in (start, stop) if 0 < b < n], "slice")
             layer = np.take(layer, np.arange(start, start + out.shape[d] * step, step), axis=d)
         layers.append(layer)
-    tr.set(out, alive(layers))
+    tr.set_shadow(out, alive(layers))
 
 
 @rule("select", "unbind", "select_copy", "unbind_copy")
 def select(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> None:
     """One position of an axis; an axis that the plan may thin cannot be indexed by position."""
     x = args[0]
-    d = normal(bound(args, kwargs, 1, "dim", 0), x.ndim)
+    d = positive_dim(argument(args, kwargs, 1, "dim", 0), x.ndim)
     many = isinstance(out, (tuple, list))
-    index = 0 if many else normal(bound(args, kwargs, 2, "index", 0), x.shape[d])
-    for layer in along(tr.get(x), d):
+    index = 0 if many else positive_dim(argument(args, kwargs, 2, "index", 0), x.shape[d])
+    for layer in along(tr.shadow_of(x), d):
         tr.assume_position(layer, d, func.overloadpacket.__name__)
     for i, result in enumerate(out if many else (out,)):
-        tr.set(result, alive(np.take(x_, index + i if x_.shape[d] > 1 else 0, axis=d) for x_ in tr.get(x)))
+        tr.set_shadow(result, alive(np.take(x_, index + i if x_.shape[d] > 1 else 0, axis=d) for x_ in tr.shadow_of(x)))
 
 
 @rule("index_select")
 def index_select(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> None:
     """Our own selection layer starts channels of its own; any other index into channels is fixed by position."""
-    x, d, index = args[0], normal(args[1], args[0].ndim), args[2]
+    x, d, index = args[0], positive_dim(args[1], args[0].ndim), args[2]
     layers = []
-    for layer in tr.get(x):
+    for layer in tr.shadow_of(x):
         if layer.shape[d] > 1:
             if in_select_layer(tr) and not index.is_meta and varying(layer) == (d,):
                 layer = axis_layer(selected(tr, layer.ravel(), index.numpy()), d, x.ndim)
@@ -171,7 +171,7 @@ def index_select(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, A
                 tr.pin(layer, "an index picks channels by their position")
                 continue
         layers.append(layer)
-    tr.set(out, alive(layers))
+    tr.set_shadow(out, alive(layers))
 
 
 @rule("index", "_unsafe_index")
@@ -180,7 +180,7 @@ def index(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any], ou
     x, indices = args[0], list(args[1])
     dims = [d for d, i in enumerate(indices) if i is not None]
     for d in dims:
-        for layer in along(tr.get(x), d):
+        for layer in along(tr.shadow_of(x), d):
             tr.pin(layer, "an index picks channels by their position")
     if not dims or dims != list(range(dims[0], dims[-1] + 1)):
         return tr.unknown(func, args, kwargs)
@@ -188,11 +188,11 @@ def index(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any], ou
     if any(indices[d].dtype in (torch.bool, torch.uint8) for d in dims):
         return tr.unknown(func, args, kwargs)
     layers = []
-    for layer in tr.get(x):
+    for layer in tr.shadow_of(x):
         if not set(varying(layer)) & set(dims):
             head, tail = layer.shape[: dims[0]], layer.shape[dims[-1] + 1 :]
             layers.append(layer.reshape(head + (1,) * inserted + tail))
-    tr.set(out, alive(layers))
+    tr.set_shadow(out, alive(layers))
 
 
 @rule("new_zeros", "new_ones", "new_full", "new_empty", "new_empty_strided")
@@ -203,13 +203,13 @@ def fresh(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any], ou
 @rule("roll", "flip", "rot90")
 def roll(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> None:
     """Rotating or flipping positions passes axes without ids, and pins the others."""
-    dims = bound(args, kwargs, 2 if func.overloadpacket.__name__ == "roll" else 1, "dims", ())
+    dims = argument(args, kwargs, 2 if func.overloadpacket.__name__ == "roll" else 1, "dims", ())
     dims = [dims] if isinstance(dims, int) else list(dims)
-    moved = {normal(d, args[0].ndim) for d in dims} or set(range(args[0].ndim))
-    for layer in tr.get(args[0]):
+    moved = {positive_dim(d, args[0].ndim) for d in dims} or set(range(args[0].ndim))
+    for layer in tr.shadow_of(args[0]):
         if moved & set(varying(layer)):
             tr.pin(layer, f"{func.overloadpacket.__name__} moves channels by position")
-    tr.set(out, tuple(x for x in tr.get(args[0]) if not moved & set(varying(x))))
+    tr.set_shadow(out, tuple(x for x in tr.shadow_of(args[0]) if not moved & set(varying(x))))
 
 
 @rule("repeat", "tile")
@@ -217,52 +217,52 @@ def repeat(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any], o
     """Copies carry the ids of what they copy."""
     counts = [out.shape[d] for d in range(out.ndim)]
     layers = []
-    for layer in pad_rank(tr.get(args[0]), out.ndim):
+    for layer in pad_rank(tr.shadow_of(args[0]), out.ndim):
         reps = [counts[d] // n if n > 1 else 1 for d, n in enumerate(layer.shape)]
         if any(r > 1 for r in reps):
-            tr.suppose(layer)
+            tr.assume_ids(layer)
         layers.append(np.tile(layer, reps))
-    tr.set(out, tuple(layers))
+    tr.set_shadow(out, tuple(layers))
 
 
 @rule("pixel_shuffle")
 def pixel_shuffle(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> None:
     """r x r consecutive channels become one: they go together."""
     area, layers = args[1] ** 2, []
-    for layer in tr.get(args[0]):
+    for layer in tr.shadow_of(args[0]):
         if varying(layer) == (layer.ndim - 3,):
             blocks = layer.reshape(-1, area)
             tr.join(blocks, blocks[:, :1])
             layers.append(axis_layer(blocks[:, 0], layer.ndim - 3, layer.ndim))
         else:
             tr.pin(layer, "pixel_shuffle over an axis that is not the channels'")
-    tr.set(out, alive(layers))
+    tr.set_shadow(out, alive(layers))
 
 
 @rule("pixel_unshuffle")
 def pixel_unshuffle(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> None:
     """One channel becomes r x r."""
     layers = []
-    for layer in tr.get(args[0]):
+    for layer in tr.shadow_of(args[0]):
         if varying(layer) == (layer.ndim - 3,):
             layers.append(axis_layer(np.repeat(layer.ravel(), args[1] ** 2), layer.ndim - 3, layer.ndim))
         else:
             tr.pin(layer, "pixel_unshuffle over an axis that is not the channels'")
-    tr.set(out, alive(layers))
+    tr.set_shadow(out, alive(layers))
 
 
 @rule("channel_shuffle", "native_channel_shuffle")
 def channel_shuffle(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> None:
     """Interleaves ``groups`` runs of channels: what ends up side by side goes together."""
     layers = []
-    for layer in tr.get(args[0]):
+    for layer in tr.shadow_of(args[0]):
         if varying(layer) == (1,):
             table = layer.reshape(args[1], -1)
             tr.assume_columns(table, "channel_shuffle")
             layers.append(axis_layer(table.T.ravel(), 1, layer.ndim))
         else:
             tr.pin(layer, "channel_shuffle over an axis that is not the channels'")
-    tr.set(out, alive(layers))
+    tr.set_shadow(out, alive(layers))
 
 
 @rule("constant_pad_nd", "pad")
@@ -270,7 +270,7 @@ def constant_pad(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, A
     """Padded positions of a channel axis are fixed data."""
     x, pads = args[0], list(args[1])
     layers = []
-    for layer in tr.get(x):
+    for layer in tr.shadow_of(x):
         for k in range(len(pads) // 2):
             d = x.ndim - 1 - k
             low, high = pads[2 * k], pads[2 * k + 1]
@@ -282,7 +282,7 @@ def constant_pad(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, A
                 width[d] = (max(low, 0), max(high, 0))
                 layer = np.pad(layer, width, constant_values=FIXED)
         layers.append(layer)
-    tr.set(out, alive(layers))
+    tr.set_shadow(out, alive(layers))
 
 
 @rule("im2col", "unfold_im2col")
@@ -290,9 +290,9 @@ def im2col(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any], o
     """A channel becomes kernel-many consecutive rows."""
     x = args[0]
     layers = []
-    for layer in tr.get(x):
+    for layer in tr.shadow_of(x):
         if varying(layer) == (1,) and x.ndim == 4:
             layers.append(axis_layer(np.repeat(layer.ravel(), out.shape[1] // x.shape[1]), 1, 3))
         else:
             tr.pin(layer, "unfold over an axis that is not the channels'")
-    tr.set(out, alive(layers))
+    tr.set_shadow(out, alive(layers))

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from slim.channels.facts import Axis, NormRead
 from slim.channels.ids import IntArray, Shadow, axis_layer, varying
 from slim.channels.rules.elementwise import combine
 from slim.channels.rules.registry import rule
+from slim.channels.trace_record import Axis, NormCall
 
 if TYPE_CHECKING:
     from slim.channels.tracer import Tracer
@@ -22,7 +22,7 @@ def batch_norm(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any
     x = args[0]
     tensors = [t for t in args[1:5] if isinstance(t, torch.Tensor) and t.ndim == 1]
     mine, rest = [], []
-    for layer in tr.get(x):
+    for layer in tr.shadow_of(x):
         if varying(layer) == (1,):
             mine.append(layer)
         else:
@@ -30,9 +30,9 @@ def batch_norm(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any
             rest.append(layer)
     result = out[0] if isinstance(out, (tuple, list)) else out
     if x.shape[1] == 1:
-        note_single(tr, args[1:5])
+        record_single_channel_norm(tr, args[1:5])
         return
-    ids = note_norm(tr, args[1:5], mine[0].ravel() if mine else None)
+    ids = record_norm(tr, args[1:5], mine[0].ravel() if mine else None)
     for t in tensors:
         own = tr.axis_ids(t, 0)
         if ids is not None and own is not None:
@@ -41,7 +41,7 @@ def batch_norm(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any
             tr.pin(own, "normalizes data that is not the network's own channels")
         elif ids is not None:
             tr.pin(ids, "is normalized with constants")
-    tr.set(result, (axis_layer(ids, 1, x.ndim),) if ids is not None else ())
+    tr.set_shadow(result, (axis_layer(ids, 1, x.ndim),) if ids is not None else ())
 
 
 @rule("native_layer_norm", "layer_norm", "_fused_rms_norm", "rms_norm")
@@ -50,15 +50,15 @@ def layer_norm(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any
     x, shape = args[0], args[1]
     first = x.ndim - len(shape)
     passing = []
-    for layer in tr.get(x):
+    for layer in tr.shadow_of(x):
         if any(d >= first for d in varying(layer)):
             tr.inexact(layer, f"{func.overloadpacket.__name__} takes statistics over channels")
         passing.append(layer)
     operands: list[tuple[Shadow, Sequence[int]]] = [(tuple(passing), tuple(x.shape))]
-    operands += [(tr.get(t), tuple(t.shape)) for t in args[2:4] if isinstance(t, torch.Tensor)]
+    operands += [(tr.shadow_of(t), tuple(t.shape)) for t in args[2:4] if isinstance(t, torch.Tensor)]
     shadow = combine(tr, operands, x.shape)
-    note_other_norm(tr, "layer", args[2] if len(args) > 2 else None)
-    tr.set(out[0] if isinstance(out, (tuple, list)) else out, shadow)
+    record_other_norm(tr, "layer", args[2] if len(args) > 2 else None)
+    tr.set_shadow(out[0] if isinstance(out, (tuple, list)) else out, shadow)
 
 
 @rule("native_group_norm", "group_norm")
@@ -67,7 +67,7 @@ def group_norm(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any
     native = func.overloadpacket.__name__ == "native_group_norm"
     x = args[0]
     weight, bias, groups = (args[1], args[2], args[6]) if native else (args[2], args[3], args[1])
-    layers = tr.get(x)
+    layers = tr.shadow_of(x)
     result = out[0] if isinstance(out, (tuple, list)) else out
     for layer in layers:
         if varying(layer) == (1,):
@@ -84,8 +84,8 @@ def group_norm(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any
         if isinstance(t, torch.Tensor):
             own = tr.axis_ids(t, 0)
             operands.append(((axis_layer(own, 1, x.ndim),) if own is not None else (), shape))
-    note_other_norm(tr, "group", weight)
-    tr.set(result, combine(tr, operands, x.shape))
+    record_other_norm(tr, "group", weight)
+    tr.set_shadow(result, combine(tr, operands, x.shape))
 
 
 def in_select_layer(tr: Tracer) -> bool:
@@ -96,38 +96,38 @@ def in_select_layer(tr: Tracer) -> bool:
 def selected(tr: Tracer, stream: IntArray, index: IntArray) -> IntArray:
     """The channels behind a selection layer: their own where streams are read selectively, else the stream's."""
     name, read = tr.names[id(tr.stack[-1])], stream[index]
-    if tr.known:
-        return next(own for where, _, own in tr.facts.selects if where == name)
+    if tr.probing:
+        return next(own for where, _, own in tr.record.selects if where == name)
     own = tr.ids.fresh(len(read)) if tr.residual == "select" else read
-    tr.facts.streams.setdefault(name, stream)  # in the stream's own order, for a new index
-    tr.facts.selects.append((name, read, own))
+    tr.record.streams.setdefault(name, stream)  # in the stream's own order, for a new index
+    tr.record.selects.append((name, read, own))
     return own
 
 
-def note_norm(tr: Tracer, tensors: Sequence[Any], read: IntArray | None) -> IntArray | None:
+def record_norm(tr: Tracer, tensors: Sequence[Any], read: IntArray | None) -> IntArray | None:
     """Note a batch normalization; returns the ids of what it emits."""
     weight, bias, mean, var = (tr.name_of(t) for t in tensors)
-    module = tr.here()
-    if tr.known:
+    module = tr.location()
+    if tr.probing:
         if read is not None and tr.residual == "select":
-            own = tr.facts.axes.get(Axis(weight or mean or "", 0))
+            own = tr.record.axes.get(Axis(weight or mean or "", 0))
             return own if own is not None else read
         return read
     behind = tr.stack and any(getattr(m, "is_channel_select", False) for m in tr.stack[-1].children())
-    earlier = tr.split.get(weight or "")
+    earlier = tr.selective_norms.get(weight or "")
     if earlier is not None and read is not None:
         if earlier.read is not None and not np.array_equal(earlier.read, read):
             # Read from two places: one selection cannot serve both, so it goes with what it reads.
             tr.join(earlier.own, earlier.read)
             tr.join(earlier.own, read)
-            earlier.split = False
+            earlier.selective = False
         return earlier.own
-    if read is not None and tr.residual == "select" and weight and weight not in tr.normed and not behind:
+    if read is not None and tr.residual == "select" and weight and weight not in tr.seen_norms and not behind:
         # Its own channels, until the graph shows that nobody else reads this stream.
         own = tr.param_axis(weight, 0, len(read))
-        note = NormRead("batch", module, weight, bias, mean, var, own, read, split=True)
-        tr.split[weight] = note
-        tr.facts.norms.append(note)
+        note = NormCall("batch", module, weight, bias, mean, var, own, read, selective=True)
+        tr.selective_norms[weight] = note
+        tr.record.norms.append(note)
         return own
     own = read
     if own is None:
@@ -135,40 +135,40 @@ def note_norm(tr: Tracer, tensors: Sequence[Any], read: IntArray | None) -> IntA
         own = tr.axis_ids(first, 0) if first is not None else None
         if own is not None:
             tr.pin(own, "normalizes data that is not the network's own channels")
-    if weight and weight in tr.normed:
+    if weight and weight in tr.seen_norms:
         return own
-    tr.normed.add(weight or "")
+    tr.seen_norms.add(weight or "")
     if own is not None:
-        tr.facts.norms.append(NormRead("batch", module, weight, bias, mean, var, own, read))
+        tr.record.norms.append(NormCall("batch", module, weight, bias, mean, var, own, read))
     return own
 
 
-def note_single(tr: Tracer, tensors: Sequence[Any]) -> None:
+def record_single_channel_norm(tr: Tracer, tensors: Sequence[Any]) -> None:
     """A normalization of one channel: its scale is listed, and stays."""
     weight, bias, mean, var = (tr.name_of(t) for t in tensors)
-    if weight and weight not in tr.normed and not tr.known:
-        tr.normed.add(weight)
+    if weight and weight not in tr.seen_norms and not tr.probing:
+        tr.seen_norms.add(weight)
         own = tr.param_axis(weight, 0, 1)
         tr.pin(own, "the only channel of its layer")
-        tr.facts.norms.append(NormRead("batch", tr.here(), weight, bias, mean, var, own, None))
+        tr.record.norms.append(NormCall("batch", tr.location(), weight, bias, mean, var, own, None))
 
 
-def note_other_norm(tr: Tracer, kind: str, weight: Any) -> None:
+def record_other_norm(tr: Tracer, kind: str, weight: Any) -> None:
     """Note a layer or group normalization with a scale."""
     name = tr.name_of(weight)
-    if name and not tr.known and weight.ndim == 1 and weight.numel() > 1:
-        if name in tr.normed:
+    if name and not tr.probing and weight.ndim == 1 and weight.numel() > 1:
+        if name in tr.seen_norms:
             return
-        tr.normed.add(name)
+        tr.seen_norms.add(name)
         own = tr.param_axis(name, 0, weight.numel())
         bias = name[: -len("weight")] + "bias"
-        tr.facts.norms.append(NormRead(kind, tr.here(), name, bias, None, None, own, None))
+        tr.record.norms.append(NormCall(kind, tr.location(), name, bias, None, None, own, None))
 
 
 def per_channel_groups(tr: Tracer, weight: Any) -> None:
     """A group norm with one channel per group: its group count follows its width."""
     name = tr.name_of(weight)
     if name and tr.stack and hasattr(tr.stack[-1], "num_groups"):
-        tr.facts.regroup[tr.here()] = Axis(name, 0)
+        tr.record.regroup[tr.location()] = Axis(name, 0)
     elif weight is not None:
         tr.pin(tr.param_axis(name, 0, weight.numel()) if name else np.empty(0, np.int64), "fixed group count")

@@ -24,11 +24,11 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
     return register
 
 
-def normal(dim: int, rank: int) -> int:
+def positive_dim(dim: int, rank: int) -> int:
     """A negative axis counted from the front."""
     return dim + rank if dim < 0 else dim
 
 
-def bound(args: Sequence[Any], kwargs: dict[str, Any], position: int, name: str, default: Any) -> Any:
+def argument(args: Sequence[Any], kwargs: dict[str, Any], position: int, name: str, default: Any) -> Any:
     """An argument given by position or by name."""
     return args[position] if len(args) > position else kwargs.get(name, default)

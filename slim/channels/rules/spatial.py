@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from slim.channels.ids import alive, varying
-from slim.channels.rules.registry import bound, normal, rule
+from slim.channels.rules.registry import argument, positive_dim, rule
 
 if TYPE_CHECKING:
     from slim.channels.tracer import Tracer
@@ -21,31 +21,31 @@ def spatial(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any], 
     name = func.overloadpacket.__name__
     count = next((k for k in (3, 2, 1) if f"{k}d" in name), x.ndim - 2)
     passing = []
-    for layer in tr.get(x):
+    for layer in tr.shadow_of(x):
         if any(d >= x.ndim - count for d in varying(layer)):
             tr.pin(layer, f"{name} works on positions")
         else:
             passing.append(layer)
     for t in args[1:]:
         if isinstance(t, torch.Tensor):
-            for layer in tr.get(t):
+            for layer in tr.shadow_of(t):
                 tr.pin(layer, f"{name} reads positions from it")
     for result in out if isinstance(out, (tuple, list)) else (out,):
         if isinstance(result, torch.Tensor) and result.ndim == x.ndim:
-            tr.set(result, tuple(passing))
+            tr.set_shadow(result, tuple(passing))
 
 
 def reduction(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> None:
     """Sums, means, maxima: what is reduced cannot be thinned, the other axes pass."""
     x = args[0]
     names = [a.name for a in func._schema.arguments]
-    dims = bound(args, kwargs, names.index("dim"), "dim", None)
-    keep = bound(args, kwargs, names.index("keepdim"), "keepdim", False)
+    dims = argument(args, kwargs, names.index("dim"), "dim", None)
+    keep = argument(args, kwargs, names.index("keepdim"), "keepdim", False)
     dims = range(x.ndim) if dims is None or (isinstance(dims, (list, tuple)) and not dims) else dims
-    gone = {normal(d, x.ndim) for d in ([dims] if isinstance(dims, int) else dims)}
+    gone = {positive_dim(d, x.ndim) for d in ([dims] if isinstance(dims, int) else dims)}
     name = func.overloadpacket.__name__
     layers = []
-    for layer in tr.get(x):
+    for layer in tr.shadow_of(x):
         if gone & set(varying(layer)):
             tr.pin(layer, f"{name} reduces over channels")
         elif tr.is_parameter(x):
@@ -57,7 +57,7 @@ def reduction(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any]
             layers.append(layer.reshape([n for d, n in enumerate(layer.shape) if d not in gone]))
     for result in out if isinstance(out, (tuple, list)) else (out,):
         if isinstance(result, torch.Tensor):
-            tr.set(result, alive(layers))
+            tr.set_shadow(result, alive(layers))
 
 
 @rule(
@@ -76,12 +76,12 @@ def along_axis(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any
     """Every element depends on the whole axis: an axis of channels is pinned, the others pass."""
     x = args[0]
     position = 2 if func.overloadpacket.__name__ == "topk" else 1
-    d = normal(bound(args, kwargs, position, "dim", -1), x.ndim)
+    d = positive_dim(argument(args, kwargs, position, "dim", -1), x.ndim)
     passing = []
-    for layer in tr.get(x):
+    for layer in tr.shadow_of(x):
         if layer.shape[d] > 1:
             tr.pin(layer, f"{func.overloadpacket.__name__} over channels")
         else:
             passing.append(layer)
     for result in out if isinstance(out, (tuple, list)) else (out,):
-        tr.set(result, tuple(passing))
+        tr.set_shadow(result, tuple(passing))

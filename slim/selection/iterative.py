@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 LIMITS = ("min_channels", "max_layer_ratio", "round_to", "ignore", "overrides")
 
 
-def select_further(dense: ChannelGraph, graph: ChannelGraph, scores: Scores, **options: Any) -> Selection:
+def select_next_cut(dense: ChannelGraph, graph: ChannelGraph, scores: Scores, **options: Any) -> Selection:
     """Choose what else to remove from ``graph``, so that the whole way from ``dense`` meets the budget.
 
     Args:
@@ -52,28 +52,30 @@ def select_further(dense: ChannelGraph, graph: ChannelGraph, scores: Scores, **o
         budget = {"latency": relative("latency", target.amount, before) if target.amount <= 1 else target.amount}
         notes = [f"latency: before this cut {now:.3f} ms, the dense network {whole:.3f} ms."]
     elif target is not None:
-        budget = {target.kind: left_over(dense, graph, target.kind, target.amount, inexact=inexact)}
+        budget = {target.kind: remaining_budget(dense, graph, target.kind, target.amount, inexact=inexact)}
     rules = {key: options.pop(key) for key in LIMITS if key in options}
-    found = select_groups(graph, scores, **budget, **_carried(dense, graph, rules), table=table, **options)
+    selection = select_groups(graph, scores, **budget, **_carried(dense, graph, rules), table=table, **options)
 
     def share(kind: str, removed: npt.NDArray[np.bool_]) -> float:
         if kind == "latency":
-            return before * (found.achieved["latency"] if removed.any() else 1.0)
+            return before * (selection.achieved["latency"] if removed.any() else 1.0)
         return _share(dense, graph, kind, removed, inexact)
 
     kinds = dict.fromkeys(("ratio", "macs", "params", *([target.kind] if target else [])))
-    notes += [f"After earlier cuts, of what they left: {line}" for line in found.notes]
-    if target is not None and not found.removed.any():
-        notes = [_nothing(target, share(target.kind, found.removed))]
+    notes += [f"After earlier cuts, of what they left: {line}" for line in selection.notes]
+    if target is not None and not selection.removed.any():
+        notes = [_nothing(target, share(target.kind, selection.removed))]
     return Selection(
-        found.removed,
+        selection.removed,
         {target.kind: target.amount} if target else {},
-        {kind: share(kind, found.removed) for kind in kinds},
+        {kind: share(kind, selection.removed) for kind in kinds},
         tuple(notes),
     )
 
 
-def left_over(dense: ChannelGraph, graph: ChannelGraph, kind: str, amount: float, *, inexact: bool = False) -> float:
+def remaining_budget(
+    dense: ChannelGraph, graph: ChannelGraph, kind: str, amount: float, *, inexact: bool = False
+) -> float:
     """The budget of ``graph`` with which the dense network's is ``amount``; an absolute cost is the same for both.
 
     Args:
@@ -143,9 +145,9 @@ def _carried(dense: ChannelGraph, graph: ChannelGraph, rules: dict[str, Any]) ->
 
 
 def _nothing(target: Target, share: float) -> str:
-    told = "has lost" if target.kind == "ratio" else "keeps"
+    state = "has lost" if target.kind == "ratio" else "keeps"
     what = "channels" if target.kind == "ratio" else target.kind
     return (
-        f"Nothing was removed: the network {told} {100 * share:.1f}% of the dense network's {what} already,"
+        f"Nothing was removed: the network {state} {100 * share:.1f}% of the dense network's {what} already,"
         f" and the budget is {target.kind}={target.amount:g}."
     )

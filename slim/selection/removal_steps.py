@@ -1,4 +1,4 @@
-"""Units: what a budget removes one by one. A unit is a bundle, or as many bundles as rounding asks for."""
+"""Removal steps: what a budget removes one at a time. A step is one balanced set, or as many as rounding asks for."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Units:
-    """Every unit that may go, floors and rounding respected as long as units of a space go in ascending order.
+class RemovalSteps:
+    """Every step that may go, floors and rounding respected as long as steps of a space go in ascending order.
 
     Attributes:
-        of: (n_groups,) the unit of every group, -1 where it must stay.
-        value: (n_units,) mean score of its groups.
-        share: (n_units,) the middle of the unit in its space's order, as a share of the space, in (0, 1).
-        space: (n_units,) index of the (first) space.
-        index: (n_units,) smallest group index.
+        of: (n_groups,) the step of every group, -1 where it must stay.
+        value: (n_steps,) mean score of its groups.
+        share: (n_steps,) the middle of the step in its space's order, as a share of the space, in (0, 1).
+        space: (n_steps,) index of the (first) space.
+        index: (n_steps,) smallest group index.
         notes: Which structures keep something, one line each.
     """
 
@@ -41,51 +41,51 @@ class Units:
         return len(self.value)
 
 
-def units(graph: ChannelGraph, bundle_of: Ints, values: Floats, limits: Limits) -> Units:
-    """Chunk the ascending bundles of every space so that floors hold and widths are multiples of ``round_to``."""
-    members = np.flatnonzero(bundle_of >= 0)
-    _, bundle = np.unique(bundle_of[members], return_inverse=True)
-    bundle = bundle.reshape(-1)
-    n = int(bundle.max()) + 1 if len(bundle) else 0
-    size = np.bincount(bundle, minlength=n)
-    value = np.bincount(bundle, values[members], minlength=n) / np.maximum(size, 1)
+def removal_steps(graph: ChannelGraph, set_of: Ints, values: Floats, limits: Limits) -> RemovalSteps:
+    """Chunk the ascending balanced sets of every space so that floors hold and widths are multiples of ``round_to``."""
+    members = np.flatnonzero(set_of >= 0)
+    _, set_index = np.unique(set_of[members], return_inverse=True)
+    set_index = set_index.reshape(-1)
+    n = int(set_index.max()) + 1 if len(set_index) else 0
+    size = np.bincount(set_index, minlength=n)
+    value = np.bincount(set_index, values[members], minlength=n) / np.maximum(size, 1)
     index = np.full(n, len(graph), dtype=np.int64)
-    np.minimum.at(index, bundle, members)
+    np.minimum.at(index, set_index, members)
     low = np.full(n, len(graph.spaces), dtype=np.int64)
     high = np.full(n, -1, dtype=np.int64)
-    np.minimum.at(low, bundle, graph.space_of[members])
-    np.maximum.at(high, bundle, graph.space_of[members])
+    np.minimum.at(low, set_index, graph.space_of[members])
+    np.maximum.at(high, set_index, graph.space_of[members])
 
-    family = _families(len(graph.spaces), low, high, graph.space_of[members], bundle)
+    family = _families(len(graph.spaces), low, high, graph.space_of[members], set_index)
     crowd = np.bincount(family, minlength=len(graph.spaces)) > 1
     order = np.lexsort((index, value, family[low] if n else low))
-    unit = np.full(n, -1, dtype=np.int64)
+    step = np.full(n, -1, dtype=np.int64)
     share = np.zeros(n)
     alone = order[~crowd[family[low[order]]]] if n else order
     width = np.array([len(s.groups) for s in graph.spaces], dtype=np.int64)
     notes: list[str] = []
-    fresh = _chunk_alone(alone, low, size, width, limits, unit, share)
+    fresh = _chunk_alone(alone, low, size, width, limits, step, share)
     for f in np.flatnonzero(crowd):
         mine = order[family[low[order]] == f]
         if len(mine):
-            fresh = _chunk_together(graph, mine, bundle, members, width, limits, unit, share, fresh, notes)
-    notes += _rounding_notes(graph, low[unit < 0], low[unit >= 0], limits)
-    return _collected(graph, members, bundle, unit, share, size, values, low, fresh, notes)
+            fresh = _chunk_together(graph, mine, set_index, members, width, limits, step, share, fresh, notes)
+    notes += _rounding_notes(graph, low[step < 0], low[step >= 0], limits)
+    return _collected(graph, members, set_index, step, share, size, values, low, fresh, notes)
 
 
-def _families(n_spaces: int, low: Ints, high: Ints, space: Ints, bundle: Ints) -> Ints:
-    """The smallest space of every space's family: spaces that share a bundle are one family, (n_spaces,)."""
+def _families(n_spaces: int, low: Ints, high: Ints, space: Ints, set_index: Ints) -> Ints:
+    """The smallest space of every space's family: spaces that share a balanced set are one family, (n_spaces,)."""
     root = np.arange(n_spaces)
     if (low == high).all():
         return root
-    for a, b in {(int(a), int(b)) for a, b in zip(low[bundle], space, strict=True) if a != b}:
+    for a, b in {(int(a), int(b)) for a, b in zip(low[set_index], space, strict=True) if a != b}:
         a, b = int(root[a]), int(root[b])
         root[root == max(a, b)] = min(a, b)
     return root
 
 
-def _chunk_alone(order: Ints, low: Ints, size: Ints, width: Ints, limits: Limits, unit: Ints, share: Floats) -> int:
-    """Spaces of their own, all at once: a unit ends wherever the width left is legal. Returns how many were made."""
+def _chunk_alone(order: Ints, low: Ints, size: Ints, width: Ints, limits: Limits, step: Ints, share: Floats) -> int:
+    """Spaces of their own, all at once: a step ends wherever the width left is legal. Returns how many were made."""
     if not len(order):
         return 0
     space = low[order]
@@ -95,12 +95,12 @@ def _chunk_alone(order: Ints, low: Ints, size: Ints, width: Ints, limits: Limits
     gone = gone - before
     left = width[space] - gone
     legal = (left >= limits.floor[space]) & (left % limits.round_to[space] == 0)
-    # A bundle belongs to the first legal end at or behind it in its space.
+    # A balanced set belongs to the first legal end at or behind it in its space.
     ends = np.cumsum(legal) - legal
     last = np.full(len(width), -1, dtype=np.int64)
     last[space[legal]] = ends[legal]
     inside = ends <= last[space]
-    unit[order[inside]] = ends[inside]
+    step[order[inside]] = ends[inside]
     share[order] = (gone - size[order] / 2) / width[space]
     return int(legal.sum())
 
@@ -108,24 +108,24 @@ def _chunk_alone(order: Ints, low: Ints, size: Ints, width: Ints, limits: Limits
 def _chunk_together(
     graph: ChannelGraph,
     order: Ints,
-    bundle: Ints,
+    set_index: Ints,
     members: Ints,
     width: Ints,
     limits: Limits,
-    unit: Ints,
+    step: Ints,
     share: Floats,
     fresh: int,
     notes: list[str],
 ) -> int:
-    """Spaces that share bundles: in order, skip those below a floor, end a unit where all widths are legal."""
-    by_bundle = np.argsort(bundle, kind="stable")
-    bounds = np.searchsorted(bundle[by_bundle], np.arange(int(bundle.max()) + 2))
+    """Spaces that share balanced sets: in order, skip those below a floor, end a step where all widths are legal."""
+    by_set = np.argsort(set_index, kind="stable")
+    bounds = np.searchsorted(set_index[by_set], np.arange(int(set_index.max()) + 2))
     gone = np.zeros(len(width), dtype=np.int64)
     pending: list[int] = []
     total = sum(int(bounds[b + 1] - bounds[b]) for b in order)
     seen = 0
     for b in order:
-        groups = members[by_bundle[bounds[b] : bounds[b + 1]]]
+        groups = members[by_set[bounds[b] : bounds[b + 1]]]
         spaces, counts = np.unique(graph.space_of[groups], return_counts=True)
         share[b] = (seen + len(groups) / 2) / total
         seen += len(groups)
@@ -135,11 +135,11 @@ def _chunk_together(
         pending.append(int(b))
         cut = np.flatnonzero(gone)
         if ((width[cut] - gone[cut]) % limits.round_to[cut] == 0).all():
-            unit[pending] = fresh
+            step[pending] = fresh
             fresh += 1
             pending = []
     if pending and len(pending) == len(order):
-        name = graph.spaces[int(graph.space_of[members[by_bundle[bounds[order[0]]]]])].name
+        name = graph.spaces[int(graph.space_of[members[by_set[bounds[order[0]]]]])].name
         notes.append(
             f"{name} and the layers it is balanced with stay whole: round_to cannot be met in all of them at once."
         )
@@ -161,25 +161,25 @@ def _rounding_notes(graph: ChannelGraph, kept: Ints, cut: Ints, limits: Limits) 
 def _collected(
     graph: ChannelGraph,
     members: Ints,
-    bundle: Ints,
-    unit: Ints,
+    set_index: Ints,
+    step: Ints,
     share: Floats,
     size: Ints,
     values: Floats,
     low: Ints,
-    n_units: int,
+    n_steps: int,
     notes: list[str],
-) -> Units:
+) -> RemovalSteps:
     of = np.full(len(graph), -1, dtype=np.int64)
-    of[members] = unit[bundle]
+    of[members] = step[set_index]
     inside = np.flatnonzero(of >= 0)
     mine = of[inside]
-    count = np.maximum(np.bincount(mine, minlength=n_units), 1)
-    value = np.bincount(mine, values[inside], minlength=n_units) / count
-    index = np.full(n_units, len(graph), dtype=np.int64)
+    count = np.maximum(np.bincount(mine, minlength=n_steps), 1)
+    value = np.bincount(mine, values[inside], minlength=n_steps) / count
+    index = np.full(n_steps, len(graph), dtype=np.int64)
     np.minimum.at(index, mine, inside)
-    space = np.full(n_units, len(graph.spaces), dtype=np.int64)
+    space = np.full(n_steps, len(graph.spaces), dtype=np.int64)
     np.minimum.at(space, mine, graph.space_of[inside])
-    kept = unit >= 0
-    middle = np.bincount(unit[kept], (share * size)[kept], minlength=n_units) / count
-    return Units(of, value, middle, space, index, notes)
+    kept = step >= 0
+    middle = np.bincount(step[kept], (share * size)[kept], minlength=n_steps) / count
+    return RemovalSteps(of, value, middle, space, index, notes)

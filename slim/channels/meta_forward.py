@@ -1,4 +1,4 @@
-"""Run a forward without touching the model: lend it stand-ins for its tensors, and give everything back."""
+"""Run the forward of a model on meta tensors (or detached views) without changing the model."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def meta_like(tensor: torch.Tensor) -> torch.Tensor:
         return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
 
 
-def moved_to_meta(args: Any, kwargs: Any) -> tuple[Any, Any]:
+def move_to_meta(args: Any, kwargs: Any) -> tuple[Any, Any]:
     """Where real tensors (index buffers, constants made in a forward) meet meta ones, move them for this call."""
     found = [False, False]
     for a in (*args, *kwargs.values()):
@@ -96,21 +96,21 @@ def call_on_meta(func: Any, args: Any, kwargs: Any) -> Any:
 
 
 @contextmanager
-def borrowed(model: nn.Module, *, meta: bool, training: bool) -> Iterator[None]:
-    """Lend the model stand-ins for its tensors and a mode, and give everything back.
+def temporary_state(model: nn.Module, *, meta: bool, training: bool) -> Iterator[None]:
+    """Replace the tensors and the mode of a model; on exit everything is restored.
 
     Parameters and float buffers become meta tensors (or detached views with ``meta=False``). Integer buffers keep their
     values in a copy: they are indices, and a forward may count in them.
     """
-    stand_in: dict[int, torch.Tensor] = {}
+    substitutes: dict[int, torch.Tensor] = {}
     saved: list[tuple[dict[str, Any], str, Any]] = []
     states: list[tuple[nn.Module, dict[str, Any]]] = []
 
-    def lend(name: str, store: dict[str, Any], key: str, buffer: bool) -> None:
+    def substitute(name: str, store: dict[str, Any], key: str, buffer: bool) -> None:
         tensor = store[key]
         if tensor is None:
             return
-        if id(tensor) not in stand_in:
+        if id(tensor) not in substitutes:
             if buffer and not (tensor.is_floating_point() or tensor.is_complex()):
                 other = tensor.detach() if tensor.is_meta else tensor.detach().clone()
             elif meta:
@@ -119,17 +119,17 @@ def borrowed(model: nn.Module, *, meta: bool, training: bool) -> Iterator[None]:
                 other = tensor.detach().clone() if buffer else tensor.detach()
             if other.is_floating_point():
                 other._slim_param = name
-            stand_in[id(tensor)] = other
+            substitutes[id(tensor)] = other
         saved.append((store, key, tensor))
-        store[key] = stand_in[id(tensor)]
+        store[key] = substitutes[id(tensor)]
 
     try:
         for prefix, module in model.named_modules():
             dot = prefix + "." if prefix else ""
             for key in list(module._parameters):
-                lend(dot + key, module._parameters, key, buffer=False)
+                substitute(dot + key, module._parameters, key, buffer=False)
             for key in list(module._buffers):
-                lend(dot + key, module._buffers, key, buffer=True)
+                substitute(dot + key, module._buffers, key, buffer=True)
             # Plain attributes too: a forward may keep something for the next one (anchors, masks).
             states.append((module, dict(module.__dict__)))
             module.training = training

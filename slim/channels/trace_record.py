@@ -1,4 +1,4 @@
-"""What one trace learns, in ids. :mod:`slim.channels.build` turns it into groups."""
+"""The record of one trace, in channel ids. :mod:`slim.channels.build` turns it into groups."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Term(NamedTuple):
 
 
 @dataclasses.dataclass
-class Work:
+class Contraction:
     """Multiply-accumulates of one contraction: ``factor`` times the kept width of every term."""
 
     module: str
@@ -31,11 +31,11 @@ class Work:
     weight: str | None
     factor: int
     terms: list[Term]
-    ends: list[tuple[int, Term | None]]  # (elements per channel, channels) of its input and its output
+    activations: list[tuple[int, Term | None]]  # (elements per channel, channels) of its input and its output
 
 
 @dataclasses.dataclass
-class NormRead:
+class NormCall:
     """A normalization layer met in the forward."""
 
     kind: str
@@ -46,12 +46,12 @@ class NormRead:
     var: str | None
     own: IntArray
     read: IntArray | None  # ids of the stream it reads; None where it reads fixed data
-    split: bool = False  # whether its own channels may be fewer than the stream's
+    selective: bool = False  # whether its own channels may be fewer than the stream's
 
 
 @dataclasses.dataclass
-class Facts:
-    """Everything one trace learned."""
+class TraceRecord:
+    """Everything one trace recorded, in channel ids."""
 
     ids: Ids
     axes: dict[Axis, IntArray] = dataclasses.field(default_factory=dict)
@@ -59,8 +59,8 @@ class Facts:
         default_factory=dict
     )  # weight -> groups; its axis 1 is stored per group
     regroup: dict[str, Axis] = dataclasses.field(default_factory=dict)  # module -> axis its group count equals
-    work: list[Work] = dataclasses.field(default_factory=list)
-    norms: list[NormRead] = dataclasses.field(default_factory=list)
+    contractions: list[Contraction] = dataclasses.field(default_factory=list)
+    norms: list[NormCall] = dataclasses.field(default_factory=list)
     balance: list[tuple[str, IntArray]] = dataclasses.field(default_factory=list)
     inexact: list[tuple[IntArray, str]] = dataclasses.field(default_factory=list)
     assumptions: list[tuple[str, IntArray]] = dataclasses.field(default_factory=list)

@@ -10,7 +10,7 @@ import slim
 from slim.criteria import Scores, marginal
 from slim.criteria.scores import counts_of
 from slim.selection import select_groups
-from slim.selection.bundles import bundles
+from slim.selection.balanced_sets import balanced_sets
 from tests.selection.networks import INPUTS, network
 
 
@@ -29,11 +29,11 @@ def test_a_grouped_convolution_loses_the_lowest_of_every_block():
 def test_every_bundle_of_a_shuffled_network_is_balanced_by_itself():
     _, graph = network("shuffle")
     scores = slim.score(graph, "gamma")
-    bundle_of, _ = bundles(graph, graph.prunable & scores.covered, scores.values)
-    found = np.unique(bundle_of[bundle_of >= 0])
+    set_of, _ = balanced_sets(graph, graph.prunable & scores.covered, scores.values)
+    found = np.unique(set_of[set_of >= 0])
     assert len(found) > 10
     for b in found:
-        graph.plan(bundle_of == b)  # refuses what is not balanced
+        graph.plan(set_of == b)  # refuses what is not balanced
 
 
 def test_half_of_a_shuffled_network_can_go():

@@ -1,4 +1,4 @@
-"""The widening probe: does the forward follow its widths, or does it hard-code them?
+"""The width probe: does the forward follow its widths, or does it hard-code them?
 
 A view that splits an axis, a chunk or a slice looks the same in one trace whether its numbers come from ``x.shape`` or
 stand in the source. So trace a second network in which every removable channel is doubled in place (on meta tensors, no
@@ -14,32 +14,32 @@ import numpy as np
 import torch
 from torch import nn
 
+from slim.channels.constraints import pinned_ids, propagate_balance_pins
 from slim.channels.duplicate import duplicate
-from slim.channels.facts import Axis, Facts
 from slim.channels.ids import IntArray
-from slim.channels.settle import balance_pins, pinned_ids
 from slim.channels.surgery import set_attributes
+from slim.channels.trace_record import Axis, TraceRecord
 from slim.channels.tracer import Tracer, run
 
 
-def probe(
+def probe_widths(
     model: nn.Module,
     example_inputs: Any,
-    facts: Facts,
+    record: TraceRecord,
     *,
     residual: str,
     grouped: str,
 ) -> None:
-    """Settle every assumption of ``facts``: keep it, or pin the ids it was about."""
+    """Decide every assumption of ``record``: confirmed, or its ids are pinned."""
     for attempt in range(6):
-        free = ~pinned_ids(facts)
-        open_ = [(where, ids) for where, ids in facts.assumptions if free[facts.ids.find(ids)].any()]
-        if not open_ or facts.real:
-            _pin(facts, open_, "the forward cannot be probed on meta tensors")
-            balance_pins(facts)
+        free = ~pinned_ids(record)
+        open_ = [(where, ids) for where, ids in record.assumptions if free[record.ids.find(ids)].any()]
+        if not open_ or record.real:
+            _pin(record, open_, "the forward cannot be probed on meta tensors")
+            propagate_balance_pins(record)
             return
-        wide, wide_facts = _widen(model, facts, free)
-        tracer = Tracer(wide, residual=residual, grouped=grouped, facts=wide_facts, known=True)
+        wide, wide_record = _widen(model, record, free)
+        tracer = Tracer(wide, residual=residual, grouped=grouped, record=wide_record, probing=True)
         blamed = open_
         try:
             run(tracer, example_inputs, meta=True)
@@ -47,48 +47,48 @@ def probe(
             if attempt < 4:
                 blamed = [(w, ids) for w, ids in open_ if w == tracer.failed] or open_
         else:
-            conflicts = [c[free[facts.ids.find(c)]] for c in tracer.conflicts if c.size]
-            conflicts += _scalar_conflicts(facts, tracer)
+            conflicts = [c[free[record.ids.find(c)]] for c in tracer.conflicts if c.size]
+            conflicts += _scalar_conflicts(record, tracer)
             conflicts = [c for c in conflicts if c.size]
             if not conflicts:
                 return
             blamed = [("", c) for c in conflicts]
-        _pin(facts, blamed, "the forward fixes the width or the position of its channels")
-        balance_pins(facts)
+        _pin(record, blamed, "the forward fixes the width or the position of its channels")
+        propagate_balance_pins(record)
 
 
-def _pin(facts: Facts, what: list[tuple[str, IntArray]], reason: str) -> None:
+def _pin(record: TraceRecord, what: list[tuple[str, IntArray]], reason: str) -> None:
     for where, ids in what:
-        facts.ids.pin(ids.ravel(), f"{reason} ({where})" if where else reason)
+        record.ids.pin(ids.ravel(), f"{reason} ({where})" if where else reason)
 
 
-def _scalar_conflicts(facts: Facts, tracer: Tracer) -> list[IntArray]:
+def _scalar_conflicts(record: TraceRecord, tracer: Tracer) -> list[IntArray]:
     """Numbers that changed with the widths (a scale by 1/sqrt(C)): what they multiply must keep its width."""
-    if len(facts.scalars) != len(tracer.scalars):
+    if len(record.scalars) != len(tracer.scalars):
         return []
     return [
         layer.ravel()
-        for (before, layers), (after, _) in zip(facts.scalars, tracer.scalars, strict=True)
+        for (before, layers), (after, _) in zip(record.scalars, tracer.scalars, strict=True)
         if before != after
         for layer in layers
     ]
 
 
-def _widen(model: nn.Module, facts: Facts, free: Any) -> tuple[nn.Module, Facts]:
+def _widen(model: nn.Module, record: TraceRecord, free: Any) -> tuple[nn.Module, TraceRecord]:
     """A copy of the modules around meta parameters in which every free id stands twice."""
-    ids = facts.ids
+    ids = record.ids
     fixed = np.concatenate(
-        [r.ravel() for _, read, own in facts.selects for r in (read, own)] or [np.zeros(0, np.int64)]
+        [r.ravel() for _, read, own in record.selects for r in (read, own)] or [np.zeros(0, np.int64)]
     )
     held = np.zeros(len(ids), dtype=bool)
     held[ids.find(fixed)] = True
-    repeats = {axis: 1 + (free & ~held)[ids.find(a)].astype(np.int64) for axis, a in facts.axes.items()}
-    wide = Facts(
+    repeats = {axis: 1 + (free & ~held)[ids.find(a)].astype(np.int64) for axis, a in record.axes.items()}
+    wide = TraceRecord(
         ids,
-        axes={axis: np.repeat(a, repeats[axis]) for axis, a in facts.axes.items()},
-        grouped=dict(facts.grouped),
-        regroup=dict(facts.regroup),
-        selects=facts.selects,
+        axes={axis: np.repeat(a, repeats[axis]) for axis, a in record.axes.items()},
+        grouped=dict(record.grouped),
+        regroup=dict(record.regroup),
+        selects=record.selects,
         inexact=[],
     )
     memo: dict[int, Any] = {}
@@ -103,8 +103,8 @@ def _widen(model: nn.Module, facts: Facts, free: Any) -> tuple[nn.Module, Facts]
         for d in range(len(shape)):
             times = repeats.get(Axis(name, d))
             if times is not None and times.max() > 1:
-                per = facts.grouped.get(name, 1) if d == 1 else 1
-                regrouped = per > 1 and name.rpartition(".")[0] in facts.regroup
+                per = record.grouped.get(name, 1) if d == 1 else 1
+                regrouped = per > 1 and name.rpartition(".")[0] in record.regroup
                 if not regrouped:
                     shape[d] = int(times.sum()) // per
                 changed.add(name.rpartition(".")[0])
@@ -112,10 +112,10 @@ def _widen(model: nn.Module, facts: Facts, free: Any) -> tuple[nn.Module, Facts]
         memo[id(tensor)] = nn.Parameter(new, requires_grad=False) if isinstance(tensor, nn.Parameter) else new
     twin = duplicate(model, memo)
     modules: dict[str, Any] = dict(twin.named_modules())
-    for module, axis in facts.regroup.items():
+    for module, axis in record.regroup.items():
         if axis.dim == -1 or axis not in wide.axes:
             continue
-        reads = wide.axes.get(Axis(axis.param, 1)) if axis.param in facts.grouped else None
+        reads = wide.axes.get(Axis(axis.param, 1)) if axis.param in record.grouped else None
         count = len(reads) if reads is not None else len(wide.axes[axis])
         if hasattr(modules[module], "num_groups"):
             modules[module].num_groups = count

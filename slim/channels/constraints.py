@@ -1,4 +1,4 @@
-"""After the trace, before the groups: which ids must stay, and how shared streams are treated."""
+"""Constraints applied between the trace and the graph: which ids must stay, and how shared streams are treated."""
 
 from __future__ import annotations
 
@@ -9,60 +9,60 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
-from slim.channels.facts import Facts
 from slim.channels.ids import FIXED, IntArray
 from slim.channels.select_layer import can_select
+from slim.channels.trace_record import TraceRecord
 
 BoolArray = npt.NDArray[np.bool_]
 
 
-def _touch_counts(facts: Facts, arrays: Iterable[IntArray]) -> Counter[int]:
+def _touch_counts(record: TraceRecord, arrays: Iterable[IntArray]) -> Counter[int]:
     """How many of ``arrays`` touch each root."""
     counts: Counter[int] = Counter()
     for ids in arrays:
-        counts.update(np.unique(facts.ids.find(ids.ravel())).tolist())
+        counts.update(np.unique(record.ids.find(ids.ravel())).tolist())
     return counts
 
 
-def settle_streams(facts: Facts, model: nn.Module, residual: str) -> None:
+def resolve_shared_streams(record: TraceRecord, model: nn.Module, residual: str) -> None:
     """Decide which normalizations read a stream that others read too, and treat streams as ``residual`` says."""
     if residual == "group":
         return
-    ids = facts.ids
-    reads = [n.read for n in facts.norms if n.read is not None and n.kind == "batch"]
+    ids = record.ids
+    reads = [n.read for n in record.norms if n.read is not None and n.kind == "batch"]
     if residual == "keep":
-        producers = _touch_counts(facts, (p for _, p in facts.producers))
-        shared = _touch_counts(facts, reads)
+        producers = _touch_counts(record, (p for _, p in record.producers))
+        shared = _touch_counts(record, reads)
         several = {r for r, n in (*producers.items(), *shared.items()) if n > 1}
         ids.pin(np.array(sorted(several), dtype=np.int64), "a shared stream is kept (residual=keep)")
         return
     modules = dict(model.named_modules())
-    raw = _touch_counts(facts, [*facts.raw_reads, *facts.outputs])
-    norms = _touch_counts(facts, reads)
-    for note in facts.norms:
-        if not note.split or note.read is None:
+    raw = _touch_counts(record, [*record.raw_reads, *record.outputs])
+    norms = _touch_counts(record, reads)
+    for note in record.norms:
+        if not note.selective or note.read is None:
             continue
         roots = ids.find(note.read).tolist()
         alone = all(norms[r] <= 1 and not raw[r] for r in roots)
         if alone or not can_select(modules[note.module]):
-            note.split = False
+            note.selective = False
             ids.join(note.own, note.read, "reads fixed data")
-    streams = [n.read for n in facts.norms if n.split and n.read is not None]
-    streams += [read for _, read, own in facts.selects if own is not read]
+    streams = [n.read for n in record.norms if n.selective and n.read is not None]
+    streams += [read for _, read, own in record.selects if own is not read]
     for read in streams:
         direct = np.array([r for r in ids.find(read).tolist() if raw[r]], dtype=np.int64)
         ids.pin(direct, "the stream is read directly besides its normalizations")
 
 
-def pin_stuck(facts: Facts, model: nn.Module) -> None:
+def pin_fixed_axes(record: TraceRecord, model: nn.Module) -> None:
     """Axes that no layer makes (tables of positions, learned queries) and widths a module insists on stay."""
-    ids = facts.ids
+    ids = record.ids
     made = np.zeros(len(ids), dtype=bool)
-    for array in [p for _, p in facts.producers] + [n.own for n in facts.norms]:
+    for array in [p for _, p in record.producers] + [n.own for n in record.norms]:
         made[ids.find(array)] = True
     modules = dict(model.named_modules())
     whole = tuple(n for n, m in modules.items() if isinstance(m, (nn.MultiheadAttention, nn.RNNBase)))
-    for axis, array in facts.axes.items():
+    for axis, array in record.axes.items():
         if any(axis.param.startswith(f"{name}.") or not name for name in whole):
             ids.pin(array, f"{axis.param.rpartition('.')[0]} keeps its width (heads, cells) whole")
         if ".parametrizations." in axis.param or axis.param.endswith(("weight_g", "weight_v")):
@@ -72,21 +72,21 @@ def pin_stuck(facts: Facts, model: nn.Module) -> None:
         ids.pin(orphans, f"no layer makes these channels ({axis.param}, axis {axis.dim})")
 
 
-def pinned_ids(facts: Facts) -> BoolArray:
+def pinned_ids(record: TraceRecord) -> BoolArray:
     """True for every id that must stay."""
-    pinned = np.zeros(len(facts.ids), dtype=bool)
+    pinned = np.zeros(len(record.ids), dtype=bool)
     pinned[FIXED] = True
-    for array, _ in facts.ids.pins:
-        pinned[facts.ids.find(array)] = True
+    for array, _ in record.ids.pins:
+        pinned[record.ids.find(array)] = True
     return pinned
 
 
-def balance_pins(facts: Facts) -> None:
+def propagate_balance_pins(record: TraceRecord) -> None:
     """Blocks that cannot lose equally many because some of their channels must stay: all of them stay."""
-    ids = facts.ids
+    ids = record.ids
     while True:
-        pinned, before = pinned_ids(facts), len(ids.pins)
-        for where, blocks in facts.balance:
+        pinned, before = pinned_ids(record), len(ids.pins)
+        for where, blocks in record.balance:
             stuck = pinned[ids.find(blocks)].sum(axis=1)
             if len(np.unique(stuck)) > 1 or (0 < stuck[0] < blocks.shape[1] and blocks.shape[1] - stuck[0] < 1):
                 free = blocks[~pinned[ids.find(blocks)]]

@@ -1,7 +1,7 @@
-"""Bundles: the smallest sets of channel groups that keep every grouped convolution, split and shuffle balanced.
+"""Balanced sets: the smallest sets of channel groups that keep every grouped convolution, split and shuffle balanced.
 
 A grouped convolution must lose equally many channels in each of its blocks, a ``chunk`` equally many in each piece.
-Bundles are built once, in ascending order of score and whatever the budget is, so that a smaller budget keeps a subset.
+They are built once, in ascending order of score, whatever the budget is, so that a smaller budget keeps a subset.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ if TYPE_CHECKING:
 
 Ints = npt.NDArray[np.int64]
 Table = npt.NDArray[np.int32]
-# A bundle that needs more repairs than this per structure has gone astray; its first group is kept instead.
+# A balanced set that needs more repairs than this per structure has gone astray; its first group is kept instead.
 MOST_REPAIRS = 64
 
 
-def bundles(
+def balanced_sets(
     graph: ChannelGraph, candidates: npt.NDArray[np.bool_], values: npt.NDArray[np.float64]
 ) -> tuple[Ints, list[str]]:
-    """Partition the candidates into bundles.
+    """Partition the candidates into balanced sets.
 
     Returns:
-        The bundle of every group, (n_groups,) int64, -1 where it must stay; and a line per structure that keeps any.
+        The set of every group, (n_groups,) int64, -1 where it must stay; and a line per structure that keeps any.
     """
-    bundle_of = np.where(candidates, np.arange(len(graph)), -1)
+    set_of = np.where(candidates, np.arange(len(graph)), -1)
     tables = [_occurrences(balance) for balance in _distinct(graph.balance)]
     meets = np.zeros(len(graph), dtype=np.int64)
     # Structures that partition the same groups are met at once; one of a kind is the rule.
@@ -42,12 +42,12 @@ def bundles(
         groups, table = kind[0][1], kind[0][2]
         inside = candidates[groups]
         if (table.sum(1) == 1).all() and (meets[groups[inside]] == len(kind)).all():
-            _ranks(groups, [table for _, _, table in kind], inside, values, bundle_of)
+            _ranks(groups, [table for _, _, table in kind], inside, values, set_of)
         else:
             for where, groups, table in kind:
                 tips = candidates[groups] & (table != table[:, :1]).any(1)
                 hard.append((where, groups[tips], table[tips]))
-    return bundle_of, _repaired(hard, values, bundle_of) if hard else []
+    return set_of, _repaired(hard, values, set_of) if hard else []
 
 
 def _distinct(balances: list[Balance]) -> list[Balance]:
@@ -69,12 +69,12 @@ def _occurrences(balance: Balance) -> tuple[str, Ints, Table]:
 
 
 def _ranks(
-    groups: Ints, tables: list[Table], inside: npt.NDArray[np.bool_], values: npt.NDArray[np.float64], bundle_of: Ints
+    groups: Ints, tables: list[Table], inside: npt.NDArray[np.bool_], values: npt.NDArray[np.float64], set_of: Ints
 ) -> None:
-    """Each group in one block of each structure: the r-th bundle takes the next lowest of every block.
+    """Each group in one block of each structure: the r-th balanced set takes the next lowest of every block.
 
     With several structures over the same groups, a cell is what lies in the same block of each. Cells in proportion to
-    their sizes are balanced in all of them; the smallest such bundle is taken.
+    their sizes are balanced in all of them; the smallest such balanced set is taken.
     """
     cell = np.zeros(len(groups), dtype=np.int64)
     for table in tables:
@@ -82,19 +82,19 @@ def _ranks(
     cell = np.unique(cell, return_inverse=True)[1].reshape(-1)
     full = np.bincount(cell)
     share = full // np.gcd.reduce(full)
-    bundle_of[groups[inside]] = -1
+    set_of[groups[inside]] = -1
     groups, cell = groups[inside], cell[inside]
     order = np.lexsort((groups, values[groups], cell))
     ranked, cell = groups[order], cell[order]
     size = np.bincount(cell, minlength=len(full))
     rank = (np.arange(len(ranked)) - (np.cumsum(size) - size)[cell]) // share[cell]
     whole = rank < (size // share).min()
-    # A bundle is called by its first group of the first cell, which no other bundle holds.
+    # A balanced set is named by its first group of the first cell, which no other balanced set holds.
     name = ranked[: size[0] : share[0]]
-    bundle_of[ranked[whole]] = name[rank[whole]]
+    set_of[ranked[whole]] = name[rank[whole]]
 
 
-def _repaired(structures: list[tuple[str, Ints, Table]], values: npt.NDArray[np.float64], bundle_of: Ints) -> list[str]:
+def _repaired(structures: list[tuple[str, Ints, Table]], values: npt.NDArray[np.float64], set_of: Ints) -> list[str]:
     """Structures that overlap (ShuffleNet): start from the lowest group and mend what it tips, structure by structure.
 
     The earliest tipped structure is mended with the lowest group that occurs in its missing block and tips no earlier
@@ -145,12 +145,12 @@ def _repaired(structures: list[tuple[str, Ints, Table]], values: npt.NDArray[np.
                     tipped[d] = total
         group_list = sorted(members)
         if blocked >= 0:
-            bundle_of[g] = -1
+            set_of[g] = -1
             used.add(g)
             stuck[blocked] = stuck.get(blocked, 0) + 1
         else:
             used |= members
-            bundle_of[group_list] = g
+            set_of[group_list] = g
     return [
         f"{count} channel groups stay: {structures[c][0]} has no partner left for them."
         for c, count in sorted(stuck.items())
