@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 from torch import nn
 
 from slim.channels.constraints import pin_fixed_axes, propagate_balance_pins, resolve_shared_streams
-from slim.channels.graph import Balance, ChannelGraph, Layer, Scale, Space
-from slim.channels.ids import FIXED, IntArray
+from slim.channels.dispatch import record_trace
+from slim.channels.graph import ChannelGraph
+from slim.channels.ids import IntArray
 from slim.channels.meta_forward import call_arguments, tensors_in, unwrap
+from slim.channels.numbering import BoolArray, GroupNumbers
+from slim.channels.structure import Balance, Layer, Scale, Space
 from slim.channels.surgery import input_spec
-from slim.channels.trace_record import Axis, TraceRecord
-from slim.channels.tracer import collect
+from slim.channels.trace_record import Axis, Contraction, TraceRecord
 from slim.channels.width_probe import probe_widths
 from slim.errors import SlimError
 
 RESIDUAL = ("group", "select", "keep")
 GROUPED = ("balance", "whole")
+GroupsOf = Callable[[IntArray], IntArray]
+"""From ids to group numbers, -1 where an id is no channel."""
 
 
 def trace(model: nn.Module, example_inputs: Any, *, residual: str = "group", grouped: str = "balance") -> ChannelGraph:
@@ -41,7 +45,7 @@ def trace(model: nn.Module, example_inputs: Any, *, residual: str = "group", gro
         if value not in known:
             raise SlimError(f"{name} must be one of {', '.join(known)}. Got {name}={value!r}. Choose one of them.")
     model = unwrap(model)
-    record = collect(model, example_inputs, residual=residual, grouped=grouped)
+    record = record_trace(model, example_inputs, residual=residual, grouped=grouped)
     resolve_shared_streams(record, model, residual)
     pin_fixed_axes(record, model)
     propagate_balance_pins(record)
@@ -50,86 +54,28 @@ def trace(model: nn.Module, example_inputs: Any, *, residual: str = "group", gro
 
 
 def _assemble(model: nn.Module, example_inputs: Any, record: TraceRecord) -> ChannelGraph:
-    ids = record.ids
-    roots = ids.roots()
-    reasons_of: dict[int, str] = {}
-    for array, reason in ids.pins:
-        for root in np.unique(roots[array]).tolist():
-            if reason or root not in reasons_of:
-                reasons_of[root] = reasons_of.get(root) or reason
-    positions = np.array([r for r, reason in reasons_of.items() if not reason], dtype=np.int64)
-
-    # Number the groups in the order in which the trace met them.
-    every = np.concatenate([roots[a] for a in record.axes.values()]) if record.axes else np.zeros(0, dtype=np.int64)
-    every = every[~np.isin(every, positions) & (every != FIXED)]
-    unique, first = np.unique(every, return_index=True)
-    order = unique[np.argsort(first)]
-    group_of_root = np.full(len(ids), -1, dtype=np.int64)
-    group_of_root[order] = np.arange(len(order))
-    count = len(order)
-
-    cache: dict[int, IntArray] = {}
-
-    def groups(array: IntArray) -> IntArray:
-        if id(array) not in cache:
-            cache[id(array)] = group_of_root[roots[array.ravel()]]
-        return cache[id(array)]
-
-    shared: dict[bytes, IntArray] = {}
-    axes = {}
-    for axis, array in record.axes.items():
-        found = groups(array)
-        axes[axis] = shared.setdefault(found.tobytes(), found)
-
-    pinned, reasons = np.zeros(count, dtype=bool), {}
-    for root, reason in reasons_of.items():
-        g = int(group_of_root[root])
-        if g >= 0:
-            pinned[g], reasons[g] = True, reason
-    inexact = np.zeros(count, dtype=bool)
-    for array, reason in record.inexact:
-        for g in np.unique(groups(array)).tolist():
-            if g >= 0 and not pinned[g]:
-                inexact[g] = True
-                reasons.setdefault(g, reason)
-
-    spaces, space_of = _spaces(record, groups, axes, count)
-    scales = [
-        Scale(n.module, n.weight, n.bias, n.mean, n.var, groups(n.own), n.kind) for n in record.norms
-    ] + _frozen_norms(model, axes, {n.module for n in record.norms})
-    implied, selects = _selections(record, groups)
-    while len(implied):  # a reader may be a stream for others
-        held = np.unique(implied[(pinned | inexact)[implied[:, 1]] & ~pinned[implied[:, 0]], 0])
-        if not len(held):
-            break
-        pinned[held] = True
-        reasons.update(dict.fromkeys(held.tolist(), "a layer that reads this stream keeps the channel"))
+    numbers = GroupNumbers(record)
+    axes = numbers.axes(record)
+    pinned, inexact, reasons = numbers.pinned(record)
+    spaces, space_of = _spaces(record, numbers.groups, axes, numbers.count)
+    implied, selects = _selections(record, numbers.groups)
+    _pin_streams(implied, pinned, inexact, reasons)
     tensors = list(tensors_in(call_arguments(example_inputs)))
     return ChannelGraph(
         model=model,
-        count=count,
+        count=numbers.count,
         axes=axes,
         grouped=record.grouped,
         regroup=record.regroup,
         prunable=~pinned & ~inexact,
         inexact=inexact,
         reasons=reasons,
-        scales=scales,
+        scales=_scales(model, record, numbers.groups, axes),
         spaces=spaces,
         space_of=space_of,
-        balance=_balances(record, groups),
+        balance=_balances(record, numbers.groups),
         implied=implied,
-        layers=[
-            Layer(
-                w.module,
-                w.kind,
-                w.weight,
-                w.factor,
-                tuple((groups(t.ids), t.per) for t in w.terms),
-                tuple((elements, None if t is None else groups(t.ids)) for elements, t in w.activations),
-            )
-            for w in record.contractions
-        ],
+        layers=[_layer(work, numbers.groups) for work in record.contractions],
         selects=selects,
         unknown=record.unknown,
         unreached=[n for n, p in model.named_parameters() if n not in record.reached and p.numel() > 1],
@@ -138,8 +84,36 @@ def _assemble(model: nn.Module, example_inputs: Any, record: TraceRecord) -> Cha
     )
 
 
+def _pin_streams(implied: IntArray, pinned: BoolArray, inexact: BoolArray, reasons: dict[int, str]) -> None:
+    """Pin every stream group that a pinned or inexact reader needs; changes ``pinned`` and ``reasons``."""
+    while len(implied):  # a reader may be a stream for others
+        held = np.unique(implied[(pinned | inexact)[implied[:, 1]] & ~pinned[implied[:, 0]], 0])
+        if not len(held):
+            break
+        pinned[held] = True
+        reasons.update(dict.fromkeys(held.tolist(), "a layer that reads this stream keeps the channel"))
+
+
+def _layer(work: Contraction, groups: GroupsOf) -> Layer:
+    """A contraction of the record, in groups."""
+    return Layer(
+        work.module,
+        work.kind,
+        work.weight,
+        work.factor,
+        tuple((groups(t.ids), t.per) for t in work.terms),
+        tuple((elements, None if t is None else groups(t.ids)) for elements, t in work.activations),
+    )
+
+
+def _scales(model: nn.Module, record: TraceRecord, groups: GroupsOf, axes: Mapping[Axis, IntArray]) -> list[Scale]:
+    """The scales of all normalization layers."""
+    scales = [Scale(n.module, n.weight, n.bias, n.mean, n.var, groups(n.own), n.kind) for n in record.norms]
+    return scales + _frozen_norms(model, axes, {n.module for n in record.norms})
+
+
 def _spaces(
-    record: TraceRecord, groups: Any, axes: Mapping[Axis, IntArray], count: int
+    record: TraceRecord, groups: GroupsOf, axes: Mapping[Axis, IntArray], count: int
 ) -> tuple[list[Space], IntArray]:
     """Partition the groups by the set of layers that make them."""
     label = np.zeros(count, dtype=np.int64)
@@ -201,7 +175,7 @@ def _frozen_norms(model: nn.Module, axes: Mapping[Axis, IntArray], known: set[st
     return found
 
 
-def _balances(record: TraceRecord, groups: Any) -> list[Balance]:
+def _balances(record: TraceRecord, groups: GroupsOf) -> list[Balance]:
     """The balance constraints that are not satisfied by themselves, each once."""
     found: dict[tuple[tuple[int, ...], bytes], Balance] = {}
     for where, array in record.balance:
@@ -213,7 +187,7 @@ def _balances(record: TraceRecord, groups: Any) -> list[Balance]:
     return list(found.values())
 
 
-def _selections(record: TraceRecord, groups: Any) -> tuple[IntArray, list[tuple[str, IntArray]]]:
+def _selections(record: TraceRecord, groups: GroupsOf) -> tuple[IntArray, list[tuple[str, IntArray]]]:
     """Pairs (stream group, reader group), and the stream that each selecting normalization reads."""
     pairs, selects = [], []
     for note in record.norms:

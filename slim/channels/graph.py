@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
@@ -12,85 +11,15 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
+from slim.channels.cost import CostModel
 from slim.channels.ids import IntArray
 from slim.channels.plan import Keep, Plan
+from slim.channels.structure import Balance, ChannelGroup, Layer, LazyGroups, Scale, Space
+from slim.channels.table import align, with_prefix
 from slim.channels.trace_record import Axis
+from slim.errors import SlimError
 
 BoolArray = npt.NDArray[np.bool_]
-
-
-@dataclasses.dataclass(frozen=True)
-class Scale:
-    """The scale of a normalization layer: parameter names, and the group of each of its channels (C,)."""
-
-    module: str
-    weight: str | None
-    bias: str | None
-    mean: str | None
-    var: str | None
-    groups: IntArray
-    kind: str = "batch"
-
-
-@dataclasses.dataclass(frozen=True)
-class Space:
-    """Groups along the same layers: what a report calls a layer. ``modules`` make or normalize its channels."""
-
-    name: str
-    modules: tuple[str, ...]
-    groups: IntArray
-
-
-@dataclasses.dataclass(frozen=True)
-class Balance:
-    """Every block must lose equally many entries (groups of a convolution, pieces of a split)."""
-
-    where: str
-    blocks: tuple[IntArray, ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class Layer:
-    """Multiply-accumulate work: ``factor`` times the kept part of every term (group indices, divisor)."""
-
-    module: str
-    kind: str
-    weight: str | None
-    factor: int
-    terms: tuple[tuple[IntArray, int], ...]
-    activations: tuple[tuple[int, IntArray | None], ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class ChannelGroup:
-    """The smallest set of channel slices, over all layers, that can only stay or go together."""
-
-    index: int
-    name: str
-    members: list[tuple[str, int, list[int]]]
-    prunable: bool
-    exact: bool
-    reason: str
-
-
-class _Groups(Sequence[ChannelGroup]):
-    """Groups are arrays; objects are made when somebody looks at one."""
-
-    def __init__(self, graph: ChannelGraph) -> None:
-        self._graph = graph
-
-    def __len__(self) -> int:
-        return self._graph.count
-
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        if not -len(self) <= index < len(self):
-            raise IndexError(index)
-        return self._graph._group(int(index) % len(self))
-
-    def __iter__(self) -> Iterator[ChannelGroup]:
-        return (self[i] for i in range(len(self)))
 
 
 @dataclasses.dataclass(eq=False)
@@ -123,7 +52,7 @@ class ChannelGraph:
     @property
     def groups(self) -> Sequence[ChannelGroup]:
         """Every channel group, in trace order."""
-        return _Groups(self)
+        return LazyGroups(self.count, self._group)
 
     def _group(self, index: int) -> ChannelGroup:
         members = []
@@ -152,74 +81,24 @@ class ChannelGraph:
         return keep
 
     @cached_property
-    def _term_table(self) -> tuple[IntArray, IntArray, list[list[tuple[int, int]]]]:
-        """All distinct index arrays of the layers' terms end to end, their starts, and per layer (array, divisor)."""
-        numbers: dict[bytes, int] = {}
-        arrays: list[IntArray] = []
-        rows = []
-        for layer in self.layers:
-            row = []
-            for groups, per in layer.terms:
-                key = groups.tobytes()
-                if key not in numbers:
-                    numbers[key] = len(arrays)
-                    arrays.append(groups)
-                row.append((numbers[key], per))
-            rows.append(row)
-        flat = np.concatenate(arrays) if arrays else np.zeros(0, dtype=np.int64)
-        starts = np.cumsum([0, *map(len, arrays)])[:-1].astype(np.int64)
-        return flat, starts, rows
+    def _cost(self) -> CostModel:
+        return CostModel(self.model, self.layers, self.axes, self.grouped, self.regroup)
 
     def layer_macs(self, removed: BoolArray | None = None) -> list[int]:
         """Multiply-accumulates of every layer in trace order, for the network without the ``removed`` groups."""
-        flat, starts, rows = self._term_table
-        kept = np.add.reduceat(self._keep(removed)[flat], starts).tolist() if len(flat) else []
-        return [
-            layer.factor * math.prod(kept[number] // per for number, per in row)
-            for layer, row in zip(self.layers, rows, strict=True)
-        ]
+        return self._cost.layer_macs(self._keep(removed))
 
     def macs(self, removed: BoolArray | None = None) -> int:
         """Multiply-accumulates of one forward on the example inputs (FLOPs = 2 x MACs)."""
         return sum(self.layer_macs(removed))
 
-    @cached_property
-    def _param_table(self) -> tuple[int, list[tuple[int, list[tuple[IntArray, int]]]]]:
-        constant, table = 0, []
-        for name, parameter in self.model.named_parameters():
-            size, terms = parameter.numel(), []
-            owner = name.rpartition(".")[0]
-            for dim, n in enumerate(parameter.shape):
-                groups = self.axes.get(Axis(name, dim))
-                if groups is None or (groups < 0).all():
-                    continue
-                per = self.grouped.get(name, 1) if dim == 1 else 1
-                if per > 1 and owner in self.regroup:
-                    continue  # the group count follows the width; channels per group stay
-                terms.append((groups, per))
-                size //= n
-            if terms:
-                table.append((size, terms))
-            else:
-                constant += size
-        return constant, table
-
     def params(self, removed: BoolArray | None = None) -> int:
         """Parameters of the network without the ``removed`` groups."""
-        constant, table = self._param_table
-        keep = self._keep(removed)
-        return constant + sum(
-            size * math.prod(int(keep[groups].sum()) // per for groups, per in terms) for size, terms in table
-        )
+        return self._cost.params(self._keep(removed))
 
     def peak_activation(self, removed: BoolArray | None = None) -> int:
         """Elements of the largest input + output of one layer."""
-        keep = self._keep(removed)
-
-        def end(elements: int, groups: IntArray | None) -> int:
-            return elements if groups is None else elements * int(keep[groups].sum())
-
-        return max((sum(end(*e) for e in layer.activations) for layer in self.layers), default=0)
+        return self._cost.peak_activation(self._keep(removed))
 
     # --- plan ----------------------------------------------------------------------------------------------------
 
@@ -249,52 +128,126 @@ class ChannelGraph:
         Raises:
             SlimError: when blocks lose unequally many, a layer would be empty, or a group must stay.
         """
-        from slim.channels.check import check_removal
-
         removed = self.closure(removed)
-        check_removal(self, removed)
+        self.check_removal(removed)
         keep = self._keep(removed).astype(bool)
+        axes = self._kept_channels(keep)
+        return Plan(
+            axes=axes,
+            grouped={name: g for name, g in self.grouped.items() if (name, 0) in axes or (name, 1) in axes},
+            regroup=self._group_counts(axes, keep),
+            selects=self._kept_streams(axes, keep),
+            widths=self._module_widths(keep),
+            inputs=self.inputs,
+        )
+
+    def check_removal(self, removed: BoolArray) -> None:
+        """Raise when the structure forbids removing these groups.
+
+        Args:
+            removed: (groups,) bool.
+
+        Raises:
+            SlimError: A wrong shape, a group that must stay, an empty layer, or blocks that lose unequally many.
+        """
+        if removed.shape != (self.count,):
+            raise SlimError(f"removed must be one flag per group. Got shape {removed.shape}, groups {self.count}.")
+        stuck = np.flatnonzero(removed & ~self.prunable & ~self.inexact)
+        if len(stuck):
+            space = self.spaces[self.space_of[stuck[0]]]
+            raise SlimError(
+                f"A removed group must be prunable. Got group {stuck[0]} of {space.name}: "
+                f"{self.reasons.get(int(stuck[0]), 'it must stay')}. Leave it out of the plan."
+            )
+        for (name, dim), groups in self.axes.items():
+            mine = groups[groups >= 0]
+            if len(mine) == len(groups) and removed[mine].all():
+                raise SlimError(
+                    f"No layer may become empty. Got {name} (axis {dim}) without channels. Keep one, with "
+                    "min_channels=1."
+                )
+        for balance in self.balance:
+            counts = [int(removed[block[block >= 0]].sum()) for block in balance.blocks]
+            if len(set(counts)) > 1:
+                raise SlimError(
+                    f"Every block must lose equally many channels. Got {counts[:8]} ({balance.where}). "
+                    "Remove balanced sets, as slim.select does."
+                )
+
+    def _kept_channels(self, keep: BoolArray) -> dict[tuple[str, int], Keep]:
+        """What stays of every parameter axis that loses channels."""
         axes: dict[tuple[str, int], Keep] = {}
         cache: dict[int, Keep] = {}
         for axis, groups in self.axes.items():
             if id(groups) not in cache:
                 cache[id(groups)] = Keep(len(groups), np.flatnonzero(keep[groups]).astype(np.int64))
-            found = cache[id(groups)]
-            if len(found.kept) < found.size:
-                axes[axis] = found
-        regroup = {}
+            entry = cache[id(groups)]
+            if len(entry.kept) < entry.size:
+                axes[axis] = entry
+        return axes
+
+    def _group_counts(self, axes: dict[tuple[str, int], Keep], keep: BoolArray) -> dict[str, int]:
+        """The new number of groups of every module whose group count follows its width."""
+        counts = {}
         for module, axis in self.regroup.items():
             if axis.dim == -1:  # whole groups go: as many stay as have a row left
                 name = axis.param
                 rows = axes.get((name, 0))
                 if rows is not None:
-                    regroup[module] = len(np.unique(rows.kept // (rows.size // self.grouped[name])))
+                    counts[module] = len(np.unique(rows.kept // (rows.size // self.grouped[name])))
             elif axis in axes:
                 entry = axes[axis]
                 reads = self.axes.get(Axis(axis.param, 1)) if axis.param in self.grouped else None
-                regroup[module] = int(keep[reads].sum()) if reads is not None else len(entry.kept)
+                counts[module] = int(keep[reads].sum()) if reads is not None else len(entry.kept)
+        return counts
+
+    def _kept_streams(self, axes: dict[tuple[str, int], Keep], keep: BoolArray) -> dict[str, Keep]:
+        """What stays of the stream that every selecting normalization reads."""
         selects = {}
         for norm, stream in self.selects:
             stays = Keep(len(stream), np.flatnonzero(keep[stream]).astype(np.int64))
             own = axes.get((f"{norm}.weight", 0))
             if len(stays.kept) < stays.size or own is not None:
                 selects[norm] = stays
+        return selects
+
+    def _module_widths(self, keep: BoolArray) -> dict[str, tuple[int, int]]:
+        """(width, width that stays) of every module."""
         widths: dict[str, tuple[int, int]] = {}
         for space in self.spaces:
             for module in space.modules:
                 dense, kept = widths.get(module, (0, 0))
                 widths[module] = (dense + len(space.groups), kept + int(keep[space.groups].sum()))
-        return Plan(
-            axes=axes,
-            grouped={name: g for name, g in self.grouped.items() if (name, 0) in axes or (name, 1) in axes},
-            regroup=regroup,
-            selects=selects,
-            widths=widths,
-            inputs=self.inputs,
-        )
+        return widths
 
     def report(self) -> str:
-        """A readable table: layers, widths, what is coupled, MACs, prunable or why not."""
-        from slim.channels.describe import describe
+        """A table, one line per layer: its width, what it is coupled with, MACs, prunable or why not."""
+        macs: dict[str, int] = {}
+        for layer, count in zip(self.layers, self.layer_macs(), strict=True):
+            macs[layer.module] = macs.get(layer.module, 0) + count
+        rows = [("layer", "width", "may go", "MACs", "coupled with / why not")]
+        for space in self.spaces:
+            free = int(self.prunable[space.groups].sum())
+            cost = with_prefix(macs.get(space.name, 0))
+            rows.append((space.name, str(len(space.groups)), str(free), cost, self._space_note(space)))
+        lines = [
+            *align(rows),
+            "",
+            f"{self.count} channel groups, {int(self.prunable.sum())} prunable, {int(np.sum(self.inexact))} inexact; "
+            f"{with_prefix(self.macs())} MACs ({with_prefix(2 * self.macs())} FLOPs) on {self.input_shapes}; "
+            f"{with_prefix(self.params())} parameters",
+        ]
+        lines += [f"operation without a rule: {op} (in {where})" for op, where in self.unknown.items()]
+        if self.unreached:
+            lines.append("parameters the forward never reached: " + ", ".join(self.unreached[:8]))
+        return "\n".join(lines)
 
-        return describe(self)
+    def _space_note(self, space: Space) -> str:
+        """The other layers of a space, after the reason why some of it must stay."""
+        others = [m for m in space.modules if m != space.name]
+        note = ", ".join(others[:4]) + (f" and {len(others) - 4} more" if len(others) > 4 else "")
+        stuck = space.groups[~self.prunable[space.groups]]
+        if not len(stuck):
+            return note
+        why = self.reasons.get(int(stuck[0]), "must stay")
+        return f"{why}; with {note}" if note else why

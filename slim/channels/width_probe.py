@@ -8,6 +8,7 @@ pinned.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -15,11 +16,12 @@ import torch
 from torch import nn
 
 from slim.channels.constraints import pinned_ids, propagate_balance_pins
+from slim.channels.dispatch import run_forward
 from slim.channels.duplicate import duplicate
 from slim.channels.ids import IntArray
 from slim.channels.surgery import set_attributes
 from slim.channels.trace_record import Axis, TraceRecord
-from slim.channels.tracer import Tracer, run
+from slim.channels.tracer import Tracer
 
 
 def probe_widths(
@@ -42,7 +44,7 @@ def probe_widths(
         tracer = Tracer(wide, residual=residual, grouped=grouped, record=wide_record, probing=True)
         blamed = open_
         try:
-            run(tracer, example_inputs, meta=True)
+            run_forward(tracer, example_inputs, meta=True)
         except Exception:
             if attempt < 4:
                 blamed = [(w, ids) for w, ids in open_ if w == tracer.failed] or open_
@@ -91,25 +93,7 @@ def _widen(model: nn.Module, record: TraceRecord, free: Any) -> tuple[nn.Module,
         selects=record.selects,
         inexact=[],
     )
-    memo: dict[int, Any] = {}
-    changed: set[str] = set()
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if not tensor.is_floating_point():
-            if tensor.is_meta or id(tensor) in memo:
-                continue
-            memo[id(tensor)] = tensor.detach().clone()
-            continue
-        shape = list(tensor.shape)
-        for d in range(len(shape)):
-            times = repeats.get(Axis(name, d))
-            if times is not None and times.max() > 1:
-                per = record.grouped.get(name, 1) if d == 1 else 1
-                regrouped = per > 1 and name.rpartition(".")[0] in record.regroup
-                if not regrouped:
-                    shape[d] = int(times.sum()) // per
-                changed.add(name.rpartition(".")[0])
-        new = torch.empty(shape, dtype=tensor.dtype, device="meta")
-        memo[id(tensor)] = nn.Parameter(new, requires_grad=False) if isinstance(tensor, nn.Parameter) else new
+    memo, changed = _wide_tensors(model, record, repeats)
     twin = duplicate(model, memo)
     modules: dict[str, Any] = dict(twin.named_modules())
     for module, axis in record.regroup.items():
@@ -126,3 +110,27 @@ def _widen(model: nn.Module, record: TraceRecord, free: Any) -> tuple[nn.Module,
         if name in modules:
             set_attributes(modules[name])
     return twin, wide
+
+
+def _wide_tensors(
+    model: nn.Module, record: TraceRecord, repeats: Mapping[Axis, IntArray]
+) -> tuple[dict[int, Any], set[str]]:
+    """(id of a tensor -> its wider meta twin, names of modules whose shapes changed); integer buffers are copied."""
+    memo: dict[int, Any] = {}
+    changed: set[str] = set()
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if not tensor.is_floating_point():
+            if not tensor.is_meta and id(tensor) not in memo:
+                memo[id(tensor)] = tensor.detach().clone()
+            continue
+        owner, shape = name.rpartition(".")[0], list(tensor.shape)
+        for d in range(len(shape)):
+            times = repeats.get(Axis(name, d))
+            if times is not None and times.max() > 1:
+                per = record.grouped.get(name, 1) if d == 1 else 1
+                if per == 1 or owner not in record.regroup:
+                    shape[d] = int(times.sum()) // per
+                changed.add(owner)
+        new = torch.empty(shape, dtype=tensor.dtype, device="meta")
+        memo[id(tensor)] = nn.Parameter(new, requires_grad=False) if isinstance(tensor, nn.Parameter) else new
+    return memo, changed

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,9 +13,7 @@ from slim.channels.ids import IntArray, Shadow, alive, axis_layer, varying
 from slim.channels.rules.elementwise import combine
 from slim.channels.rules.registry import argument, rule
 from slim.channels.trace_record import Axis, Contraction, Term
-
-if TYPE_CHECKING:
-    from slim.channels.tracer import Tracer
+from slim.channels.tracer import Tracer
 
 
 @rule("convolution", "_convolution", "convolution_overrideable", "conv1d", "conv2d", "conv3d", "conv_transpose2d")

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
 from slim.channels.ids import FIXED, IntArray, Shadow, alive, along, axis_layer, merge, pad_rank, varying
 from slim.channels.rules.registry import argument, positive_dim, rule
-
-if TYPE_CHECKING:
-    from slim.channels.tracer import Tracer
+from slim.channels.tracer import Tracer
 
 
 @rule(

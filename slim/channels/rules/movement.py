@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,9 +12,7 @@ from slim.channels.ids import FIXED, IntArray, Shadow, alive, along, axis_layer,
 from slim.channels.rules.elementwise import combine, join_operands
 from slim.channels.rules.norms import in_select_layer, selected
 from slim.channels.rules.registry import argument, positive_dim, rule
-
-if TYPE_CHECKING:
-    from slim.channels.tracer import Tracer
+from slim.channels.tracer import Tracer
 
 
 @rule("view", "_unsafe_view", "reshape", "_reshape_alias", "unsqueeze", "squeeze", "flatten", "view_copy", "unflatten")

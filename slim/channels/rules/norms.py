@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,9 +12,7 @@ from slim.channels.ids import IntArray, Shadow, axis_layer, varying
 from slim.channels.rules.elementwise import combine
 from slim.channels.rules.registry import rule
 from slim.channels.trace_record import Axis, NormCall
-
-if TYPE_CHECKING:
-    from slim.channels.tracer import Tracer
+from slim.channels.tracer import Tracer
 
 
 def batch_norm(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> None:

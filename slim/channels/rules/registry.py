@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from slim.channels.tracer import Tracer
+from slim.channels.tracer import Tracer
 
-
-Rule = Callable[["Tracer", Any, Sequence[Any], dict[str, Any], Any], None]
+Rule = Callable[[Tracer, Any, Sequence[Any], dict[str, Any], Any], None]
 RULES: dict[str, Rule] = {}
 
 

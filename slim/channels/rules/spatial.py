@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from slim.channels.ids import alive, varying
 from slim.channels.rules.registry import argument, positive_dim, rule
-
-if TYPE_CHECKING:
-    from slim.channels.tracer import Tracer
+from slim.channels.tracer import Tracer
 
 
 @rule("grid_sampler", "grid_sampler_2d", "grid_sampler_3d", "max_pool2d_with_indices", "cudnn_grid_sampler")

@@ -1,0 +1,151 @@
+"""Run a forward with the tracer: every operation is dispatched to meta tensors, then its rule carries the channel ids.
+
+Weights are neither copied nor computed with: every parameter is replaced by a meta tensor while the forward runs. Real
+tensors are used only when an operation has no meta kernel, or the forward asks for values.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+
+from slim.channels.ids import Ids
+from slim.channels.meta_forward import (
+    call_arguments,
+    call_on_meta,
+    meta_like,
+    module_stack,
+    move_to_meta,
+    temporary_state,
+    tensors_in,
+)
+from slim.channels.rules import find_rule
+from slim.channels.trace_record import TraceRecord
+from slim.channels.tracer import Tracer
+from slim.errors import SlimError
+
+_KEEPS_CONTRACTION = {"view", "_unsafe_view", "reshape", "transpose", "permute", "expand", "clone", "add"}
+"""Operations after which a tensor still counts as the product it came from."""
+
+
+class TracingMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Runs every operation, on meta tensors if ``meta``, and applies its rule to ``tracer``."""
+
+    def __init__(self, tracer: Tracer, *, meta: bool) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.tracer, self.meta = tracer, meta
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs, tracer = kwargs or {}, self.tracer
+        tracer.operation = func.overloadpacket.__name__
+        out = self._execute(func, args, kwargs)
+        if not _carries_ids(args, kwargs):
+            return out
+        tracer.note_scalars(func, args)
+        apply = find_rule(func)
+        if apply is None:
+            tracer.unknown(func, args, kwargs)
+        else:
+            apply(tracer, func, args, kwargs, out)
+        contracted = getattr(args[0], "_slim_contracted", None) if args else None
+        if contracted is not None and isinstance(out, torch.Tensor) and tracer.operation in _KEEPS_CONTRACTION:
+            out._slim_contracted = contracted  # type: ignore[attr-defined]
+        return out
+
+    def _execute(self, func: Any, args: Any, kwargs: Any) -> Any:
+        if not self.meta:
+            return func(*args, **kwargs)
+        meta_args, meta_kwargs = move_to_meta(args, kwargs)
+        out = call_on_meta(func, meta_args, meta_kwargs)
+        if meta_args is not args and isinstance(out, torch.Tensor) and out is not args[0]:
+            for before, after in zip(args, meta_args, strict=False):
+                if out is after:  # an in-place operation on a tensor that was moved to meta for it
+                    out = before
+        return out
+
+
+def _carries_ids(args: Any, kwargs: Any) -> bool:
+    """Whether any tensor among the arguments has a shadow or is a parameter."""
+    for a in (*args, *kwargs.values()):
+        if isinstance(a, torch.Tensor):
+            if hasattr(a, "_slim_ids") or hasattr(a, "_slim_param"):
+                return True
+        elif isinstance(a, (list, tuple)) and any(
+            isinstance(t, torch.Tensor) and (hasattr(t, "_slim_ids") or hasattr(t, "_slim_param")) for t in a
+        ):
+            return True
+    return False
+
+
+def run_forward(tracer: Tracer, example_inputs: Any, *, meta: bool, training: bool = False) -> None:
+    """One forward of ``tracer.model`` under the tracer.
+
+    Raises:
+        Exception: whatever the forward raised; ``tracer.failed`` then names the module.
+    """
+    failed: list[nn.Module] = []
+
+    def example_tensor(t: torch.Tensor) -> torch.Tensor:
+        other = meta_like(t) if meta else t.detach().clone()
+        if training and other.ndim and other.shape[0] == 1:
+            other = torch.cat([other, other])  # batch statistics need more than one sample
+        return other
+
+    args, kwargs = call_arguments(example_inputs)
+    with torch.no_grad(), torch.random.fork_rng(devices=[], enabled=not meta):
+        args, kwargs = tree_map_only(torch.Tensor, example_tensor, (args, kwargs))
+        with temporary_state(tracer.model, meta=meta, training=training):
+            try:
+                with module_stack(tracer.stack, failed), TracingMode(tracer, meta=meta):
+                    out = tracer.model(*args, **kwargs)
+            except Exception:
+                tracer.failed = tracer.names.get(id(failed[-1]), "") if failed else ""
+                raise
+            for tensor in tensors_in(out):
+                for layer in tracer.shadow_of(tensor):
+                    tracer.record.outputs.append(layer.ravel())
+                    if not tracer.probing:
+                        tracer.ids.pin(layer, "is the model's output")
+
+
+def record_trace(model: nn.Module, example_inputs: Any, *, residual: str, grouped: str) -> TraceRecord:
+    """Trace a network: an eval forward, and a train forward for what only training reaches (auxiliary heads)."""
+    record = TraceRecord(Ids())
+    tracer = Tracer(model, residual=residual, grouped=grouped, record=record)
+    real_inputs = all(not t.is_meta for t in tensors_in(call_arguments(example_inputs)))
+    real_model = all(not p.is_meta for p in model.parameters())
+    try:
+        run_forward(tracer, example_inputs, meta=True)
+    except Exception as error:
+        op, where = tracer.operation, tracer.failed or "forward"
+        if not (real_inputs and real_model):
+            raise SlimError(
+                f"The forward must run on example_inputs; on meta tensors it failed. "
+                f"Got {type(error).__name__}: {error} (op {op}, module {where}). "
+                "Pass real example_inputs if it needs values; check their shape and dtype."
+            ) from error
+        record = TraceRecord(Ids(), real=True)
+        tracer = Tracer(model, residual=residual, grouped=grouped, record=record)
+        try:
+            run_forward(tracer, example_inputs, meta=False)
+        except Exception as second:
+            shapes = [f"{tuple(t.shape)} {t.dtype}" for t in tensors_in(call_arguments(example_inputs))]
+            raise SlimError(
+                f"The forward must run on example_inputs. Got {type(second).__name__}: {second} "
+                f"(op {tracer.operation}, module {tracer.failed or 'forward'}, inputs {', '.join(shapes)}). "
+                "Check their shape and dtype."
+            ) from second
+    record.scalars = tracer.scalars
+    if any(name not in record.reached and p.numel() > 1 for name, p in model.named_parameters()):
+        again = Tracer(model, residual=residual, grouped=grouped, record=record)
+        again.seen_norms, again.selective_norms = tracer.seen_norms, tracer.selective_norms
+        contractions, selects = len(record.contractions), len(record.selects)
+        with suppress(Exception):  # what only an unreachable forward uses stays unreached; the report says so
+            run_forward(again, example_inputs, meta=not record.real, training=True)
+        del record.contractions[contractions:], record.selects[selects:]  # counted once, as an eval forward
+    return record
