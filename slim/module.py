@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from slim.channels import ChannelGraph
 from slim.errors import RunFailed
 from slim.recovery import Distillation
-from slim.sparsity import Drawn, Penalty
+from slim.sparsity import Penalty, Stochastic
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 
@@ -174,13 +174,13 @@ class Classifier(pl.LightningModule):
 
     def on_validation_start(self) -> None:
         """A law that draws its scales shows the settled ones."""
-        if isinstance(self.penalty, Drawn):
-            self.penalty.settle()
+        if isinstance(self.penalty, Stochastic):
+            self.penalty.use_deterministic_scales()
 
     def on_validation_end(self) -> None:
         """And draws on."""
-        if isinstance(self.penalty, Drawn):
-            self.penalty.unsettle()
+        if isinstance(self.penalty, Stochastic):
+            self.penalty.use_sampled_scales()
 
     # The penalty, once per optimizer step
 
@@ -244,7 +244,7 @@ class Classifier(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Penalty, history and the running sums of the epoch travel along; the weights are the settled ones."""
-        if isinstance(self.penalty, Drawn):
+        if isinstance(self.penalty, Stochastic):
             with self.settled():
                 checkpoint["state_dict"] = {name: value.clone() for name, value in checkpoint["state_dict"].items()}
         checkpoint["classifier"] = {

@@ -1,6 +1,6 @@
-"""Sparsity laws: pressure on the normalization scales (gamma) while the network trains.
+"""Sparsity laws: penalties on the normalization scales (gamma), applied while the network trains.
 
-One law per file. `build` makes one by name; every law offers what `Penalty` lists.
+One law per file. `build` makes one by name; every law implements the protocol `Penalty`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from slim.sparsity.gammas import gamma_parameters
 from slim.sparsity.group import group
 from slim.sparsity.l0 import L0
 from slim.sparsity.l1 import l1
-from slim.sparsity.penalty import Drawn, Penalty
+from slim.sparsity.penalty import Penalty, Stochastic
 from slim.sparsity.polarization import polarization
 from slim.sparsity.prox import prox
 from slim.sparsity.target import Target
@@ -29,7 +29,7 @@ LAWS: dict[str, Callable[..., Penalty]] = {
     "l0": L0,
 }
 
-__all__ = ["LAWS", "Drawn", "Forecast", "Penalty", "build", "gamma_parameters"]
+__all__ = ["LAWS", "Forecast", "Penalty", "Stochastic", "build", "gamma_parameters"]
 
 
 def build(name: str, **options: Any) -> Penalty:
@@ -54,7 +54,7 @@ def build(name: str, **options: Any) -> Penalty:
     try:
         return law(**options)
     except (TypeError, ValueError, AttributeError, OverflowError) as error:
-        told = ", ".join(f"{option}={str(value)[:40]}" for option, value in options.items())
+        given = ", ".join(f"{option}={str(value)[:40]}" for option, value in options.items())
         raise SlimError(
-            f"Options of penalty {name} must have the right types. Got {told or 'none'} ({error}). Change penalty.*."
+            f"Options of penalty {name} must have the right types. Got {given or 'none'} ({error}). Change penalty.*."
         ) from error

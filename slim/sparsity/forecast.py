@@ -42,9 +42,9 @@ def shrink_forecast(
     Args:
         law: name for the line.
         gammas: flat vector ``(N,)`` of the scales now.
-        lrs: learning rate of every step, or their sum (the strength then counts as constant).
-        lam_at: strength at ``(step, total)``.
-        lam: full strength.
+        lrs: learning rate of every step, or their sum (lam is then taken as constant).
+        lam_at: lam at ``(step, total)``.
+        lam: full value.
         momentum: of the optimizer, in [0, 1); 0 for a law that acts after the optimizer's step.
         slope: subgradient of the law at a small gamma, in units of lam.
     """
@@ -55,7 +55,7 @@ def shrink_forecast(
     else:
         steps = len(lrs)
         budget = sum(lr * lam_at(i, steps) for i, lr in enumerate(lrs))
-        # Warm-up and schedule weaken lam; what would suffice must count them, too.
+        # The advised lam must count warm-up and schedule, which weaken it.
         total_lr = budget / lam if lam > 0 else float(sum(lrs))
     budget *= slope / (1 - momentum)
     median = float(gammas.abs().median())
@@ -63,15 +63,15 @@ def shrink_forecast(
     line = f"{law}: lam={lam:g} can shrink a gamma by at most {budget:.3g} in this phase; the median is {median:.3g}."
     if not reachable:
         needed = median * (1 - momentum) / (slope * total_lr) if total_lr > 0 else float("inf")
-        advice = f"set penalty.lam to {rounded_up(needed)} or more, train longer, or use penalty=target."
+        advice = f"set penalty.lam to {round_up(needed)} or more, train longer, or use penalty=target."
         line += f" Too weak to reach zero: {advice}"
     return Forecast(budget, median, reachable, line)
 
 
-def rounded_up(value: float) -> str:
-    """Two digits, rounded up: what is advised must suffice.
+def round_up(value: float) -> str:
+    """Round up to two significant digits, so that the advised value suffices.
 
-    >>> rounded_up(1.301e-4), rounded_up(0.25)
+    >>> round_up(1.301e-4), round_up(0.25)
     ('0.00014', '0.25')
     """
     if not 0 < value < float("inf"):

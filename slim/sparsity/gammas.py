@@ -1,4 +1,4 @@
-"""The scales a law acts on: every gamma (and beta) the graph names, as flat aligned lists.
+"""The scales a law acts on: every gamma (and beta) listed in the graph, as flat aligned lists.
 
 Laws never loop over layers. They see either ``weights``, a list for ``torch._foreach_*``, or one concatenated vector
 ``flat()`` whose entries are aligned with ``groups`` (channel group of every entry).
@@ -26,7 +26,7 @@ class Gammas:
 
     Attributes:
         names: full parameter name of every gamma.
-        weights: the gammas, each ``(C_i,)``. The very parameters of the model, never copies.
+        weights: the gammas, each ``(C_i,)``. The parameters of the model themselves, not copies.
         biases: the betas that exist and train, each ``(C_j,)``.
         sizes: ``C_i`` of every gamma; their sum is N, the length of a flat vector.
         groups: int64 ``(N,)``, channel group of every entry, -1 where it belongs to none.
@@ -51,12 +51,12 @@ class Gammas:
 
     @property
     def device(self) -> torch.device:
-        """Where the gammas live."""
+        """Device of the gammas."""
         return self.weights[0].device
 
     @property
     def bias_index(self) -> Tensor | slice:
-        """``bias_entries`` to index a flat vector with; a slice, which costs nothing, where every layer has a beta."""
+        """Index of ``bias_entries`` in a flat vector; a slice (no copy) where every layer has a beta."""
         if len(self.bias_entries) == len(self):
             return slice(None)
         return torch.as_tensor(self.bias_entries, device=self.device)
@@ -74,13 +74,15 @@ class Gammas:
         return list(torch.split(flat, [b.numel() for b in self.biases]))
 
 
-def collect(model: nn.Module, graph: ChannelGraph, *, norms: str = "batch", prunable_only: bool = False) -> Gammas:
+def collect_gammas(
+    model: nn.Module, graph: ChannelGraph, *, norms: str = "batch", prunable_only: bool = False
+) -> Gammas:
     """Find the scales of ``model`` through ``graph.scales``; frozen ones (``requires_grad=False``) are left alone.
 
     Args:
         model: the network that trains (its parameters are used, not those of ``graph.model``).
         graph: trace of a network with the same parameter names and shapes.
-        norms: ``batch`` takes BatchNorm's scales, ``all`` every normalization scale the graph names.
+        norms: ``batch`` takes BatchNorm's scales, ``all`` every normalization scale listed in the graph.
         prunable_only: leave out layers in which no channel may ever be removed.
 
     Raises:
@@ -122,10 +124,10 @@ def collect(model: nn.Module, graph: ChannelGraph, *, norms: str = "batch", prun
 
 
 def gamma_parameters(graph: ChannelGraph, model: nn.Module | None = None) -> list[nn.Parameter]:
-    """Every normalization scale the graph names, frozen ones too: what an optimizer may want in a group of its own."""
+    """Every normalization scale listed in the graph, frozen ones included, e.g. for a parameter group of their own."""
     model = graph.model if model is None else model
-    found = [_parameter(model, s.weight) for s in graph.scales if s.weight is not None]
-    return list({id(p): p for p in found}.values())
+    scales = [_parameter(model, s.weight) for s in graph.scales if s.weight is not None]
+    return list({id(p): p for p in scales}.values())
 
 
 def member_table(groups: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -1,7 +1,7 @@
 """L2 norm over the gammas of each channel group: the members of a residual stream shrink together or not at all.
 
 Group lasso (Yuan & Lin 2006) on BatchNorm scales. Plain L1 lets one member of a stream stay large and so keeps the
-whole group; the norm over the group presses on all of them until the last is gone.
+whole group; the norm over the group shrinks all members until the last is zero.
 """
 
 from __future__ import annotations
@@ -11,25 +11,27 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from slim.sparsity.formula_penalty import FormulaPenalty
 from slim.sparsity.gammas import Gammas, member_table
-from slim.sparsity.pressure import Pressure
-from slim.sparsity.strength import Strength
+from slim.sparsity.lam_schedule import LamSchedule
 
 
 def group(lam: float = 1e-4, *, warmup: float = 0.0, schedule: str = "constant", norms: str = "batch",
-          prunable_only: bool = False, threshold: float = 1e-2) -> Pressure:  # fmt: skip
+          prunable_only: bool = False, threshold: float = 1e-2) -> FormulaPenalty:  # fmt: skip
     """lam * sum_g sqrt(n_g) * ||gamma_g||_2 over channel groups g of n_g scales; subgradient 0 where the norm is 0.
 
-    A group of one scale feels exactly `l1`. Scales that belong to no channel group are groups of one.
+    A group of one scale has exactly the subgradient of `l1`. Scales that belong to no channel group are groups of one.
 
     Args:
-        lam: strength.
-        warmup, schedule: see `Strength`.
-        norms, prunable_only: which scales, see `collect`.
+        lam: weight of the penalty.
+        warmup, schedule: see `LamSchedule`.
+        norms, prunable_only: which scales, see `collect_gammas`.
         threshold: a gamma up to it counts as "at zero" in `summary`.
     """
-    strength = Strength(lam, warmup, schedule)
-    return Pressure("group", GroupNorms, strength, norms=norms, prunable_only=prunable_only, threshold=threshold)
+    lam_schedule = LamSchedule(lam, warmup, schedule)
+    return FormulaPenalty(
+        "group", GroupNorms, lam_schedule, norms=norms, prunable_only=prunable_only, threshold=threshold
+    )
 
 
 class GroupNorms:
@@ -42,14 +44,14 @@ class GroupNorms:
         self._index = torch.as_tensor(index, device=gammas.device)
         self._root = torch.as_tensor(counts, device=gammas.device, dtype=torch.float32).sqrt()
 
-    def slopes(self) -> Sequence[Tensor]:
-        """sqrt(n_g) * gamma / ||gamma_g||; a typical member's is about 1."""
+    def subgradients(self) -> Sequence[Tensor]:
+        """sqrt(n_g) * gamma / ||gamma_g||, about 1 for a typical member."""
         flat = self.gammas.flat()
         # 0 / 0 is 0 here: a dead group stays where it is.
         scaled = self._root / self._norms(flat).clamp_min(torch.finfo(flat.dtype).tiny)
         return self.gammas.views(flat * scaled[self._index])
 
-    def after(self, live: list[Tensor], amount: float) -> None:
+    def after_step(self, weights: list[Tensor], step_size: float) -> None:
         """Nothing."""
 
     def value(self) -> Tensor:

@@ -1,15 +1,15 @@
 """L0 by hard concrete gates. Louizos, Welling & Kingma 2018, arXiv:1712.01312, section 2.2.
 
-Every channel group owns a random gate z in [0, 1] that multiplies its gammas and betas. The gates live in the penalty,
-not in the network: around each optimizer step the law swaps the gated scales for the plain ones and back, so structure,
-state dict and forward pass of the model stay as they were.
+Every channel group has a random gate z in [0, 1] that multiplies its gammas and betas. The gates live in the penalty,
+not in the network: around each optimizer step the law replaces the gated scales by the plain ones and back. So the
+structure, state dict and forward pass of the model stay as they were.
 
-    after_step   theta <- gamma; draw z; gamma <- z * theta        (the next forward and backward see the gated scales)
+    after_step   theta <- gamma; sample z; gamma <- z * theta      (the next forward and backward see the gated scales)
     before_step  gradient of theta = z * gradient of gamma; gradient of log alpha from theta * gradient of gamma;
                  gamma <- theta                                    (the optimizer steps the plain scales)
 
-After the last step, and between `settle` and `unsettle`, the gates have their deterministic value (equation 13), which
-is exactly zero for closed ones: that is the network to validate, to rank and to keep.
+After the last step, and between `use_deterministic_scales` and `use_sampled_scales`, the gates have their deterministic
+value (equation 13), which is exactly zero for closed ones: the network to validate, to rank and to save.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ import torch
 from torch import Tensor, nn
 
 from slim.errors import SlimError
-from slim.sparsity.forecast import Forecast, rounded_up
-from slim.sparsity.gammas import Gammas, collect, member_table
+from slim.sparsity.forecast import Forecast, round_up
+from slim.sparsity.gammas import Gammas, collect_gammas, member_table
+from slim.sparsity.lam_schedule import LamSchedule
 from slim.sparsity.progress import Progress
-from slim.sparsity.strength import Strength
 
 if TYPE_CHECKING:
     from slim.channels import ChannelGraph
@@ -38,11 +38,11 @@ class L0:
     """lam * expected number of open gates, one gate per channel group.
 
     Args:
-        lam: price of an open gate, in units of the loss. The paper divides by the number of images; this does not.
+        lam: cost of an open gate, in units of the loss. The paper divides by the number of images; this does not.
         gate_lr: learning rate of Adam on log alpha.
         open_at_start: probability that a gate is not closed at the start.
-        warmup, schedule: see `Strength`.
-        norms, prunable_only: which scales, see `collect`.
+        warmup, schedule: see `LamSchedule`.
+        norms, prunable_only: which scales, see `collect_gammas`.
         seed: of the gates' own random generator.
     """
 
@@ -56,17 +56,17 @@ class L0:
                             "Set penalty.open_at_start.")  # fmt: skip
         if not gate_lr > 0:
             raise SlimError(f"gate_lr must be > 0. Got gate_lr={gate_lr}. Set penalty.gate_lr.")
-        self.strength = Strength(lam, warmup, schedule)
+        self.lam_schedule = LamSchedule(lam, warmup, schedule)
         self.gate_lr, self.open_at_start, self.seed = gate_lr, open_at_start, seed
         self.norms, self.prunable_only = norms, prunable_only
         self._progress = Progress("l0")
         self._gammas: Gammas
 
     def attach(self, model: nn.Module, graph: ChannelGraph, total_steps: int) -> None:
-        """See `Penalty.attach`; the first forward already sees drawn gates."""
+        """See `Penalty.attach`; the first forward already sees sampled gates."""
         if hasattr(self, "_theta") and not self._progress.pending:
-            self._swap_in()
-        self._find(model, graph)
+            self._load_plain_scales()
+        self._collect(model, graph)
         state = self._progress.attach(total_steps)
         device = self._gammas.device
         shift = TEMPERATURE * math.log(-LOW / HIGH)
@@ -76,13 +76,13 @@ class L0:
         if state:
             self._restore(state)
         else:
-            self._keep_theta()
-            self.draw()
+            self._store_plain_scales()
+            self.sample_gates()
 
     @torch.no_grad()
     def before_step(self, lr: float) -> None:
-        """Step the gates; hand plain scales with their own gradients to the optimizer."""
-        lam = self.strength.at(self._progress.before_step(), self._progress.total)
+        """Step the gates; give the optimizer the plain scales with their own gradients."""
+        lam = self.lam_schedule.at(self._progress.before_step(), self._progress.total)
         g = self._gammas
         grads = [w.grad if w.grad is not None else torch.zeros_like(w) for w in g.weights]
         shifts = [b.grad if b.grad is not None else torch.zeros_like(b) for b in g.biases]
@@ -99,42 +99,42 @@ class L0:
         torch._foreach_mul_(grads, g.views(self._entry))
         if shifts:
             torch._foreach_mul_(shifts, g.bias_views(self._entry[self._bias_entries]))
-        self._swap_in()
+        self._load_plain_scales()
 
     @torch.no_grad()
     def after_step(self, lr: float) -> None:
-        """Keep the stepped scales, draw the next gates; after the last step the deterministic ones."""
-        self._keep_theta()
+        """Store the stepped scales, sample the next gates; after the last step set the deterministic ones."""
+        self._store_plain_scales()
         self._progress.step += 1
         if self._progress.step >= self._progress.total:
             self._s = torch.sigmoid(self._log_alpha.detach())
             self._gate(self._s)
         else:
-            self.draw()
+            self.sample_gates()
 
     @torch.no_grad()
-    def draw(self) -> None:
-        """Draw the gates and gate the model's scales."""
+    def sample_gates(self) -> None:
+        """Sample the gates and multiply the model's scales by them."""
         u = torch.rand(len(self._log_alpha), device=self._log_alpha.device, generator=self._generator)
         u.clamp_(1e-6, 1 - 1e-6)
         self._s = torch.sigmoid((u.log() - (1 - u).log() + self._log_alpha) / TEMPERATURE)
         self._gate(self._s)
 
-    def settle(self) -> None:
-        """Gate the model's scales with the deterministic gates; closed ones are exactly zero."""
+    def use_deterministic_scales(self) -> None:
+        """Multiply the model's scales by the deterministic gates; closed ones are exactly zero."""
         self._gate(torch.sigmoid(self._log_alpha.detach()))
 
-    def unsettle(self) -> None:
-        """Gate them with the gates of the step again; after the last step those are the deterministic ones."""
+    def use_sampled_scales(self) -> None:
+        """Multiply the scales by the gates of the current step (after the last step the deterministic ones)."""
         self._gate(self._s)
 
     def value(self) -> Tensor:
         """Lam * expected number of open gates."""
-        lam = self.strength.at(self._progress.step, self._progress.total)
+        lam = self.lam_schedule.at(self._progress.step, self._progress.total)
         return lam * torch.sigmoid(self._log_alpha.detach() - TEMPERATURE * math.log(-LOW / HIGH)).sum()
 
     def state_dict(self) -> dict[str, Any]:
-        """Step, plain scales, gates as drawn, Adam's moments and the generator."""
+        """Step, plain scales, sampled gates, Adam's moments and the generator."""
         adam = self._adam.state.get(self._log_alpha, {})
         return {
             **self._progress.state(),
@@ -156,23 +156,23 @@ class L0:
 
     def summary(self) -> dict[str, float]:
         """``zero``: share of gates whose deterministic value is exactly zero."""
-        settled = torch.sigmoid(self._log_alpha.detach()) * (HIGH - LOW) + LOW
-        return {"zero": float((settled[self._index] <= 0).float().mean())}
+        gates = torch.sigmoid(self._log_alpha.detach()) * (HIGH - LOW) + LOW
+        return {"zero": float((gates[self._index] <= 0).float().mean())}
 
     def forecast(self, lrs: Sequence[float] | float, momentum: float) -> Forecast:
         """Adam moves log alpha by about gate_lr a step: whether that can close a gate in the phase."""
         steps = self._progress.total
         median = float(self._gammas.flat().abs().median())
         # A deterministic gate is closed when sigmoid(log alpha) <= -LOW / (HIGH - LOW).
-        way = float(self._log_alpha.detach().median()) - math.log(-LOW / HIGH)
+        distance = float(self._log_alpha.detach().median()) - math.log(-LOW / HIGH)
         reach = self.gate_lr * steps
-        line = f"l0: a gate can move by {reach:.3g} over this phase and closes after {way:.3g}."
-        if reach < way:
-            line += f" Too slow to close: set penalty.gate_lr to {rounded_up(way / steps)} or more, or train longer."
-        return Forecast(reach, median, reach >= way, line)
+        line = f"l0: a gate can move by {reach:.3g} over this phase and closes after {distance:.3g}."
+        if reach < distance:
+            line += f" Too slow to close: set penalty.gate_lr to {round_up(distance / steps)} or more, or train longer."
+        return Forecast(reach, median, reach >= distance, line)
 
-    def _find(self, model: nn.Module, graph: ChannelGraph) -> None:
-        self._gammas = g = collect(model, graph, norms=self.norms, prunable_only=self.prunable_only)
+    def _collect(self, model: nn.Module, graph: ChannelGraph) -> None:
+        self._gammas = g = collect_gammas(model, graph, norms=self.norms, prunable_only=self.prunable_only)
         table, index, _ = member_table(g.groups)
         self._table = torch.as_tensor(table, device=g.device)
         self._index = torch.as_tensor(index, device=g.device)
@@ -182,21 +182,21 @@ class L0:
         self._log_alpha = log_alpha.requires_grad_()
         self._adam = torch.optim.Adam([self._log_alpha], lr=self.gate_lr)
 
-    def _keep_theta(self) -> None:
+    def _store_plain_scales(self) -> None:
         self._theta = self._gammas.flat()
         biases = self._gammas.biases
         self._theta_bias = torch.cat([b.detach() for b in biases]) if biases else self._theta[:0]
 
     @torch.no_grad()
-    def _swap_in(self) -> None:
-        """The plain scales into the model."""
+    def _load_plain_scales(self) -> None:
+        """Write the plain scales into the model."""
         torch._foreach_copy_(self._gammas.weights, self._gammas.views(self._theta))
         if self._gammas.biases:
             torch._foreach_copy_(self._gammas.biases, self._gammas.bias_views(self._theta_bias))
 
     @torch.no_grad()
     def _gate(self, s: Tensor) -> None:
-        """The gated scales into the model, with gates from ``s`` in (0, 1)."""
+        """Write the gated scales into the model, with gates from ``s`` in (0, 1)."""
         g = self._gammas
         self._z = (s * (HIGH - LOW) + LOW).clamp(0, 1)
         self._entry = self._z[self._index]

@@ -8,23 +8,25 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from slim.sparsity.formula_penalty import FormulaPenalty
 from slim.sparsity.gammas import Gammas
-from slim.sparsity.pressure import Pressure
-from slim.sparsity.strength import Strength
+from slim.sparsity.lam_schedule import LamSchedule
 
 
 def l1(lam: float = 1e-4, *, warmup: float = 0.0, schedule: str = "constant", norms: str = "batch",
-       prunable_only: bool = False, threshold: float = 1e-2) -> Pressure:  # fmt: skip
+       prunable_only: bool = False, threshold: float = 1e-2) -> FormulaPenalty:  # fmt: skip
     """lam * sum |gamma|, by its subgradient, which is 0 at 0.
 
     Args:
-        lam: strength; the paper uses 1e-4 (VGG) and 1e-5 (others) for 160 epochs.
-        warmup, schedule: see `Strength`.
-        norms, prunable_only: which scales, see `collect`. The paper penalizes every BatchNorm.
+        lam: weight of the penalty; the paper uses 1e-4 (VGG) and 1e-5 (others) for 160 epochs.
+        warmup, schedule: see `LamSchedule`.
+        norms, prunable_only: which scales, see `collect_gammas`. The paper penalizes every BatchNorm.
         threshold: a gamma up to it counts as "at zero" in `summary` (L1 alone leaves small numbers, no zeros).
     """
-    strength = Strength(lam, warmup, schedule)
-    return Pressure("l1", AbsoluteSum, strength, norms=norms, prunable_only=prunable_only, threshold=threshold)
+    lam_schedule = LamSchedule(lam, warmup, schedule)
+    return FormulaPenalty(
+        "l1", AbsoluteSum, lam_schedule, norms=norms, prunable_only=prunable_only, threshold=threshold
+    )
 
 
 @dataclass
@@ -33,11 +35,11 @@ class AbsoluteSum:
 
     gammas: Gammas
 
-    def slopes(self) -> Sequence[Tensor]:
+    def subgradients(self) -> Sequence[Tensor]:
         """sign(gamma)."""
         return torch._foreach_sign([w.detach() for w in self.gammas.weights])
 
-    def after(self, live: list[Tensor], amount: float) -> None:
+    def after_step(self, weights: list[Tensor], step_size: float) -> None:
         """Nothing."""
 
     def value(self) -> Tensor:

@@ -1,4 +1,4 @@
-"""What every sparsity law offers to a training loop."""
+"""The interface between a sparsity law and a training loop."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Penalty(Protocol):
-    """Pressure on the normalization scales, applied around the optimizer's step and never through autograd.
+    """A penalty on the normalization scales, applied around the optimizer's step and never through autograd.
 
     The loop of any trainer, once per optimizer step (not per micro-batch)::
 
@@ -28,7 +28,7 @@ class Penalty(Protocol):
     exact_zeros: bool
 
     def attach(self, model: nn.Module, graph: ChannelGraph, total_steps: int) -> None:
-        """Find the gammas; begin a phase, or go on with the loaded state."""
+        """Collect the gammas; start a phase of ``total_steps`` optimizer steps, or continue from a loaded state."""
 
     def before_step(self, lr: float) -> None:
         """After backward, unscaling and clipping: add the subgradient to ``gamma.grad``."""
@@ -40,10 +40,10 @@ class Penalty(Protocol):
         """The penalty now, 0-dim on the gammas' device, without waiting for the device."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain tensors and numbers; a run that loads them goes on bit by bit as if never stopped."""
+        """Plain tensors and numbers; a run that loads them continues with the same bits as an uninterrupted one."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up ``state_dict()``, before or after ``attach``."""
+        """Load ``state_dict()``, before or after ``attach``."""
 
     def resize(self, model: nn.Module, graph: ChannelGraph) -> None:
         """Follow an in-place rebuild of the model; ``graph`` is the thin network's."""
@@ -56,11 +56,11 @@ class Penalty(Protocol):
 
 
 @runtime_checkable
-class Drawn(Protocol):
-    """A law whose scales are random while the network trains; whoever looks at it must look at the settled ones."""
+class Stochastic(Protocol):
+    """A law whose scales are random while the network trains: validate, rank and save with the deterministic ones."""
 
-    def settle(self) -> None:
-        """The scales as a cut will find them, into the model: before a validation, a ranking, a file."""
+    def use_deterministic_scales(self) -> None:
+        """Write the deterministic scales into the model: before a validation, a ranking or a checkpoint."""
 
-    def unsettle(self) -> None:
-        """Back to the scales of before, bit by bit: the training does not notice."""
+    def use_sampled_scales(self) -> None:
+        """Write the sampled scales back, bit for bit, so that training continues unchanged."""

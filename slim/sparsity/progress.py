@@ -1,4 +1,4 @@
-"""Where a law keeps its place: the step, and a state that may arrive before or after ``attach``."""
+"""Step counter of a law, and a loaded state that may arrive before or after ``attach``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ class Progress:
     """Steps done of a phase, and the loaded state that waits for ``attach``.
 
     A trainer may load a checkpoint before or after it attaches the penalty, and may attach again after loading. So a
-    loaded state stays pending until the first step: attaching takes it up, and starts from zero when there is none.
+    loaded state stays pending until the first step: ``attach`` restores it, and starts from zero without one.
     """
 
     def __init__(self, law: str) -> None:
@@ -21,7 +21,7 @@ class Progress:
         self.pending: dict[str, Any] | None = None
 
     def attach(self, total_steps: int) -> dict[str, Any] | None:
-        """Begin a phase of ``total_steps`` optimizer steps, or go on with a loaded one; returns the loaded state."""
+        """Start a phase of ``total_steps`` optimizer steps, or continue a loaded one; returns the loaded state."""
         if total_steps < 1:
             raise SlimError(f"total_steps must be >= 1. Got total_steps={total_steps}. Set the phase's epochs.")
         self.total = int(total_steps)
@@ -36,7 +36,7 @@ class Progress:
         return self.step
 
     def load(self, state: dict[str, Any]) -> None:
-        """Take up a state dict, now and again at the next ``attach``."""
+        """Load a state dict, now and again at the next ``attach``."""
         if state.get("law") != self.law:
             raise SlimError(
                 f"a state must come from the same law. Got law={state.get('law')} for penalty={self.law}. "

@@ -12,25 +12,25 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from slim.sparsity.formula_penalty import FormulaPenalty
 from slim.sparsity.gammas import Gammas
-from slim.sparsity.pressure import Pressure
-from slim.sparsity.strength import Strength
+from slim.sparsity.lam_schedule import LamSchedule
 
 
 def prox(lam: float = 1e-3, *, warmup: float = 0.0, schedule: str = "constant", norms: str = "batch",
-         prunable_only: bool = False) -> Pressure:  # fmt: skip
+         prunable_only: bool = False) -> FormulaPenalty:  # fmt: skip
     """After each step gamma becomes sign(gamma) * max(|gamma| - lr * lam, 0).
 
-    Momentum does not multiply this step as it does a subgradient, so at momentum 0.9 the same pressure as `l1` needs
+    Momentum does not multiply this step as it does a subgradient, so at momentum 0.9 the same shrinkage as `l1` needs
     ten times its lam.
 
     Args:
-        lam: strength.
-        warmup, schedule: see `Strength`.
-        norms, prunable_only: which scales, see `collect`.
+        lam: weight of the penalty.
+        warmup, schedule: see `LamSchedule`.
+        norms, prunable_only: which scales, see `collect_gammas`.
     """
-    return Pressure(
-        "prox", SoftThreshold, Strength(lam, warmup, schedule), norms=norms, prunable_only=prunable_only,
+    return FormulaPenalty(
+        "prox", SoftThreshold, LamSchedule(lam, warmup, schedule), norms=norms, prunable_only=prunable_only,
         exact_zeros=True, momentum=False,
     )  # fmt: skip
 
@@ -41,16 +41,16 @@ class SoftThreshold:
 
     gammas: Gammas
 
-    def slopes(self) -> Sequence[Tensor]:
+    def subgradients(self) -> Sequence[Tensor]:
         """None: the law acts after the optimizer."""
         return []
 
-    def after(self, live: list[Tensor], amount: float) -> None:
+    def after_step(self, weights: list[Tensor], step_size: float) -> None:
         """gamma - clamp(gamma, -t, t): exact at zero, in three calls for all layers."""
-        if amount:
-            inside = torch._foreach_clamp_max(live, amount)
-            torch._foreach_clamp_min_(inside, -amount)
-            torch._foreach_sub_(live, inside)
+        if step_size:
+            inside = torch._foreach_clamp_max(weights, step_size)
+            torch._foreach_clamp_min_(inside, -step_size)
+            torch._foreach_sub_(weights, inside)
 
     def value(self) -> Tensor:
         """Sum of |gamma|."""

@@ -1,13 +1,13 @@
-"""Shrink to zero exactly what the budget will take: a controller, with no strength to tune.
+"""Shrink exactly the channels that the budget will remove to zero: a controller without a lam to tune.
 
-L1 pushes on every gamma and hopes that enough of them fall; whatever the cut then takes beyond those is alive. Here the
-law knows the budget. On a cubic schedule (Zhu & Gupta 2017, arXiv:1710.01878) it asks `slim.select` which channels a
+L1 shrinks every gamma, and if too few reach zero, the cut removes channels that still matter. This law knows the
+budget. On a cubic schedule (Zhu & Gupta 2017, arXiv:1710.01878) it asks `slim.select` which channels a
 growing part of the budget would remove, scales their gamma and beta down to exactly zero over a short window, and lets
-the others train unpenalized. A channel that ranks higher again before it reached zero is released.
+the others train without penalty. A channel that ranks higher again before it reached zero is released.
 
-The ranking is data-driven and free: a running mean of the square of sum(gamma * d loss/d gamma + beta * d loss/d beta)
-over the channel group, the first-order effect of removing it (Molchanov et al. 2019, arXiv:1906.10771, gate after the
-normalization; equation 8 for the sum).
+The ranking uses data at no extra cost: a running mean of the square of
+sum(gamma * d loss/d gamma + beta * d loss/d beta) over the channel group, the first-order effect of removing it
+(Molchanov et al. 2019, arXiv:1906.10771, gate after the normalization; equation 8 for the sum).
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from slim.channels import plan_of
 from slim.criteria import Scores
 from slim.errors import SlimError
-from slim.sparsity.aim import Aim
+from slim.sparsity.dense_budget import DenseBudget
 from slim.sparsity.forecast import Forecast
-from slim.sparsity.gammas import Gammas, collect, member_table
+from slim.sparsity.gammas import Gammas, collect_gammas, member_table
 from slim.sparsity.progress import Progress
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class Target:
         ratio: share of channels to remove, in [0, 1); or
         macs, params: budget kept, in (0, 1]. Exactly one of the three.
         start, end: fractions of the phase: the first channel begins to shrink, the last is exactly zero.
-        power: of the schedule, above 0: 1 - (1 - u)^power of what is to go is on its way after a fraction u of the
+        power: of the schedule, above 0: 1 - (1 - u)^power of the budget is due after a fraction u of the
             time between ``start`` and ``end``. 1 is linear, 3 cubic.
         window: fraction of the phase a channel takes from its value to zero.
         rankings: how many times the channels are ranked between ``start`` and ``end``.
@@ -60,7 +60,7 @@ class Target:
                  criterion: str = "taylor", balance: float | None = None, memory: float = 0.02,
                  max_layer_ratio: float = 0.9, norms: str = "batch",
                  select: Mapping[str, Any] | None = None) -> None:  # fmt: skip
-        self.aim = Aim({"ratio": ratio, "macs": macs, "params": params}, max_layer_ratio, dict(select or {}))
+        self.budget = DenseBudget({"ratio": ratio, "macs": macs, "params": params}, max_layer_ratio, dict(select or {}))
         if not (start >= 0 and window > 0 and start + window <= end <= 1):
             raise SlimError(
                 "target needs 0 <= start, 0 < window and start + window <= end <= 1, fractions of the phase. "
@@ -81,24 +81,24 @@ class Target:
 
     def attach(self, model: nn.Module, graph: ChannelGraph, total_steps: int) -> None:
         """See `Penalty.attach`."""
-        self._find(model, graph)
+        self._collect(model, graph)
         state = self._progress.attach(total_steps)
-        self.aim.measure(graph, len(self._gammas))
+        self.budget.set_dense(graph, len(self._gammas))
         self._first = int(self.start * total_steps)
         self._window = max(1, round(self.window * total_steps))
         self._last = max(self._first, int(self.end * total_steps) - self._window)
-        self._moments = {round(s) for s in np.linspace(self._first, self._last, max(2, self.rankings))}
+        self._ranking_steps = {round(s) for s in np.linspace(self._first, self._last, max(2, self.rankings))}
         n = len(self._gammas)
         device = self._gammas.device
         self._score = torch.zeros(n, dtype=torch.float32, device=device)
-        self._left = torch.full((n,), torch.inf, device=device)
+        self._steps_left = torch.full((n,), torch.inf, device=device)
         if state:
             self._restore(state)
         else:
             self._select(1.0)  # a budget out of reach is an error or a note before training, not after
 
     def before_step(self, lr: float) -> None:
-        """Note the scores; no gradient for what is already zero."""
+        """Accumulate the scores; zero the gradient of scales that are already zero."""
         step = self._progress.before_step()
         g = self._gammas
         grads = [w.grad if w.grad is not None else torch.zeros_like(w) for w in g.weights]
@@ -112,7 +112,7 @@ class Target:
                 effect = torch.cat([effect, effect.new_zeros(1)])[self._table].sum(1)[self._member_of]
             self._score.lerp_(effect.square_().float(), 1 / (1 + self.memory * self._progress.total))
         if step >= self._first:
-            alive = (self._left > 1).float()
+            alive = (self._steps_left > 1).float()
             torch._foreach_mul_(grads, g.views(alive))
             if g.biases:
                 shifts = [b.grad if b.grad is not None else torch.zeros_like(b) for b in g.biases]
@@ -120,23 +120,23 @@ class Target:
 
     @torch.no_grad()
     def after_step(self, lr: float) -> None:
-        """Rank when it is time; then one step down for the channels on their way to zero."""
+        """Rank at a ranking step; then shrink the selected channels by one step towards zero."""
         step = self._progress.step
-        if step in self._moments:
+        if step in self._ranking_steps:
             self._rank(self._share(step))
         if step >= self._first:
             g = self._gammas
-            # On its way: a straight line that ends at zero in `left` steps. Untouched: left = inf, factor exactly 1.
-            factor = 1 - self._left.reciprocal()
+            # Selected: a straight line to zero in `left` steps. Not selected: left = inf, factor exactly 1.
+            factor = 1 - self._steps_left.reciprocal()
             torch._foreach_mul_(g.weights, g.views(factor))
             if g.biases:
                 torch._foreach_mul_(g.biases, g.bias_views(factor[self._bias_entries]))
-            self._left.sub_(1).clamp_(min=1)
+            self._steps_left.sub_(1).clamp_(min=1)
         self._progress.step += 1
 
     def value(self) -> Tensor:
-        """Sum of |gamma| still on its way to zero: 0 when the network is ready."""
-        return torch.where(torch.isinf(self._left), 0.0, self._gammas.flat().abs()).sum()
+        """Sum of |gamma| over the selected scales that are not zero yet: 0 when the network is ready."""
+        return torch.where(torch.isinf(self._steps_left), 0.0, self._gammas.flat().abs()).sum()
 
     def removed(self) -> np.ndarray:
         """Bool ``(n_groups,)``: the channel groups that are exactly zero and may go now.
@@ -159,15 +159,15 @@ class Target:
         return gone
 
     def state_dict(self) -> dict[str, Any]:
-        """Step, running scores, the way left to zero of every entry, and the size of the dense network."""
+        """Step, running scores, steps left to zero of every entry, and the size of the dense network."""
         state = self._progress.state()
-        tensors = {"score": self._score.clone(), "left": self._left.clone()}
-        return {**state, **tensors, **self.aim.state()}
+        tensors = {"score": self._score.clone(), "left": self._steps_left.clone()}
+        return {**state, **tensors, **self.budget.state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """See `Penalty.load_state_dict`."""
         self._progress.load(state)
-        if hasattr(self, "_left"):
+        if hasattr(self, "_steps_left"):
             self._restore(state)
 
     def summary(self) -> dict[str, float]:
@@ -177,33 +177,33 @@ class Target:
         """
         inside = torch.as_tensor(self._gammas.groups >= 0, device=self._gammas.device)
         zero = inside & (self._gammas.flat() == 0)
-        doomed = inside & ~torch.isinf(self._left)
-        total, gone = self.aim.dense["scales"], self.aim.gone(len(self._gammas))
-        done = self._progress.step >= self._last + self._window and not bool((doomed & ~zero).any())
+        shrinking = inside & ~torch.isinf(self._steps_left)
+        total, gone = self.budget.dense["scales"], self.budget.removed_share(len(self._gammas))
+        done = self._progress.step >= self._last + self._window and not bool((shrinking & ~zero).any())
         return {
             "zero": gone + float(zero.sum()) / total,
-            "target": self.aim.budget if self.aim.kind == "ratio" else gone + float(doomed.sum()) / total,
-            "macs": self._graph.macs(self.removed()) / self.aim.dense["macs"],
+            "target": self.budget.amount if self.budget.kind == "ratio" else gone + float(shrinking.sum()) / total,
+            "macs": self._graph.macs(self.removed()) / self.budget.dense["macs"],
             "ready": float(done),
         }
 
     def forecast(self, lrs: Sequence[float] | float, momentum: float) -> Forecast:
-        """Reaches zero whatever the learning rate; only floors can keep it from the whole budget."""
+        """The law reaches zero at any learning rate; only floors can keep it from the whole budget."""
         median = float(self._gammas.flat().abs().median())
         line = (
-            f"target: {self.aim.kind}={self.aim.budget:g} will be at exactly zero after {self._last + self._window} of "
-            f"{self._progress.total} steps, ranked {len(self._moments)} times."
+            f"target: {self.budget.kind}={self.budget.amount:g} will be at exactly zero after "
+            f"{self._last + self._window} of {self._progress.total} steps, ranked {len(self._ranking_steps)} times."
         )
         if self._notes:
             line += f" Floors and balance keep it from the whole budget: {' '.join(self._notes)}"
         return Forecast(float("inf"), median, not self._notes, line)
 
     def resize(self, model: nn.Module, graph: ChannelGraph) -> None:
-        """See `Penalty.resize`: the state is cut like the gammas; the budget stays that of the dense network."""
+        """See `Penalty.resize`: the state is sliced like the gammas; the budget stays that of the dense network."""
         before = dict(zip(self._gammas.names, zip(self._gammas.sizes, self._kept, strict=True), strict=True))
         scores = dict(zip(self._gammas.names, self._gammas.views(self._score), strict=True))
-        lefts = dict(zip(self._gammas.names, self._gammas.views(self._left), strict=True))
-        self._find(model, graph)
+        lefts = dict(zip(self._gammas.names, self._gammas.views(self._steps_left), strict=True))
+        self._collect(model, graph)
         score, left = [], []
         for name, size, now in zip(self._gammas.names, self._gammas.sizes, self._kept, strict=True):
             old_size, then = before[name]
@@ -216,11 +216,11 @@ class Target:
             pick = torch.as_tensor(stays, device=self._gammas.device)
             score.append(scores[name][pick])
             left.append(lefts[name][pick])
-        self._score, self._left = torch.cat(score), torch.cat(left)
+        self._score, self._steps_left = torch.cat(score), torch.cat(left)
 
-    def _find(self, model: nn.Module, graph: ChannelGraph) -> None:
+    def _collect(self, model: nn.Module, graph: ChannelGraph) -> None:
         self._graph = graph
-        self._gammas = g = collect(model, graph, norms=self.norms)
+        self._gammas = g = collect_gammas(model, graph, norms=self.norms)
         self._bias_entries = g.bias_index
         table, member_of, counts = member_table(g.groups)
         self._shared = bool((counts > 1).any())
@@ -243,8 +243,8 @@ class Target:
                 "Rebuild the network with the checkpoint's plan before loading."
             )
         self._score.copy_(state["score"])
-        self._left.copy_(state["left"])
-        self.aim.load(state)
+        self._steps_left.copy_(state["left"])
+        self.budget.load(state)
 
     def _scores(self) -> np.ndarray:
         """Score of every group, its members' over their layers' means to the power ``balance``.
@@ -254,7 +254,7 @@ class Target:
         g = self._gammas
         raw = (self._score if self.criterion == "taylor" else g.flat().abs()).double().cpu().numpy()
         # Only what is alive counts in a layer's mean, so that removing zeros for good changes nothing.
-        alive = (self._left > 1).cpu().numpy()
+        alive = (self._steps_left > 1).cpu().numpy()
         mean = np.bincount(g.layers, raw * alive) / np.maximum(np.bincount(g.layers, alive), 1)
         entry = raw / np.maximum(mean[g.layers], 1e-300) ** self.balance
         own = g.groups >= 0
@@ -262,25 +262,25 @@ class Target:
         count = np.maximum(np.bincount(g.groups[own], minlength=len(self._graph)), 1)
         if self.criterion == "taylor":
             total = total / count  # every member holds the effect of all
-        return total / count if self.aim.kind == "ratio" else total
+        return total / count if self.budget.kind == "ratio" else total
 
     def _rank(self, share: float) -> None:
         groups = self._gammas.groups
         own = groups >= 0
-        doomed = np.zeros(len(groups), bool)
-        doomed[own] = self._select(share)[groups[own]]
-        left = self._left.cpu().numpy()
-        self._left.copy_(torch.as_tensor(np.where(doomed, np.minimum(left, self._window), np.inf)))
+        shrinking = np.zeros(len(groups), bool)
+        shrinking[own] = self._select(share)[groups[own]]
+        left = self._steps_left.cpu().numpy()
+        self._steps_left.copy_(torch.as_tensor(np.where(shrinking, np.minimum(left, self._window), np.inf)))
 
     def _select(self, share: float) -> np.ndarray:
-        """Bool ``(n_groups,)``: what the budget removes after ``share`` of the way; what is zero stays zero."""
+        """Bool ``(n_groups,)``: what is removed when ``share`` of the budget is due; what is zero stays zero."""
         g, graph = self._gammas, self._graph
         own = g.groups >= 0
-        settled = np.zeros(len(graph), bool)
-        settled[g.groups[own & (self._left <= 1).cpu().numpy()]] = True
+        at_zero = np.zeros(len(graph), bool)
+        at_zero[g.groups[own & (self._steps_left <= 1).cpu().numpy()]] = True
         counts = np.bincount(g.groups[own], minlength=len(graph))
-        values = np.where(settled, -1.0, self._scores())
+        values = np.where(at_zero, -1.0, self._scores())
         scores = Scores(values, counts > 0, counts, self.criterion)
-        selection = self.aim.select(graph, scores, share, len(g))
+        selection = self.budget.select(graph, scores, share, len(g))
         self._notes = selection.notes
-        return selection.removed | settled
+        return selection.removed | at_zero

@@ -8,7 +8,7 @@ import torch
 
 from slim.sparsity import build
 from slim.sparsity.gammas import member_table
-from slim.sparsity.strength import Strength
+from slim.sparsity.lam_schedule import LamSchedule
 from tests.sparsity.networks import Residual, chain, gamma_grads, gammas, graph_of, sgd, started, steps
 
 LAM = 0.3
@@ -130,7 +130,7 @@ def test_l0_settled_gates_close_exactly():
     with torch.no_grad():
         penalty._log_alpha[::2] = -5
         penalty._log_alpha[1::2] = 5
-    penalty.settle()
+    penalty.use_deterministic_scales()
     assert (gammas(net)[::2] == 0).all()
     torch.testing.assert_close(gammas(net)[1::2], theta[1::2])
 
@@ -140,7 +140,7 @@ def test_l0_settled_gates_close_exactly():
     [("constant", [0, 1, 2, 2, 2]), ("linear", [0, 1, 2, 4 / 3, 2 / 3]), ("rising", [0, 1, 0, 2 / 3, 4 / 3])],
 )
 def test_strength(schedule, expected):
-    strength = Strength(2.0, warmup=0.4, schedule=schedule)
+    strength = LamSchedule(2.0, warmup=0.4, schedule=schedule)
     np.testing.assert_allclose([strength.at(i, 5) for i in range(5)], expected)
 
 

@@ -134,10 +134,10 @@ def test_a_channel_takes_a_straight_line_to_zero():
         penalty.before_step(0.1)
         penalty.after_step(0.1)
         seen.append(gammas(net))
-    doomed = seen[-1] == 0
-    expected = torch.linspace(0.9, 0, 10)[:, None] * before[doomed]
-    torch.testing.assert_close(torch.stack(seen)[:10, doomed], expected, rtol=1e-4, atol=1e-6)
-    assert torch.equal(seen[-1][~doomed], before[~doomed])
+    shrinking = seen[-1] == 0
+    expected = torch.linspace(0.9, 0, 10)[:, None] * before[shrinking]
+    torch.testing.assert_close(torch.stack(seen)[:10, shrinking], expected, rtol=1e-4, atol=1e-6)
+    assert torch.equal(seen[-1][~shrinking], before[~shrinking])
 
 
 def test_no_layer_loses_more_than_its_cap():

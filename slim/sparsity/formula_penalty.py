@@ -1,4 +1,4 @@
-"""A law that is a formula: what all such laws share. A law's own file shows nothing but its formula."""
+"""Penalties given by a formula: everything they share. The file of each law holds only its formula."""
 
 from __future__ import annotations
 
@@ -9,45 +9,45 @@ import torch
 from torch import Tensor, nn
 
 from slim.sparsity.forecast import Forecast, shrink_forecast
-from slim.sparsity.gammas import Gammas, collect
+from slim.sparsity.gammas import Gammas, collect_gammas
+from slim.sparsity.lam_schedule import LamSchedule
 from slim.sparsity.progress import Progress
-from slim.sparsity.strength import Strength
 
 if TYPE_CHECKING:
     from slim.channels import ChannelGraph
 
 
 class Formula(Protocol):
-    """A penalty of strength 1 on some gammas; it is made for them, and made anew when a rebuild changes them."""
+    """A penalty with lam = 1 on given gammas; a new one is made when a rebuild changes the gammas."""
 
-    def slopes(self) -> Sequence[Tensor]:
-        """Subgradient, one tensor like each of the gammas' ``weights``; empty where the law acts after the step."""
+    def subgradients(self) -> Sequence[Tensor]:
+        """Subgradient: one tensor per gamma, same shape; empty for a law that acts only after the step."""
 
-    def after(self, live: list[Tensor], amount: float) -> None:
-        """What happens to the gammas that train right after the optimizer's step; ``amount`` is lr * lam."""
+    def after_step(self, weights: list[Tensor], step_size: float) -> None:
+        """Update the trainable gammas in place after the optimizer's step; ``step_size`` is lr * lam."""
 
     def value(self) -> Tensor:
         """The penalty, 0-dim."""
 
 
-class Pressure:
-    """A `Penalty` of a formula and a strength. Its state is the step alone: everything else follows from it.
+class FormulaPenalty:
+    """A `Penalty` made of a formula and a schedule of lam. Its only state is the step.
 
     Args:
-        law: the penalty's name.
-        formula: makes the formula for the gammas.
-        strength: lam over the phase.
-        norms, prunable_only: which scales, see `collect`.
+        law: name of the penalty.
+        formula: builds the formula for given gammas.
+        lam_schedule: lam over the phase.
+        norms, prunable_only: which scales, see `collect_gammas`.
         threshold: a gamma up to it counts as "at zero" in `summary`.
         exact_zeros: whether the law brings gammas to exactly zero.
         slope: subgradient at a small gamma, in units of lam.
         momentum: whether the optimizer's momentum multiplies the law, as it does a subgradient.
     """
 
-    def __init__(self, law: str, formula: Callable[[Gammas], Formula], strength: Strength, *, norms: str,
+    def __init__(self, law: str, formula: Callable[[Gammas], Formula], lam_schedule: LamSchedule, *, norms: str,
                  prunable_only: bool, threshold: float = 0.0, exact_zeros: bool = False, slope: float = 1.0,
                  momentum: bool = True) -> None:  # fmt: skip
-        self.law, self.strength, self.exact_zeros = law, strength, exact_zeros
+        self.law, self.lam_schedule, self.exact_zeros = law, lam_schedule, exact_zeros
         self._make, self._norms, self._prunable_only = formula, norms, prunable_only
         self._threshold, self._slope, self._momentum = threshold, slope, momentum
         self._progress = Progress(law)
@@ -61,23 +61,23 @@ class Pressure:
 
     def resize(self, model: nn.Module, graph: ChannelGraph) -> None:
         """See `Penalty.resize`."""
-        self._gammas = collect(model, graph, norms=self._norms, prunable_only=self._prunable_only)
+        self._gammas = collect_gammas(model, graph, norms=self._norms, prunable_only=self._prunable_only)
         self._formula = self._make(self._gammas)
 
     def before_step(self, lr: float) -> None:
-        """gamma.grad += lam * slope."""
-        lam = self.strength.at(self._progress.before_step(), self._progress.total)
-        slopes = self._formula.slopes() if lam else []
-        live = [(w.grad, slope) for w, slope in zip(self._gammas.weights, slopes, strict=False) if w.grad is not None]
-        if live:
-            torch._foreach_add_([grad for grad, _ in live], [slope for _, slope in live], alpha=lam)
+        """gamma.grad += lam * subgradient."""
+        lam = self.lam_schedule.at(self._progress.before_step(), self._progress.total)
+        slopes = self._formula.subgradients() if lam else []
+        pairs = [(w.grad, slope) for w, slope in zip(self._gammas.weights, slopes, strict=False) if w.grad is not None]
+        if pairs:
+            torch._foreach_add_([grad for grad, _ in pairs], [slope for _, slope in pairs], alpha=lam)
 
     @torch.no_grad()
     def after_step(self, lr: float) -> None:
-        """What the formula does after the step; then the step counts."""
-        live = [w for w in self._gammas.weights if w.requires_grad]
-        if live:
-            self._formula.after(live, lr * self._lam())
+        """Apply the formula's update after the optimizer's step, and count the step."""
+        trainable = [w for w in self._gammas.weights if w.requires_grad]
+        if trainable:
+            self._formula.after_step(trainable, lr * self._lam())
         self._progress.step += 1
 
     def value(self) -> Tensor:
@@ -98,10 +98,10 @@ class Pressure:
 
     def forecast(self, lrs: Sequence[float] | float, momentum: float) -> Forecast:
         """Shrink budget against the median gamma."""
-        strength, momentum = self.strength, momentum if self._momentum else 0.0
+        schedule, momentum = self.lam_schedule, momentum if self._momentum else 0.0
         return shrink_forecast(
-            self.law, self._gammas.flat(), lrs, strength.at, strength.lam, momentum, slope=self._slope
+            self.law, self._gammas.flat(), lrs, schedule.at, schedule.lam, momentum, slope=self._slope
         )
 
     def _lam(self) -> float:
-        return self.strength.at(self._progress.step, self._progress.total)
+        return self.lam_schedule.at(self._progress.step, self._progress.total)

@@ -1,4 +1,4 @@
-"""How strong a penalty is at each step: a warm-up, then a schedule."""
+"""Schedule of lam over a phase: linear warm-up, then constant, linear, cosine or rising."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ SCHEDULES = ("constant", "linear", "cosine", "rising")
 
 
 @dataclass(frozen=True)
-class Strength:
-    """Strength of a penalty over a phase.
+class LamSchedule:
+    """Lam at every step of a phase.
 
     Attributes:
-        lam: full strength, >= 0.
-        warmup: fraction of the phase, in [0, 1), over which the strength rises linearly from 0.
+        lam: full value, >= 0.
+        warmup: fraction of the phase, in [0, 1), over which lam rises linearly from 0.
         schedule: after the warm-up ``constant``, falling to 0 (``linear``, ``cosine``) or ``rising`` linearly to lam.
 
-    >>> s = Strength(1e-4, warmup=0.5)
+    >>> s = LamSchedule(1e-4, warmup=0.5)
     >>> [s.at(step, 4) for step in range(4)]
     [0.0, 5e-05, 0.0001, 0.0001]
     """
@@ -40,7 +40,7 @@ class Strength:
             )
 
     def at(self, step: int, total: int) -> float:
-        """Strength at ``step`` (0-based) of ``total`` optimizer steps."""
+        """Lam at ``step`` (0-based) of ``total`` optimizer steps."""
         warm = self.warmup * total
         if step < warm:
             return self.lam * step / warm

@@ -1,4 +1,4 @@
-"""What `Target` steers for: a budget and floors of the dense network, asked of a network that gets thinner."""
+"""The budget of `Target`: it and its floors refer to the dense network, also when a thinner one is asked about."""
 
 from __future__ import annotations
 
@@ -15,10 +15,19 @@ if TYPE_CHECKING:
     from slim.channels import ChannelGraph
 
 
-class Aim:
-    """A budget (``kind`` is ratio, macs or params), the least width of every layer, and options of `slim.select`.
+class DenseBudget:
+    """A budget, the minimum width of every layer, and options of `slim.select`, all relative to the dense network.
 
-    Both refer to the dense network that `measure` saw, also when `select` is asked about a thinner one.
+    Args:
+        budgets: ``ratio`` removed in [0, 1), ``macs`` or ``params`` kept in (0, 1]; exactly one is not None.
+        max_layer_ratio: largest share of a layer that may be removed, in (0, 1].
+        select: further options of `slim.select`.
+
+    Attributes:
+        kind, amount: the budget.
+
+    Raises:
+        SlimError: not exactly one budget, or a value out of range.
     """
 
     def __init__(self, budgets: Mapping[str, float | None], max_layer_ratio: float, select: Mapping[str, Any]) -> None:
@@ -29,12 +38,12 @@ class Aim:
                 "Set penalty.ratio, penalty.macs or penalty.params."
             )
         self.kind: str
-        self.budget: float
-        ((self.kind, self.budget),) = given.items()
-        inside = 0 <= self.budget < 1 if self.kind == "ratio" else 0 < self.budget <= 1
+        self.amount: float
+        ((self.kind, self.amount),) = given.items()
+        inside = 0 <= self.amount < 1 if self.kind == "ratio" else 0 < self.amount <= 1
         if not inside:
             bounds = "[0, 1)" if self.kind == "ratio" else "(0, 1]"
-            raise SlimError(f"{self.kind} must be in {bounds}. Got {self.kind}={self.budget}. Set penalty.{self.kind}.")
+            raise SlimError(f"{self.kind} must be in {bounds}. Got {self.kind}={self.amount}. Set penalty.{self.kind}.")
         if not 0 < max_layer_ratio <= 1:
             raise SlimError(f"max_layer_ratio must be in (0, 1]. Got max_layer_ratio={max_layer_ratio}. "
                             "Set penalty.max_layer_ratio.")  # fmt: skip
@@ -44,8 +53,8 @@ class Aim:
         self.dense: dict[str, float] = {}
         self.floor: dict[str, int] = {}
 
-    def measure(self, graph: ChannelGraph, entries: int) -> None:
-        """Take ``graph``, whose normalization scales have so many ``entries``, as the dense network."""
+    def set_dense(self, graph: ChannelGraph, entries: int) -> None:
+        """Record ``graph`` as the dense network; ``entries`` is the number of its normalization scales."""
         self.dense = {"entries": entries, "macs": graph.macs(), "params": graph.params(), "scales": _scales(graph)}
         share, least = 1 - self.max_layer_ratio, int(self.options.get("min_channels", 1))
         self.floor = {}
@@ -55,19 +64,19 @@ class Aim:
             # By module: a space is named after its first producer, which may leave it as the network gets thinner.
             self.floor.update(dict.fromkeys((space.name, *space.modules), floor))
 
-    def gone(self, entries: int) -> float:
-        """Share of the dense network's scales that a network with so many entries has lost."""
+    def removed_share(self, entries: int) -> float:
+        """Share of the dense network's scales that a network with ``entries`` scales has lost."""
         return (self.dense["entries"] - entries) / max(1, self.dense["scales"])
 
     def select(self, graph: ChannelGraph, scores: Scores, share: float, entries: int) -> Selection:
-        """What to remove from ``graph``, of so many ``entries``, after ``share`` of the way to the budget."""
+        """What to remove from ``graph`` (with ``entries`` scales) when ``share`` in [0, 1] of the budget is due."""
         if self.kind == "ratio":
             # Counted in entries: a last channel that became unremovable is still there.
-            more = self.dense["scales"] * (self.budget * share - self.gone(entries))
+            more = self.dense["scales"] * (self.amount * share - self.removed_share(entries))
             budget = max(0.0, more / max(1, _scales(graph)))
         else:
             now = graph.macs() if self.kind == "macs" else graph.params()
-            budget = min(1.0, (1 - (1 - self.budget) * share) * self.dense[self.kind] / now)
+            budget = min(1.0, (1 - (1 - self.amount) * share) * self.dense[self.kind] / now)
         floors = {
             space.name: {"min_channels": max(self.floor.get(m, 1) for m in (space.name, *space.modules))}
             for space in graph.spaces
@@ -77,11 +86,11 @@ class Aim:
 
     def state(self) -> dict[str, Any]:
         """The budget and the dense network's sizes, plain numbers."""
-        return {"budget": self.budget, "dense": dict(self.dense), "floor": dict(self.floor)}
+        return {"budget": self.amount, "dense": dict(self.dense), "floor": dict(self.floor)}
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """The inverse of `state`."""
-        self.budget, self.dense, self.floor = state["budget"], dict(state["dense"]), dict(state["floor"])
+        """Restore `state`."""
+        self.amount, self.dense, self.floor = state["budget"], dict(state["dense"]), dict(state["floor"])
 
 
 def _scales(graph: ChannelGraph) -> int:
