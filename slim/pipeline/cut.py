@@ -17,6 +17,7 @@ import slim
 from slim import criteria, recovery
 from slim.channels import ChannelGraph, Plan, plan_of
 from slim.criteria import Scores
+from slim.pipeline import judge
 from slim.pipeline.settings import BUDGETS
 from slim.selection import Selection, remaining_budget, select_next_cut
 
@@ -62,7 +63,7 @@ def score(work: Workspace, graph: ChannelGraph, batches: Callable[[int], Any] | 
     name = options.pop("name")
     if "loader" in inspect.signature(criteria.find(name).rank).parameters:
         count = options.get("batches", 8)
-        options["loader"] = (batches or work.data.calibration_batches)(count if isinstance(count, int) else 1)
+        options["loader"] = (batches or work.data.plain_batches)(count if isinstance(count, int) else 1)
     return slim.score(graph, name, **options)
 
 
@@ -125,21 +126,22 @@ def describe(work: Workspace, graph: ChannelGraph, selection: Selection, plan: P
     }
 
 
-def recover(work: Workspace, network: nn.Module, removed: BoolArray, plan: Plan) -> nn.Module:
-    """Rebuild what :func:`slim.recovery.absorb` prepared, and measure the BatchNorm statistics again.
-
-    ``network`` is changed: what its removed channels said moves into the others.
-    """
-    options = work.settings.recovery
-    if options.get("absorb"):
-        recovery.absorb(network, removed, work.trace(network), in_place=True)
-    thin = slim.rebuild(network, plan)
+def recover(work: Workspace, network: nn.Module, plan: Plan) -> recovery.Recovered:
+    """Rebuild ``network`` and recover it as the configuration says; a step that validation loses by is taken back."""
+    options, device = work.settings.recovery, work.hardware.device
     count = int(options.get("recalibrate_batches", 0))
-    if count:
-        thin.to(work.hardware.device)
-        recovery.recalibrate(thin, work.data.calibration_batches(count), count, seed=work.settings.seed)
-        thin.cpu()
-    return thin
+    found = recovery.recover(
+        network.to(device),
+        plan,
+        work.trace(network),
+        absorb=bool(options.get("absorb")),
+        batches=lambda: work.data.calibration_batches(count),
+        count=count,
+        evaluate=lambda thin: judge.accuracies({"": thin}, work.validation(), device)[""],
+        seed=work.settings.seed,
+    )
+    found.network.cpu()
+    return found
 
 
 def row(work: Workspace, network: nn.Module, **figures: Any) -> dict[str, Any]:

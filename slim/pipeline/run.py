@@ -152,7 +152,10 @@ class _Run:
         del network, graph
         if step.weights == "trained":
             del rebuilt
-            row, thin = "recovered", cut.recover(work, self._load(before), selection.removed, plan)
+            found = cut.recover(work, self._load(before), plan)
+            row, thin = "recovered", found.network
+            for tried in found.steps:
+                self._note(f"{name}: {tried}")
         else:
             row = "restarted"
             thin, line = restart(work, self.directory, lambda: self._load(self.start), rebuilt, number)

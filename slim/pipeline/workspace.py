@@ -125,7 +125,7 @@ class Workspace:
 
     def validation(self) -> Iterable[Any]:
         """Validation batches; a few of training, without augmentation, where nothing is held out."""
-        found: Iterable[Any] = self.data.val_dataloader() or self.data.calibration_batches(8)
+        found: Iterable[Any] = self.data.val_dataloader() or self.data.plain_batches(8)
         return found
 
     def batch(self, loader: Iterable[Any]) -> Tensor:
