@@ -11,6 +11,7 @@ from slim.data.downloads import socket_timeout
 from slim.errors import SlimError, nearest
 from slim.models.checks import integer
 from slim.models.initialization import init_gamma
+from slim.models.preprocessing import set_preprocessing
 
 
 def torchvision_names() -> list[str]:
@@ -55,7 +56,7 @@ def torchvision_model(
     integer("num_classes", num_classes, "num_classes")
     integer("in_channels", in_channels, "in_channels")
     builder = models.get_model_builder(name)
-    weights = _weights(name, pretrained)
+    weights = named_weights(name, pretrained)
     arguments = {**_defaults(name, image_size, trained=weights is not None), **options}
     if weights is None:
         arguments["num_classes"] = num_classes
@@ -63,14 +64,17 @@ def torchvision_model(
         with socket_timeout():
             model: nn.Module = builder(weights=weights, **arguments)
     except (ValueError, TypeError, RuntimeError, OSError, AssertionError) as error:
-        raise _build_error(error, name, weights, arguments) from error
+        raise build_error(error, name, weights, arguments) from error
     if weights is not None:
         if num_classes != len(weights.meta["categories"]):
             _replace_head(model, len(weights.meta["categories"]), num_classes)
     else:
         init_gamma(model, gamma_init)
     if in_channels != 3:
-        _replace_stem(model, in_channels, keep=weights is not None)
+        replace_stem(model, in_channels, keep=weights is not None)
+    if weights is not None:
+        trained_on = weights.transforms()
+        set_preprocessing(model, trained_on.mean, trained_on.std, trained_on.crop_size[0])
     return model
 
 
@@ -90,7 +94,12 @@ def _defaults(name: str, image_size: int | None, *, trained: bool) -> dict[str, 
     return arguments
 
 
-def _weights(name: str, pretrained: bool | str) -> Any:
+def named_weights(name: str, pretrained: bool | str) -> Any:
+    """Weights of torchvision by name; None for none.
+
+    Raises:
+        SlimError: there are none of that name.
+    """
     if pretrained is False or pretrained is None:
         return None
     from torchvision import models
@@ -107,7 +116,8 @@ def _weights(name: str, pretrained: bool | str) -> Any:
     return known[pretrained]
 
 
-def _build_error(error: Exception, name: str, weights: Any, arguments: dict[str, Any]) -> SlimError:
+def build_error(error: Exception, name: str, weights: Any, arguments: dict[str, Any]) -> SlimError:
+    """One line for what a builder of torchvision raised."""
     if weights is not None and isinstance(error, OSError):
         folder = f"{torch.hub.get_dir()}/checkpoints"
         file = str(weights.url).rsplit("/", 1)[-1]
@@ -133,14 +143,14 @@ def _replace_head(model: nn.Module, before: int, after: int) -> None:
             fresh = nn.Conv2d(layer.in_channels, after, 1)
         else:
             continue
-        _set_module(model, path, fresh)
+        set_module(model, path, fresh)
         return
     raise SlimError(
         f"a pretrained network needs a last layer of {before} classes. Got none. Set model.pretrained=false."
     )
 
 
-def _replace_stem(model: nn.Module, in_channels: int, keep: bool) -> None:
+def replace_stem(model: nn.Module, in_channels: int, keep: bool) -> None:
     """Replace the first convolution by one that reads ``in_channels``."""
     for path, layer in model.named_modules():
         if not isinstance(layer, nn.Conv2d):
@@ -162,13 +172,21 @@ def _replace_stem(model: nn.Module, in_channels: int, keep: bool) -> None:
                 nn.init.kaiming_normal_(fresh.weight, mode="fan_out", nonlinearity="relu")
                 if fresh.bias is not None:
                     nn.init.zeros_(fresh.bias)
-        _set_module(model, path, fresh)
+        set_module(model, path, fresh)
         if hasattr(model, "transform_input"):
             model.transform_input = False  # type: ignore[assignment]
         return
     raise SlimError(f"the network has no convolution to read {in_channels} channels. Set data.in_channels=3.")
 
 
-def _set_module(model: nn.Module, path: str, module: nn.Module) -> None:
+def load_matching(model: nn.Module, weights: Any) -> None:
+    """Load ``weights`` of torchvision into ``model``, except where another number of classes gives another shape."""
+    own = model.state_dict()
+    found = weights.get_state_dict(progress=False, check_hash=True)
+    model.load_state_dict({k: v for k, v in found.items() if k in own and own[k].shape == v.shape}, strict=False)
+
+
+def set_module(model: nn.Module, path: str, module: nn.Module) -> None:
+    """Put ``module`` in the place ``path`` of ``model``."""
     parent, _, name = path.rpartition(".")
     setattr(model.get_submodule(parent), name, module)

@@ -1,0 +1,68 @@
+"""A detector without its data-dependent ends: from images to what its heads give, before boxes are decoded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class RawOutputs(nn.Module):
+    """View of a detector whose ``forward`` maps a batch of images to the raw outputs of all its heads.
+
+    A detector's own forward takes lists and targets, matches anchors and suppresses overlaps: what it computes depends
+    on numbers, not only on shapes. The view runs backbone and heads alone, on one tensor. It *is* the detector under
+    another class: both have the same attributes, so that training mode, parameters, names and submodules that somebody
+    replaces are those of the detector, and nothing is registered twice. Made by :func:`raw_outputs`.
+
+    Known layouts, torchvision's: ``backbone`` and ``head`` (SSD, SSDlite, RetinaNet, FCOS); ``backbone``, ``rpn`` and
+    ``roi_heads`` (the R-CNN family). Here every region is a whole image on one level, so that multiply-accumulates
+    count one region per image and level. Another detector says itself what it is: a method ``raw_outputs(images)``.
+    """
+
+    def forward(self, images: Tensor) -> Any:
+        """Images float (N, C, H, W) in [0, 1] to nested dicts and lists of tensors."""
+        if hasattr(self, "raw_outputs"):
+            return self.raw_outputs(images)
+        if hasattr(self, "transform"):
+            images = _transformed(images, self.transform)
+        features = self.backbone(images)
+        features = {"0": features} if isinstance(features, Tensor) else features
+        if not hasattr(self, "rpn"):
+            return self.head(list(features.values()))
+        scores, offsets = self.rpn.head(list(features.values()))
+        return {"scores": scores, "offsets": offsets, **_regions(self.roi_heads, features)}
+
+
+def raw_outputs(detector: nn.Module) -> RawOutputs:
+    """The view of ``detector``; see :class:`RawOutputs`."""
+    view = RawOutputs.__new__(RawOutputs)
+    object.__setattr__(view, "__dict__", detector.__dict__)
+    return view
+
+
+def _transformed(images: Tensor, transform: Any) -> Tensor:
+    """What torchvision's transform makes of equally large images, without the padding."""
+    images = transform.normalize(images)
+    if transform.fixed_size is not None:
+        size = (transform.fixed_size[1], transform.fixed_size[0])
+    else:
+        height, width = images.shape[-2:]
+        scale = min(transform.min_size[-1] / min(height, width), transform.max_size / max(height, width))
+        size = (int(height * scale), int(width * scale))
+    return images if tuple(images.shape[-2:]) == size else F.interpolate(images, size, mode="bilinear")
+
+
+def _regions(heads: Any, features: dict[str, Tensor]) -> dict[str, Any]:
+    """Outputs of the heads that look at regions (box, mask, keypoint), on whole images."""
+    found = {}
+    for kind in ("box", "mask", "keypoint"):
+        pool = getattr(heads, f"{kind}_roi_pool", None)
+        if pool is None:
+            continue
+        regions = [F.adaptive_avg_pool2d(features[name], pool.output_size) for name in pool.featmap_names]
+        head, predictor = getattr(heads, f"{kind}_head"), getattr(heads, f"{kind}_predictor")
+        found[kind] = predictor(head(torch.cat(regions)))
+    return found
