@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from itertools import islice
-
-import torch
-
-from slim.data.loader import BatchLoader
+from typing import Any
 
 
 class CalibrationBatches:
@@ -21,13 +18,13 @@ class CalibrationBatches:
         count: Batches.
     """
 
-    def __init__(self, loader: Callable[[], BatchLoader], count: int) -> None:
+    def __init__(self, loader: Callable[[], Any], count: int) -> None:
         self._loader, self._count = loader, count
 
     def __len__(self) -> int:
         return self._count
 
-    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def __iter__(self) -> Iterator[Any]:
         loader, left = self._loader(), self._count
         while left > 0:
             taken = min(left, len(loader))

@@ -263,7 +263,7 @@ class ImageData(LightningDataModule):
         return self._test
 
     def _check_batch(self, images: int) -> None:
-        _, world_size = _process()
+        _, world_size = process()
         if self.batch_size * world_size > images:
             times = f" x {world_size} processes" if world_size > 1 else ""
             raise SlimError(
@@ -272,7 +272,7 @@ class ImageData(LightningDataModule):
             )
 
     def _loader(self, source: Source, index: torch.Tensor, train: bool) -> BatchLoader:
-        rank, world_size = _process()
+        rank, world_size = process()
         if train:
             self._check_batch(len(index))
         return BatchLoader(
@@ -298,7 +298,7 @@ class ImageData(LightningDataModule):
         return torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
 
 
-def _process() -> tuple[int, int]:
+def process() -> tuple[int, int]:
     """Rank and number of processes."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank(), torch.distributed.get_world_size()

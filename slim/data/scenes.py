@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -10,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
+from slim.data import options
 from slim.data.splits import permutation
 
 SPLITS = ("train", "val", "test")
@@ -145,3 +147,28 @@ def _shared(one: tuple[int, int, int, int], other: tuple[int, int, int, int]) ->
     height = min(one[3], other[3]) - max(one[1], other[1])
     areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (one, other)]
     return max(width, 0) * max(height, 0) / min(areas)
+
+
+@dataclass(frozen=True)
+class SceneOptions:
+    """What a data module of scenes can be asked for; sizes as in :class:`DigitScenes`."""
+
+    train: int
+    val: int
+    test: int
+    image_size: int
+    digits: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        for name, key in (("train", "scenes"), ("val", "val_scenes"), ("test", "test_scenes"), ("digits", "digits")):
+            options.whole(key, getattr(self, name), 1)
+        options.whole("image_size", self.image_size, 24)
+        options.whole("scene_seed", self.seed, 0)
+
+    def render(self, split: str) -> list[Scene]:
+        """All scenes of ``split``."""
+        content = DigitScenes(
+            split, getattr(self, split), image_size=self.image_size, digits=self.digits, seed=self.seed
+        )
+        return [content[index] for index in range(len(content))]

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from slim.data.downloads import deepest_existing, remove_empty, socket_timeout
+from slim.data.downloads import fetch
 from slim.data.memory import MemorySource
 from slim.errors import SlimError
 
@@ -104,27 +102,12 @@ class TorchvisionSet:
         """
         if self._ready:
             return
-        try:
-            self._dataset("train", download=False)
-        except RuntimeError as missing:
-            if not self.download:
-                raise self._absent(missing) from missing
-        except Exception as damaged:
-            raise self._absent(damaged) from damaged
-        else:
-            self._ready = True
-            return
-        before = deepest_existing(self.root)
-        try:
-            # Some of torchvision's classes print every failed mirror.
-            with socket_timeout(), contextlib.redirect_stdout(io.StringIO()):
-                for split in ("train", "test"):
-                    self._dataset(split, download=True)
-        except Exception as error:
-            # URLError, a checksum that differs, a broken archive, a full disk: all end in the same advice.
-            remove_empty(self.root, before)
-            raise self._absent(error) from error
+        fetch(self._both, self.root, self.download, self._absent)
         self._ready = True
+
+    def _both(self, download: bool) -> None:
+        for split in ("train", "test") if download else ("train",):
+            self._dataset(split, download=download)
 
     def count(self, split: str) -> int:
         """Images of ``split``."""

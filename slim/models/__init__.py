@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from slim.models.build import build, check
 from slim.models.densenets import DenseNet, densenet
+from slim.models.detectors import detection_model, detection_names
 from slim.models.mlps import MLP, mlp
+from slim.models.preprocessing import preprocessing
 from slim.models.preresnets import PreResNet, preresnet
 from slim.models.resnets import ResNet, resnet
+from slim.models.segmenters import segmentation_model, segmentation_names
+from slim.models.timm_zoo import timm_model
 from slim.models.torchvision_zoo import torchvision_model, torchvision_names
+from slim.models.transformers_zoo import transformers_model
 from slim.models.vggs import VGG, vgg
 
 __all__ = [
@@ -19,10 +24,17 @@ __all__ = [
     "build",
     "check",
     "densenet",
+    "detection_model",
+    "detection_names",
     "mlp",
+    "preprocessing",
     "preresnet",
     "resnet",
+    "segmentation_model",
+    "segmentation_names",
+    "timm_model",
     "torchvision_model",
     "torchvision_names",
+    "transformers_model",
     "vgg",
 ]

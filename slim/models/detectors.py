@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from slim.data.downloads import socket_timeout
 from slim.errors import SlimError, nearest
 from slim.models.checks import integer
-from slim.models.stages import WIDTHS, small_depth, stages
 from slim.models.initialization import init_gamma
+from slim.models.stages import WIDTHS, small_depth, stages
 from slim.models.torchvision_zoo import build_error, load_matching, named_weights, set_module
 
 _SMALL = ("ssdlite",)

@@ -8,10 +8,10 @@ from torch import nn
 
 from slim.data.downloads import socket_timeout
 from slim.errors import SlimError, nearest
-from slim.models.preprocessing import set_preprocessing
 from slim.models.checks import integer
-from slim.models.stages import WIDTHS, small_depth, stages
 from slim.models.initialization import init_gamma
+from slim.models.preprocessing import set_preprocessing
+from slim.models.stages import WIDTHS, small_depth, stages
 from slim.models.torchvision_zoo import build_error, load_matching, named_weights, replace_stem
 
 _SMALL = ("fcn", "deeplabv3", "lraspp")

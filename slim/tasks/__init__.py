@@ -9,10 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from slim.tasks.classification import Classification
+    from slim.tasks.detection import Detection
+    from slim.tasks.detector_view import RawOutputs, raw_outputs
+    from slim.tasks.segmentation import Segmentation
 
-__all__ = ["Classification"]
+__all__ = ["Classification", "Detection", "RawOutputs", "Segmentation", "raw_outputs"]
 
-_PLACES = {"Classification": "slim.tasks.classification"}
+_PLACES = {
+    "Classification": "slim.tasks.classification",
+    "Detection": "slim.tasks.detection",
+    "RawOutputs": "slim.tasks.detector_view",
+    "Segmentation": "slim.tasks.segmentation",
+    "raw_outputs": "slim.tasks.detector_view",
+}
 
 
 def __getattr__(name: str) -> Any:

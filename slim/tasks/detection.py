@@ -12,7 +12,7 @@ from slim.errors import SlimError
 from slim.tasks.layout import Runner
 from slim.tasks.means import EpochMeans
 from slim.tasks.optimization import OptimizerFactory, SchedulerFactory, configured
-from slim.tasks.raw_outputs import RawOutputs, raw_outputs
+from slim.tasks.detector_view import RawOutputs, raw_outputs
 
 Targets = list[dict[str, Tensor]]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
@@ -49,7 +49,8 @@ class MeanIoU(Metric):
         """The mean (), float64."""
         both, predicted, labelled = self.counts.double()
         either = predicted + labelled - both
-        return (both / either)[either > 0].mean()
+        miou: Tensor = (both / either)[either > 0].mean()
+        return miou
 
 
 class Segmentation(pl.LightningModule):
@@ -136,9 +137,9 @@ class Segmentation(pl.LightningModule):
         classes = logits.argmax(1)
         self._means.log(self, f"{stage}/loss", self._loss(logits, y), float(counted.sum()))
         self._means.log(self, f"{stage}/accuracy", (classes == y)[counted])
-        miou = self._miou[stage]
+        miou = cast(MeanIoU, self._miou[stage])
         miou.update(classes, y)
-        self.log(f"{stage}/miou", miou, on_step=False, on_epoch=True, batch_size=1)  # type: ignore[arg-type]
+        self.log(f"{stage}/miou", miou, on_step=False, on_epoch=True, batch_size=1)
 
     # Weights may be sliced or loaded between epochs
 
@@ -162,7 +163,7 @@ class Segmentation(pl.LightningModule):
     def _restart(self, stage: str) -> None:
         self._run.prepare()
         self._means.restart(stage)
-        self._miou[stage].reset()
+        cast(MeanIoU, self._miou[stage]).reset()
 
     # A checkpoint within an epoch
 

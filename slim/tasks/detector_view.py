@@ -24,21 +24,25 @@ class RawOutputs(nn.Module):
 
     def forward(self, images: Tensor) -> Any:
         """Images float (N, C, H, W) in [0, 1] to nested dicts and lists of tensors."""
-        if hasattr(self, "raw_outputs"):
-            return self.raw_outputs(images)
-        if hasattr(self, "transform"):
-            images = _transformed(images, self.transform)
-        features = self.backbone(images)
+        detector: Any = self
+        if hasattr(detector, "raw_outputs"):
+            return detector.raw_outputs(images)
+        if hasattr(detector, "transform"):
+            images = _transformed(images, detector.transform)
+        features = detector.backbone(images)
         features = {"0": features} if isinstance(features, Tensor) else features
-        if not hasattr(self, "rpn"):
-            return self.head(list(features.values()))
-        scores, offsets = self.rpn.head(list(features.values()))
-        return {"scores": scores, "offsets": offsets, **_regions(self.roi_heads, features)}
+        if not hasattr(detector, "rpn"):
+            return detector.head(list(features.values()))
+        scores, offsets = detector.rpn.head(list(features.values()))
+        return {"scores": scores, "offsets": offsets, **_regions(detector.roi_heads, features)}
 
 
 def raw_outputs(detector: nn.Module) -> RawOutputs:
     """The view of ``detector``; see :class:`RawOutputs`."""
-    view = RawOutputs.__new__(RawOutputs)
+    kind = RawOutputs
+    if hasattr(type(detector), "raw_outputs"):
+        kind = type("RawOutputs", (RawOutputs, type(detector)), {})  # with the detector's own methods
+    view = kind.__new__(kind)
     object.__setattr__(view, "__dict__", detector.__dict__)
     return view
 

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
-from itertools import cycle, islice
+from itertools import islice
 from typing import Any, Protocol
 
 import torch
 from pytorch_lightning import LightningDataModule
+from pytorch_lightning.overrides.distributed import UnrepeatedDistributedSampler
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler, default_collate
 
 from slim.data import options
-from slim.data.splits import limited, split
-from slim.errors import SlimError
+from slim.data.calibration import CalibrationBatches
+from slim.data.image_data import process
+from slim.data.sampling import calibration_seed
+from slim.data.splits import limited_index, permutation, split
+from slim.errors import SlimError, nearest
 
 Collate = Callable[[list[tuple[Tensor, Any]]], tuple[Any, Any]]
+
+
+_SEEDS = 2**40  # torch adds the epoch to the sampler's seed
 
 
 class TaskOrigin(Protocol):
@@ -23,12 +31,18 @@ class TaskOrigin(Protocol):
 
     name: str
     where: str
-    num_classes: int
     in_channels: int
     image_size: int
-    class_names: tuple[str, ...]
     has_val: bool
-    collate: Collate | None  # how samples become a batch; None stacks them
+    collate: Any  # how samples become a batch, Collate; None stacks them
+
+    @property
+    def num_classes(self) -> int:
+        """Classes, background included."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes in the order of their labels."""
 
     def prepare(self) -> None:
         """Fetch what is missing; called by one process."""
@@ -40,8 +54,9 @@ class TaskOrigin(Protocol):
 class TaskData(LightningDataModule):
     """Training, validation and test batches of an origin, by PyTorch's own ``DataLoader``.
 
-    The order of an epoch follows from ``seed`` and the number of epochs that the loader gave before. Random
-    augmentations draw from torch's generator, in workers from one that the loader seeds.
+    The order of an epoch follows from ``seed`` and the epoch, which Lightning tells the sampler. Random augmentations
+    draw from torch's generator, in workers from one that the loader seeds. With several processes each reads a share,
+    in training of equal size, in validation and test every image exactly once.
 
     Args:
         origin: The data set.
@@ -108,7 +123,7 @@ class TaskData(LightningDataModule):
     def counts(self) -> dict[str, int]:
         """Images of ``train``, ``val`` and, once they were opened, ``test``."""
         self.setup()
-        return {name: len(content) for name, content in self._sets.items()}  # type: ignore[arg-type]
+        return {name: _size(content) for name, content in self._sets.items() if name != "plain"}
 
     def describe(self) -> str:
         """The data in one line."""
@@ -133,36 +148,45 @@ class TaskData(LightningDataModule):
             if "test" not in self._sets:
                 self.origin.prepare()
                 content = self.origin.open("test", augment=False)
-                self._sets["test"] = _Part(content, limited(_size(content), self.limit_test))
+                self._sets["test"] = _Part(content, limited_index(_size(content), self.limit_test))
         elif "train" not in self._sets:
             self._open_fit()
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Shuffled training batches."""
         self.setup("fit")
-        generator = torch.Generator().manual_seed(self.seed)
-        return self._loader("train", self.batch_size, shuffle=True, drop_last=True, generator=generator)
+        return self._loader("train", self.batch_size, sampler=self._shuffled(self.seed), drop_last=True)
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
         """Validation batches in a fixed order; an empty list where there are none, as Lightning wants it."""
         self.setup("validate")
-        return self._loader("val", self.eval_batch_size) if _size(self._sets["val"]) else []
+        return self._loader("val", self.eval_batch_size, sampler=self._share("val")) if _size(self._sets["val"]) else []
 
     def test_dataloader(self) -> DataLoader[Any]:
         """Test batches in a fixed order."""
         self.setup("test")
-        return self._loader("test", self.eval_batch_size)
+        return self._loader("test", self.eval_batch_size, sampler=self._share("test"))
 
-    def calibration_batches(self, count: int, device: torch.device | str | None = None) -> list[tuple[Any, Any]]:
-        """``count`` batches of training images as trained on, always the same; for BatchNorm's statistics and scores.
+    def calibration_batches(self, count: int = 100, device: torch.device | str | None = None) -> CalibrationBatches:
+        """``count`` batches as the network is trained on, for BatchNorm's statistics: same images, size, augmentation.
 
-        More than an epoch goes around again.
+        Always in the same order, which is that of no epoch; more than an epoch goes around again.
         """
-        with torch.random.fork_rng([]):
-            torch.manual_seed(self.seed)
-            loader = self.train_dataloader()
-            batches = list(islice(cycle(loader) if len(loader) >= count else _again(loader), count))
-        return batches if device is None else [_moved(batch, torch.device(device)) for batch in batches]
+        self.setup("fit")
+
+        def loader() -> Any:
+            sampler = self._shuffled(calibration_seed(self.seed))
+            return self._loader("train", self.batch_size, device, sampler=sampler, drop_last=True)
+
+        return CalibrationBatches(loader, count)
+
+    def plain_batches(self, count: int, device: torch.device | str | None = None) -> list[tuple[Any, Any]]:
+        """``count`` batches of ``eval_batch_size`` training images without augmentation, always the same.
+
+        Fewer if the training set is smaller. For criteria that use data, and to evaluate where nothing is held out.
+        """
+        self.setup("fit")
+        return list(islice(self._loader("plain", self.eval_batch_size, device), count))
 
     def _open_fit(self) -> None:
         origin = self.origin
@@ -176,20 +200,37 @@ class TaskData(LightningDataModule):
                 f"images ({self.name}). Set data.batch_size to at most {len(train)}."
             )
         self._sets["train"] = _Part(content, train)
+        plain = origin.open("train", augment=False) if self.augment else content
+        self._sets["plain"] = _Part(plain, train[permutation(len(train))])
         if origin.has_val and self.val_fraction > 0:
             own = origin.open("val", augment=False)
             self._sets["val"] = _Part(own, torch.arange(_size(own)))
         else:
-            plain = origin.open("train", augment=False) if self.augment else content
             self._sets["val"] = _Part(plain, val)
 
-    def _loader(self, name: str, batch_size: int, **arguments: Any) -> DataLoader[Any]:
+    def _shuffled(self, seed: int) -> Sampler[int]:
+        rank, world_size = process()
+        # Lightning leaves torch's own distributed samplers as they are, and tells them the epoch.
+        return DistributedSampler(
+            self._sets["train"], world_size, rank, shuffle=True, seed=seed % _SEEDS, drop_last=world_size > 1
+        )
+
+    def _share(self, name: str) -> Sampler[int]:
+        rank, world_size = process()
+        return UnrepeatedDistributedSampler(self._sets[name], num_replicas=world_size, rank=rank, shuffle=False)
+
+    def _loader(
+        self, name: str, batch_size: int, device: torch.device | str | None = None, **arguments: Any
+    ) -> DataLoader[Any]:
+        collate = self.origin.collate or default_collate
+        # Where the batches are moved somebody iterates here and now; Lightning's loaders move them later.
+        workers = self.num_workers if device is None else 0
         return DataLoader(
             self._sets[name],
             batch_size=batch_size,
-            collate_fn=self.origin.collate,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
+            collate_fn=collate if device is None else _Moving(collate, torch.device(device)),
+            num_workers=workers,
+            persistent_workers=workers > 0,
             **arguments,
         )
 
@@ -207,8 +248,23 @@ class _Part(Dataset[Any]):
         return self.content[self.index[position]]
 
 
+def known(common: dict[str, Any]) -> dict[str, Any]:
+    """Options of :class:`TaskData`, checked by name.
+
+    Raises:
+        SlimError: there is no such option; the message has the nearest.
+    """
+    names = [name for name in inspect.signature(TaskData.__init__).parameters if name not in ("self", "origin")]
+    for name, value in common.items():
+        if name not in names:
+            raise SlimError(
+                f"data.{name} must be an option of the data set. Got {name}={value!r}. {nearest(name, names)}"
+            )
+    return common
+
+
 def normalized(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Bytes (C, H, W) to floats: ``(image / 255 - mean) / std`` per channel."""
+    """Bytes (..., C, H, W) to floats: ``(image / 255 - mean) / std`` per channel."""
     centre, spread = (torch.tensor(value, dtype=torch.float32).view(-1, 1, 1) for value in (mean, std))
     return (image.float() / 255 - centre) / spread
 
@@ -217,9 +273,14 @@ def _size(content: Dataset[Any]) -> int:
     return len(content)  # type: ignore[arg-type]
 
 
-def _again(loader: DataLoader[Any]) -> Any:
-    while True:
-        yield from loader
+class _Moving:
+    """Collate, then move to a device."""
+
+    def __init__(self, collate: Collate, device: torch.device) -> None:
+        self.collate, self.device = collate, device
+
+    def __call__(self, samples: list[Any]) -> Any:
+        return _moved(self.collate(samples), self.device)
 
 
 def _moved(value: Any, device: torch.device) -> Any:
