@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -26,16 +27,16 @@ def set_random_state(state: RandomState) -> None:
 
 def seed_all(*key: int) -> None:
     """Seed Python, numpy and torch (all devices) from a key of non-negative integers."""
-    words = np.random.SeedSequence(key).generate_state(3, dtype=np.uint32)
-    random.seed(int(words[0]))
-    np.random.seed(int(words[1]))
-    torch.manual_seed(int(words[2]))
+    state = np.random.SeedSequence(key).generate_state(3, dtype=np.uint32)
+    random.seed(int(state[0]))
+    np.random.seed(int(state[1]))
+    torch.manual_seed(int(state[2]))
 
 
-class Feed:
+class ResumableLoader:
     """Wraps any loader for Lightning and remembers the position of the next batch.
 
-    Lightning saves ``state_dict`` with its loops and hands it back, and the feed goes on with the next batch. Our own
+    Lightning saves ``state_dict`` with its loops and hands it back, and iteration goes on with the next batch. Our own
     loaders jump there (``set_position``). Any other loader is made repeatable: it draws from generators of its own,
     seeded by (key, epoch), and the batches before the position are read and dropped.
 
@@ -47,15 +48,10 @@ class Feed:
 
     def __init__(self, loader: Any, key: tuple[int, ...], *, limit: int | None = None) -> None:
         self.key = key
-        self.limit = limit
-        self.resize(loader)
+        self.loader = loader
+        self.length: int = len(loader) if limit is None else min(len(loader), limit)
         self.epoch = 0
         self.batch = 0
-
-    def resize(self, loader: Any) -> None:
-        """Read from another loader of the same batches, of this process's share of them, say."""
-        self.loader = loader
-        self.length: int = len(loader) if self.limit is None else min(len(loader), self.limit)
 
     def __len__(self) -> int:
         return self.length
@@ -65,18 +61,18 @@ class Feed:
         if self.batch >= self.length:
             self.epoch, self.batch = self.epoch + 1, 0
         jumps = hasattr(self.loader, "set_position")
-        source = self._ours() if jumps else self._foreign()
+        source = self._positioned() if jumps else self._replayed()
         for index, batch in enumerate(source, start=self.batch):
             if index >= self.length:
                 return
             self.batch = index + 1
             yield batch
 
-    def _ours(self) -> Iterator[Any]:
+    def _positioned(self) -> Iterator[Any]:
         self.loader.set_position(self.epoch, self.batch)
         return iter(self.loader)
 
-    def _foreign(self) -> Iterator[Any]:
+    def _replayed(self) -> Iterator[Any]:
         outside = random_state()
         seed_all(*self.key, self.epoch)
         source, dropped = iter(self.loader), self.batch
@@ -103,3 +99,56 @@ class Feed:
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Go on where ``state`` was taken."""
         self.epoch, self.batch = state["epoch"], state["batch"]
+
+
+@contextmanager
+def resumable(data: Any, key: tuple[int, ...], limit: int | None, position: dict[str, int] | None) -> Iterator[Position]:
+    """Inside, the loaders of a data module are :class:`ResumableLoader`, and begin at ``position``.
+
+    Args:
+        data: Any LightningDataModule. Its other hooks are as they are.
+        key: See :class:`ResumableLoader`.
+        limit: Likewise.
+        position: What :meth:`Position.state_dict` gave; ``None`` to begin at the first batch.
+    """
+    train, validation = data.train_dataloader, data.val_dataloader
+    place = Position()
+
+    def wrapped_train() -> Any:
+        loader = train()
+        if not _wrappable(loader):
+            return loader
+        place.loader = ResumableLoader(loader, key, limit=limit)
+        if position is not None:
+            # Lightning hands a loader its state back within an epoch, but not at the end of one.
+            place.loader.load_state_dict(position)
+        return place.loader
+
+    def wrapped_validation() -> Any:
+        loader = validation()
+        return ResumableLoader(loader, key[:1]) if _wrappable(loader) else loader
+
+    data.train_dataloader, data.val_dataloader = wrapped_train, wrapped_validation
+    try:
+        yield place
+    finally:
+        del data.train_dataloader, data.val_dataloader
+
+
+class Position:
+    """Where the training loader of the moment is."""
+
+    def __init__(self) -> None:
+        self.loader: ResumableLoader | None = None
+
+    def state_dict(self) -> dict[str, int]:
+        """Where the next batch comes from; nothing where the loader keeps its place itself."""
+        return {} if self.loader is None else self.loader.state_dict()
+
+
+def _wrappable(loader: Any) -> bool:
+    """One loader with a length. In several processes Lightning gives each its share of a DataLoader, not of a wrapper."""
+    if isinstance(loader, list | tuple | dict) or not hasattr(loader, "__len__"):
+        return False
+    several = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return hasattr(loader, "set_position") or not (several and torch.distributed.get_world_size() > 1)

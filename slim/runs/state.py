@@ -12,7 +12,7 @@ from typing import Any
 
 from slim.errors import SlimError
 from slim.files import read_json, write_json
-from slim.pipeline.settings import SAFE_ON_RESUME
+from slim.runs.schema import SAFE_ON_RESUME
 
 FORMAT = 1
 

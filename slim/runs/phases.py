@@ -12,18 +12,18 @@ import torch
 from torch import nn
 
 import slim
-from slim.callbacks.signals import Interrupted, Signals
+from slim.runs.signals import Interrupted, Signals
 from slim.channels import Plan, plan_of
 from slim.errors import RunFailed, SlimError
 from slim.files import write_atomic
-from slim.pipeline import cut, judge, teacher
-from slim.pipeline.failures import explained
-from slim.pipeline.schedule import restart
-from slim.pipeline.settings import plain
-from slim.pipeline.source import load_network
-from slim.pipeline.state import Lock, State, check_same
-from slim.pipeline.training import train
-from slim.pipeline.workspace import Workspace
+from slim.runs import cut, judge, teacher
+from slim.runs.failures import explained
+from slim.runs.schedule import restart
+from slim.runs.schema import plain
+from slim.runs.source import load_network
+from slim.runs.state import Lock, State, check_same
+from slim.runs.training import train
+from slim.runs.workspace import Workspace
 
 NETWORK = "network.safetensors"
 """What every finished phase leaves in its folder."""
@@ -214,6 +214,6 @@ class _Run:
     # The end
 
     def _report(self) -> dict[str, Any]:
-        from slim.pipeline.ending import finish
+        from slim.runs.ending import finish
 
         return finish(self.work, self.directory, self.state, self.say)

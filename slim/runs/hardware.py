@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from slim.errors import SlimError
-from slim.pipeline.settings import Hardware
+from slim.runs.schema import Hardware
 
 FAST_BF16 = ("amx_bf16", "avx512_bf16")
 """Processor flags with which bf16 convolutions are faster than fp32 ones (oneDNN)."""

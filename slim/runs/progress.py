@@ -4,28 +4,34 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Checkpoint
 
-from slim.module import Classifier
+from slim.errors import SlimError
+from slim.runs.curves import epoch_metrics
+from slim.runs.evaluation import lookup
+from slim.runs.schema import Metric
 
 
-class Progress(pl.Callback):
-    """Shows how far a phase is and when it will end.
+class Progress(Checkpoint):
+    """Shows how far a phase is and when it will end. A ``Checkpoint`` for the reason that :class:`Curves` is one.
 
     Args:
         phase: Name of the phase.
-        steps: Optimizer steps of the whole phase.
+        metric: Shown after every epoch.
         style: ``bar``, ``lines``, ``none``, or ``auto``: a bar where stderr is a terminal.
+        note: Gives more to show, or an empty text.
     """
 
-    def __init__(self, phase: str, steps: int, style: str = "auto") -> None:
-        self._phase = phase
-        self._steps = max(steps, 1)
+    def __init__(self, phase: str, metric: Metric, style: str = "auto", note: Callable[[], str] | None = None) -> None:
+        self._phase, self._metric, self._note = phase, metric, note
         self._style = ("bar" if sys.stderr.isatty() else "lines") if style == "auto" else style
         self._bar: Any = None
         self._task: Any = None
+        self._steps = 1
         self._began = (0.0, 0)
         self._shown = 0.0
 
@@ -33,6 +39,7 @@ class Progress(pl.Callback):
         """Begin where the run begins, which is not zero for a resumed one."""
         if not trainer.is_global_zero:
             self._style = "none"
+        self._steps = max(int(trainer.estimated_stepping_batches), 1)
         self._began = (time.monotonic(), trainer.global_step)
         if self._style == "bar":
             from rich.console import Console
@@ -45,12 +52,12 @@ class Progress(pl.Callback):
                 TimeElapsedColumn(),
                 TextColumn("left"),
                 TimeRemainingColumn(),
-                TextColumn("{task.fields[told]}"),
+                TextColumn("{task.fields[figures]}"),
                 console=Console(stderr=True),
                 refresh_per_second=4,
             )
             self._bar.start()
-            self._task = self._bar.add_task(self._phase, total=self._steps, completed=trainer.global_step, told="")
+            self._task = self._bar.add_task(self._phase, total=self._steps, completed=trainer.global_step, figures="")
 
     def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
         """Move the bar, a few times a second at most."""
@@ -58,37 +65,30 @@ class Progress(pl.Callback):
             self._shown = now
             self._bar.update(self._task, completed=trainer.global_step)
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Classifier) -> None:  # type: ignore[override]
-        """The epoch's figures; validation has run, the module's sums are complete."""
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The epoch's figures; validation has run."""
         if self._style == "none":
             return
-        told = ", ".join(self._figures(pl_module))
+        figures = ", ".join(self._figures(trainer))
         if self._bar is not None:
-            self._bar.update(self._task, completed=trainer.global_step, told=told)
+            self._bar.update(self._task, completed=trainer.global_step, figures=figures)
             return
         began, first = self._began
         left = (time.monotonic() - began) / max(trainer.global_step - first, 1) * (self._steps - trainer.global_step)
-        print(
-            f"{self._phase:9} epoch {trainer.current_epoch + 1:3}/{trainer.max_epochs}  {told}, {_duration(left)} left",
-            file=sys.stderr,
-            flush=True,
-        )
+        epoch = f"{self._phase:9} epoch {trainer.current_epoch + 1:3}/{trainer.max_epochs}"
+        print(f"{epoch}  {figures}{', ' if figures else ''}{_duration(left)} left", file=sys.stderr, flush=True)
 
-    def _figures(self, pl_module: Classifier) -> list[str]:
-        found = []
-        train, val = (pl_module.means(split) for split in ("train", "val"))
-        if train:
-            found.append(f"loss {train['loss']:.3f}")
-        if val:
-            found.append(f"val {100 * val['accuracy']:.2f} %")
-        far = pl_module.prospects()
-        if "zero" in far:
-            found.append(f"zero {far['zero']:.2f}" + (f" of {far['target']:.2f}" if "target" in far else ""))
-        if "macs" in far:
-            found.append(f"macs {far['macs']:.2f} after the cut")
-        if far.get("ready"):
-            found.append("ready to prune")
-        return found
+    def _figures(self, trainer: pl.Trainer) -> list[str]:
+        logged = epoch_metrics(trainer)
+        loss = next((logged[tag] for tag in ("train/loss", "train_loss") if tag in logged), None)
+        figures = [] if loss is None else [f"loss {loss:.3f}"]
+        held_out = {tag: value for tag, value in logged.items() if not tag.startswith("train")}
+        try:
+            figures.append(f"val {self._metric.shown(lookup(self._metric, held_out, 'val'))}")
+        except SlimError:
+            pass  # nothing is held out
+        note = "" if self._note is None else self._note()
+        return [*figures, note] if note else figures
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Leave the finished bar standing."""

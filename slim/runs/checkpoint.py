@@ -14,7 +14,7 @@ import torch
 from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.plugins.io import CheckpointIO
 
-from slim.callbacks.signals import Interrupted, Signals
+from slim.runs.signals import Interrupted, Signals
 from slim.errors import SlimError
 from slim.files import read_torch, write_atomic
 
@@ -43,16 +43,16 @@ def read(path: Path) -> dict[str, Any]:
     """
     body = read_torch(path, what="checkpoint")
     try:
-        ours, weights = body["slim"], body["state_dict"]
-        if not {"feed", "seconds", "generators"} <= set(ours) or not isinstance(ours["plan"], (str, type(None))):
-            raise ValueError("its part of slim is another")
+        ours, weights = body["run"], body["state_dict"]
+        if not {"position", "seconds", "generators"} <= set(ours) or not isinstance(ours["plan"], (str, type(None))):
+            raise ValueError("its part of the run is another")
         if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
             raise ValueError("its weights are no tensors")
-        if not isinstance(body["global_step"], int) or not isinstance(body["classifier"], dict):
+        if not isinstance(body["global_step"], int) or not isinstance(body["callbacks"], dict):
             raise ValueError("its step or its training state is missing")
     except (KeyError, TypeError, ValueError) as error:
         raise SlimError(
-            f"A checkpoint must be one of slim's. Got {path} ({type(error).__name__}: {str(error)[:80]}). "
+            f"A checkpoint to go on from must be one of a run. Got {path} ({type(error).__name__}: {str(error)[:80]}). "
             "Give a last.ckpt of a run, or a state dict as *.pt."
         ) from None
     return dict(body)
@@ -65,7 +65,7 @@ class Saver(Checkpoint):
 
     Args:
         path: The one file, replaced each time.
-        beside: Gives what is saved beside Lightning's own state, under ``slim``: the network's plan, which a resumed
+        beside: Gives what is saved beside Lightning's own state, under ``run``: the network's plan, which a resumed
             run applies before it loads the weights, and the position in the data. Plain data and tensors.
         signals: Asked after every step.
         every_steps: Optimizer steps between saves within an epoch; ``None``: after ``every_seconds``.
@@ -93,13 +93,13 @@ class Saver(Checkpoint):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Adds what is beside, and the state of every random generator."""
-        checkpoint["slim"] = {**self._beside(), "generators": _generators()}
+        checkpoint["run"] = {**self._beside(), "generators": _generators()}
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Keeps the generators' state until training begins: setting the network up draws numbers, too."""
-        self._generators = checkpoint["slim"]["generators"]
+        self._generators = checkpoint["run"]["generators"]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """From here on signals wait for a safe moment."""
@@ -165,8 +165,8 @@ class Saver(Checkpoint):
         if trainer.world_size > 1:
             names = [None, *sorted(("SIGTERM", "SIGUSR1", "SIGINT"))]
             mine = torch.tensor([int(due), names.index(stop)], device=trainer.strategy.root_device)
-            told: torch.Tensor = trainer.strategy.reduce(mine, reduce_op="max")
-            due, stop = bool(told[0]), names[int(told[1])]
+            both: torch.Tensor = trainer.strategy.reduce(mine, reduce_op="max")
+            due, stop = bool(both[0]), names[int(both[1])]
         return due, stop
 
     def _leave(self, stop: str | None) -> None:
@@ -176,10 +176,10 @@ class Saver(Checkpoint):
 
 def _generators() -> dict[str, Any]:
     """State of all random generators as plain data and tensors."""
-    version, words, gauss = random.getstate()
+    version, state, gauss = random.getstate()
     kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     return {
-        "python": [version, list(words), gauss],
+        "python": [version, list(state), gauss],
         "numpy": [str(kind), [int(key) for key in keys], int(position), int(has_gauss), float(cached)],
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
@@ -187,8 +187,8 @@ def _generators() -> dict[str, Any]:
 
 
 def _set_generators(state: dict[str, Any]) -> None:
-    version, words, gauss = state["python"]
-    random.setstate((version, tuple(words), gauss))
+    version, numbers, gauss = state["python"]
+    random.setstate((version, tuple(numbers), gauss))
     kind, keys, position, has_gauss, cached = state["numpy"]
     np.random.set_state((kind, np.array(keys, dtype=np.uint32), position, has_gauss, cached))
     torch.set_rng_state(state["torch"])

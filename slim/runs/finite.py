@@ -11,7 +11,7 @@ from torch import Tensor
 from slim.errors import RunFailed
 
 
-class Guard(pl.Callback):
+class Finite(pl.Callback):
     """Watches the training loss.
 
     On the CPU every loss is looked at before it reaches a gradient. On an accelerator the number of the first bad batch

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 
 from slim import sensitivity
-from slim.callbacks.signals import Interrupted
+from slim.runs.signals import Interrupted
 from slim.channels import plan_of
 from slim.errors import SlimError
-from slim.pipeline import cut, judge
-from slim.pipeline.workspace import Workspace, make
+from slim.runs import cut, judge
+from slim.runs.workspace import Workspace, make
 
 
 def perform(work: Workspace, directory: Path) -> int:

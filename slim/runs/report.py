@@ -12,10 +12,10 @@ import slim
 from slim import report
 from slim.channels import Plan, plan_of
 from slim.files import write_json
-from slim.pipeline import cut, judge, record
-from slim.pipeline.source import load_network
-from slim.pipeline.state import State
-from slim.pipeline.workspace import Workspace
+from slim.runs import cut, judge, record
+from slim.runs.source import load_network
+from slim.runs.state import State
+from slim.runs.workspace import Workspace
 from slim.report import environment, latency
 
 ROW_OF = {"baseline": "dense", "sparse": "sparse", "finetune": "finetuned"}
@@ -138,6 +138,6 @@ def _row_after_cut(figures: Mapping[str, Any]) -> str:
 
 def _hparams(work: Workspace, directory: Path, told: dict[str, Any]) -> None:
     from slim.callbacks.dashboard import log_hparams
-    from slim.pipeline.settings import plain
+    from slim.runs.schema import plain
 
     log_hparams(directory, plain(work.settings), told)

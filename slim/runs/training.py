@@ -1,0 +1,164 @@
+"""One training phase: a fresh Trainer, from the module before it to the module after it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+
+from slim.channels import Plan
+from slim.lightning import ChannelPruning, Distillation, GammaDashboard, SparseTraining
+from slim.runs import teachers, weights
+from slim.runs.checkpoint import Saver, read
+from slim.runs.components import Components, plan_json
+from slim.runs.curves import Curves
+from slim.runs.cut_forecast import CutForecast, cut_forecast
+from slim.runs.failures import explained, quiet
+from slim.runs.finite import Finite
+from slim.runs.loaders import resumable, seed_all
+from slim.runs.progress import Progress
+from slim.runs.schedules import budget_of_law, schedule_callbacks
+from slim.runs.schema import PHASES, Sparse
+from slim.runs.signals import Signals
+from slim.runs.trainer import training_trainer
+
+
+@dataclass
+class Trained:
+    """What a training phase leaves: the module, and its figures for state.json."""
+
+    module: pl.LightningModule
+    figures: dict[str, Any]
+
+
+def train(
+    parts: Components,
+    directory: Path,
+    name: str,
+    before: Path | None,
+    signals: Signals,
+    *,
+    number: int = 0,
+    note: Callable[[str], None] = lambda line: None,
+) -> Trained:
+    """Train for the phase ``name``, or go on with it where its checkpoint ends.
+
+    Args:
+        parts: What the run works with.
+        directory: The run directory; curves and the checkpoint go to ``directory/name``.
+        name: ``baseline``, ``sparse``, ``finetune``, with ``-2`` and so on for later passes.
+        before: Weights that the phase begins with; ``None``: the untrained module.
+        signals: Looked at between steps.
+        number: Of the pass, 0-based.
+        note: Called with lines for the report.
+    """
+    config, kind = parts.config, name.partition("-")[0]
+    checkpoint = directory / name / "last.ckpt"
+    saved = read(checkpoint) if checkpoint.is_file() else None
+    module = _begin(parts, kind, before, saved)
+    network = parts.network(module)
+    run = {} if saved is None else saved["run"]
+    earlier, curves = run.get("seconds", 0.0), Curves()
+    sparse, slimming = _sparse_callbacks(parts, kind, number)
+    forecast = None if sparse is None else CutForecast(sparse, cut_forecast(parts, number))
+    key = (config.seed, number)
+    seed_all(config.seed, number, PHASES.index(kind))
+    began = time.monotonic()
+    with (
+        quiet(),
+        explained(config.data.get("batch_size")),
+        resumable(parts.data, key, config.trainer.limit_batches, run.get("position")) as position,
+    ):
+        saver = Saver(
+            checkpoint,
+            beside=lambda: {
+                "plan": plan_json(network),
+                "position": position.state_dict(),
+                "seconds": earlier + time.monotonic() - began,
+            },
+            signals=signals,
+            every_steps=config.trainer.checkpoint_every,
+        )
+        callbacks: list[pl.Callback | None] = [
+            Finite(kind),
+            _distillation(parts, directory, kind, number),
+            sparse,
+            *schedule_callbacks(parts, directory, name, number),
+            forecast,
+            slimming,
+            GammaDashboard(network=config.network),
+            curves,
+            Progress(name, config.metric, config.trainer.progress, None if forecast is None else forecast.line),
+            saver,
+        ]
+        # Points after the checkpoint belong to a past that did not happen; a phase that was killed before its first
+        # checkpoint may have left points, too.
+        first_step = 0 if saved is None else int(saved["global_step"]) + 1
+        present = [callback for callback in callbacks if callback is not None]
+        trainer = training_trainer(
+            parts, config.training(kind).epochs, directory, name, first_step=first_step, callbacks=present
+        )
+        trainer.fit(module, datamodule=parts.data, ckpt_path=checkpoint if saved is not None else None)
+    if sparse is not None:
+        note(sparse.forecast.line)
+    module.cpu().eval()
+    seconds = earlier + time.monotonic() - began
+    figures = _figures(parts, curves, config.training(kind).epochs, trainer.global_step, seconds)
+    if slimming is not None and slimming.history:
+        figures["slimmed"] = slimming.history
+    return Trained(module, figures)
+
+
+def _begin(parts: Components, kind: str, before: Path | None, saved: dict[str, Any] | None) -> pl.LightningModule:
+    """The module that the phase trains: as ``before`` left it, or as thin as the checkpoint to go on from."""
+    if saved is not None:
+        text = saved["run"]["plan"]
+        module = parts.module(kind, plan=None if text is None else Plan.from_json(text))
+    elif before is None:
+        module = parts.module(kind)
+    else:
+        module = weights.load(parts, before, kind)
+    # Lightning leaves modes as it finds them.
+    module.train()
+    return module
+
+
+def _sparse_callbacks(
+    parts: Components, kind: str, number: int
+) -> tuple[SparseTraining | None, ChannelPruning | None]:
+    """The penalty of a sparse phase, and rebuilds in the middle of it."""
+    config = parts.config
+    training = config.training(kind)
+    if not isinstance(training, Sparse):
+        return None, None
+    place: dict[str, Any] = {"network": config.network, "example": parts.example, "trace": config.prune.tracing}
+    options = {**config.penalty, **budget_of_law(parts, number)}
+    sparse = SparseTraining(options.pop("name"), shrink=training.shrink, **place, **options)
+    if not training.slim_every:
+        return sparse, None
+    floor = config.prune.min_channels
+    return sparse, ChannelPruning(zeros=True, every=training.slim_every, min_channels=floor, **place)
+
+
+def _distillation(parts: Components, directory: Path, kind: str, number: int) -> Distillation | None:
+    teacher = teachers.load(parts, directory, kind, number)
+    if teacher is None:
+        return None
+    told = parts.config.teachers[kind]
+    return Distillation(teacher, network=parts.config.network, temperature=told.temperature, weight=told.weight)
+
+
+def _figures(parts: Components, curves: Curves, epochs: int, steps: int, seconds: float) -> dict[str, Any]:
+    figures: dict[str, Any] = {"epochs": epochs, "steps": steps, "seconds": seconds, "history": curves.history}
+    metric = parts.config.metric
+    values = next((curves.history[key] for key in (f"val_{metric.name}", metric.name) if key in curves.history), [])
+    if values:
+        best = max(range(len(values)), key=lambda epoch: values[epoch] * (1 if metric.mode == "max" else -1))
+        figures |= {"val": values[-1], "best_val": values[best], "best_epoch": best + 1}
+    return figures
+
+
