@@ -70,6 +70,11 @@ class Components:
         return slim.trace(network, self.example, **self.config.prune.tracing)
 
     @property
+    def takes_network(self) -> bool:
+        """Whether the module is given its network, built from ``config.model``; others build their own."""
+        return "network" in inspect.signature(target(self.config.module["_target_"], "module")).parameters
+
+    @property
     def input_shape(self) -> str:
         """As printed beside MACs, such as ``1x3x32x32``."""
         return self.trace(self.dense()).input_shapes

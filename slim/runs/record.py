@@ -3,24 +3,27 @@
 Keys (a missing one means: not known in this run)::
 
     experiment, data, model, seed, status      "finished", or "failed" with error: one line
+    metric            {name, mode (max, min), percent}: what networks are compared by
     schedule, passes  its name, and how many cuts it makes
     input_shape       "1x3x32x32", the example the MACs are counted on
-    phases            {name: {accuracy (test, last epoch), val, best_val, best_epoch, epochs, seconds, steps}}
+    phases            {name: {metric (test, last epoch), val, best_val, best_epoch, epochs, seconds, steps}}
     rows              {dense | sparse | masked | rebuilt | recovered | restarted | finetuned:
-                        {accuracy (test), val (validation), channels, params, macs, latency_ms_b1, latency_ms_b64}}
+                        {metric (test), channels, params, macs, latency_ms_b1, latency_ms_b64}}
                         of several passes the last; restarted stands in for recovered where the thin network goes on
                         from rewound or fresh weights
-    cuts              [{phase, requested, achieved, weights, validation: {row: accuracy}, finetuned (validation)}]
+    cuts              [{phase, requested, achieved, weights, validation: {row: metric}, finetuned (validation)}]
     requested, achieved   {budget name: number}, of the dense network, after the last cut; plan_hash: hex
     widths            {layer: [dense, after]};  layer_macs: {layer: [dense, after]}
     gammas            {layer: [|gamma| before the cut]};  removed: {layer: [bool]};  cut: largest removed |gamma|
+    recovery          [{name, before, after, kept, reason}]: the steps after the cut, and whether they stayed
+    kept_because      [[reason, channels, what can be done]]: the largest reasons for what could not go
     history           {phase: {train_loss, train_accuracy, val_loss, val_accuracy: one number per epoch}}
     notes             one line each: selection, shrink budget, warnings
     latency           {"1": statement, "64": statement}
     environment       versions, processor, device, git revision
     paths             {artifact, report, tensorboard}
 
-Accuracies are fractions in [0, 1]. Everything but ``seconds``, latencies, ``environment`` and ``paths`` is a function
+Metrics are as the module logs them: accuracies are fractions in [0, 1]. Everything but ``seconds``, latencies, ``environment`` and ``paths`` is a function
 of configuration and seed (on one machine): a resumed run ends with the same values as one that was left alone.
 """
 
@@ -46,6 +49,7 @@ def build(
     passes: int,
     data: str,
     model: str,
+    metric: Mapping[str, Any],
     input_shape: str,
     phases: Mapping[str, Mapping[str, Any]],
     rows: Mapping[str, Mapping[str, Any]],
@@ -63,6 +67,7 @@ def build(
         "status": "finished",
         "data": data,
         "model": model,
+        "metric": dict(metric),
         "seed": seed,
         "schedule": schedule,
         "passes": passes,
@@ -91,8 +96,8 @@ def failed(name: str, error: str) -> dict[str, Any]:
 def timeless(record: Any) -> Any:
     """``record`` without what belongs to the machine and the moment; equal for equal configuration and seed.
 
-    >>> timeless({"rows": {"dense": {"accuracy": 0.9, "latency_ms_b1": 3.1}}, "paths": {}})
-    {'rows': {'dense': {'accuracy': 0.9}}}
+    >>> timeless({"rows": {"dense": {"metric": 0.9, "latency_ms_b1": 3.1}}, "paths": {}})
+    {'rows': {'dense': {'metric': 0.9}}}
     """
     if isinstance(record, Mapping):
         return {key: timeless(value) for key, value in record.items() if key not in TIMED}

@@ -9,6 +9,7 @@ from typing import Any
 import pytorch_lightning as pl
 
 import slim
+from slim.artifact import read_header
 from slim.channels import plan_of
 from slim.errors import SlimError
 from slim.lightning import SoftPruning, find_network
@@ -50,25 +51,28 @@ class EarlyWeights(pl.Callback):
             weights.save(self._path, pl_module, find_network(pl_module, self._network))
 
 
-def budget_of_law(parts: Components, number: int) -> dict[str, float]:
+def budget_of_law(parts: Components, before: Path | None, number: int) -> dict[str, float]:
     """The budget of a law that is told one (``target``), for the pass ``number``, as its option.
 
-    Such a law takes the network it meets first for the dense one; so its budget is put in terms of that.
+    Such a law takes the network it meets first for the dense one; so its budget is put in terms of that, also when the
+    phase goes on with a network that has become thinner since.
+
+    Args:
+        parts: Of the run.
+        before: Weights that the phase begins with; ``None``: the untrained ones.
+        number: 0-based.
     """
     config = parts.config
     given = [(kind, config.penalty[kind]) for kind in BUDGETS if config.penalty.get(kind) is not None]
     if "prune" not in config.phases or len(given) != 1 or not 0 <= given[0][1] <= 1:
         return {}
     ((kind, amount),) = given
-    return {kind: config.passes_to(kind, amount)[number].amount}
-
-
-def budget_left(parts: Components, network: Any, told: dict[str, float]) -> dict[str, float]:
-    """``told`` in terms of a network that earlier passes made thinner."""
-    if plan_of(network) is None or not told:
-        return told
-    ((kind, amount),) = told.items()
-    return {kind: remaining_budget(parts.trace(parts.dense()), parts.trace(network), kind, amount)}
+    amount = config.passes_to(kind, amount)[number].amount
+    plan = None if before is None else read_header(before).plan
+    if plan is None:
+        return {kind: amount}
+    dense, thin = parts.trace(parts.dense()), parts.trace(parts.network(parts.module(plan=plan)))
+    return {kind: remaining_budget(dense, thin, kind, amount)}
 
 
 def restarted(

@@ -63,7 +63,7 @@ def train(
     network = parts.network(module)
     run = {} if saved is None else saved["run"]
     earlier, curves = run.get("seconds", 0.0), Curves()
-    sparse, slimming = _sparse_callbacks(parts, kind, number)
+    sparse, slimming = _sparse_callbacks(parts, kind, budget_of_law(parts, before, number))
     forecast = None if sparse is None else CutForecast(sparse, cut_forecast(parts, number))
     key = (config.seed, number)
     seed_all(config.seed, number, PHASES.index(kind))
@@ -128,15 +128,15 @@ def _begin(parts: Components, kind: str, before: Path | None, saved: dict[str, A
 
 
 def _sparse_callbacks(
-    parts: Components, kind: str, number: int
+    parts: Components, kind: str, budget: dict[str, float]
 ) -> tuple[SparseTraining | None, ChannelPruning | None]:
-    """The penalty of a sparse phase, and rebuilds in the middle of it."""
+    """The penalty of a sparse phase, with the ``budget`` of a law that is told one, and rebuilds in the middle of it."""
     config = parts.config
     training = config.training(kind)
     if not isinstance(training, Sparse):
         return None, None
     place: dict[str, Any] = {"network": config.network, "example": parts.example, "trace": config.prune.tracing}
-    options = {**config.penalty, **budget_of_law(parts, number)}
+    options = {**config.penalty, **budget}
     sparse = SparseTraining(options.pop("name"), shrink=training.shrink, **place, **options)
     if not training.slim_every:
         return sparse, None

@@ -18,12 +18,14 @@ from slim.files import read_torch
 from slim.runs.components import Components
 
 NETWORK = "network.safetensors"
-"""What every finished phase leaves in its folder: all weights of the module, and the plan of its network."""
+"""What every finished phase leaves in its folder: the weights, and the plan that the network was thinned by."""
 
 
 def save(path: Path, module: pl.LightningModule, network: nn.Module) -> None:
-    """Write all weights of ``module``, and the plan of its ``network``, atomically."""
-    slim.save(path, module, plan_of(network))
+    """Write the weights of ``network``, or of the whole ``module`` where it has others, atomically, with the plan."""
+    inside = {value.data_ptr() for value in network.state_dict().values()}
+    alone = all(value.data_ptr() in inside for value in module.state_dict().values())
+    slim.save(path, network if alone else module, plan_of(network))
 
 
 def load(parts: Components, path: Path, kind: str | None = None) -> pl.LightningModule:
