@@ -6,6 +6,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
+
 import slim
 from slim import report
 from slim.channels import Plan, plan_of
@@ -120,7 +123,8 @@ def _time(parts: Components, networks: dict[str, Any], rows: dict[str, Any], thi
     device = parts.hardware.device
     ready = {name: network.to(device) for name, network in networks.items()}
     seconds = parts.config.latency_seconds
-    found = latency.compare(ready, latency.on(parts.example, device), batches=(1, 64), seconds=seconds)
+    example = tree_map_only(Tensor, lambda tensor: tensor.to(device), parts.example)
+    found = latency.compare(ready, example, batches=(1, 64), seconds=seconds)
     for name in ready:
         ready[name].cpu()
         rows[name] |= {f"latency_ms_b{batch}": millis for batch, millis in found.millis[name].items()}
