@@ -40,7 +40,7 @@ def rank() -> int:
     return found.global_rank()
 
 
-def connect(gpu: bool) -> None:
+def connect() -> None:
     """Join the other processes before the run directory is chosen, where an environment has started them all.
 
     Lightning's own launcher starts the others later, with the first training phase, and tells them the directory.
@@ -52,7 +52,7 @@ def connect(gpu: bool) -> None:
     os.environ.setdefault("MASTER_ADDR", found.main_address)
     os.environ.setdefault("MASTER_PORT", str(found.main_port))
     torch.distributed.init_process_group(
-        "nccl" if gpu else "gloo", rank=found.global_rank(), world_size=found.world_size()
+        "nccl" if torch.cuda.is_available() else "gloo", rank=found.global_rank(), world_size=found.world_size()
     )
 
 

@@ -15,9 +15,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import slim
 from slim import sparsity
-from slim.callbacks.checkpoint import SafeFiles, Saver
+from slim.runs.checkpoint import SafeFiles, Saver
 from slim.callbacks.dashboard import Dashboard, flat, log_cut, log_hparams
-from slim.callbacks.signals import Signals
+from slim.runs.signals import Signals
 from slim.module import Classifier
 from slim.pipeline.feed import Feed
 from slim.pipeline.training import quiet

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 import slim
 from slim.module import Classifier
-from slim.pipeline.failures import quiet
+from slim.runs.failures import quiet
 from slim.sparsity import build
 
 LAM, LR, MOMENTUM = 0.02, 0.1, 0.9

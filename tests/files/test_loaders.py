@@ -22,14 +22,14 @@ from torch import nn
 
 import slim
 from slim.artifact import read_header
-from slim.callbacks.checkpoint import read
+from slim.runs.checkpoint import read
 from slim.channels import Plan
 from slim.data import cache
 from slim.errors import SlimError
 from slim.files import read_json
 from slim.models import vgg
-from slim.pipeline.source import load_network
-from slim.pipeline.state import State
+from slim.runs.weights import load
+from slim.runs.state import State
 from slim.report import sweep
 from slim.sensitivity.result import Sensitivity
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.pipeline.tiny import run
+from tests.runs.tiny import run
 
 SLIMMING = (
     *("penalty=target", "sparse.epochs=2", "sparse.slim_every=1", "sparse.shrink=null", "phases=[sparse]"),

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from slim.callbacks.checkpoint import read
+from slim.runs.checkpoint import read
 from slim.errors import RunFailed
-from slim.pipeline.failures import explained
-from tests.pipeline.tiny import run
+from slim.runs.failures import explained
+from tests.runs.tiny import run
 
 
 @pytest.mark.parametrize(

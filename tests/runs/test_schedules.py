@@ -11,12 +11,12 @@ import torch
 
 import slim
 import train
-from slim.callbacks.checkpoint import Saver
-from slim.callbacks.signals import Interrupted
+from slim.runs.checkpoint import Saver
+from slim.runs.signals import Interrupted
 from slim.channels import count_macs, plan_of
 from slim.models import vgg
-from slim.pipeline.record import timeless
-from tests.pipeline.tiny import run
+from slim.runs.record import timeless
+from tests.runs.tiny import run
 
 SHORT = ("sparse.epochs=1", "finetune.epochs=1")
 EXAMPLE = torch.zeros(1, 1, 8, 8)

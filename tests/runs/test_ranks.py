@@ -20,19 +20,19 @@ import torch
 import slim
 import train
 from experiments.chaos.harness import Outcome, compare, start
-from slim.callbacks.checkpoint import Saver, read
-from slim.callbacks.signals import Signals
+from slim.runs.checkpoint import Saver, read
+from slim.runs.signals import Signals
 from slim.callbacks.slimming import agreed
 from slim.channels import plan_of
 from slim.errors import RunFailed
 from slim.pipeline import ranks
-from slim.pipeline.state import State
-from tests.pipeline.networks import watched
-from tests.pipeline.tiny import TINY, run
+from slim.runs.state import State
+from tests.runs.networks import watched
+from tests.runs.tiny import TINY, run
 
 # Surgery after the first of three epochs; a checkpoint after every second step.
 LINE = (
-    "model=custom", "model._target_=tests.pipeline.networks.watched", "trainer.devices=2", "trainer.checkpoint_every=2",
+    "model=custom", "model._target_=tests.runs.networks.watched", "trainer.devices=2", "trainer.checkpoint_every=2",
     "penalty=target", "sparse.epochs=3", "sparse.slim_every=1", "finetune.epochs=1",
 )  # fmt: skip
 

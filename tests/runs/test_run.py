@@ -18,9 +18,9 @@ import train
 from slim.channels import Plan, plan_of
 from slim.models import vgg
 from slim.pipeline import judge
-from slim.pipeline.record import timeless
+from slim.runs.record import timeless
 from slim.report import environment
-from tests.pipeline.tiny import run
+from tests.runs.tiny import run
 
 PHASES = "phases=[baseline,sparse,prune,finetune]"
 

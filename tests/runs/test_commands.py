@@ -10,7 +10,7 @@ import pytest
 import slim
 import train
 from slim.sensitivity.replay import Replay
-from tests.pipeline.tiny import TINY, run
+from tests.runs.tiny import TINY, run
 
 
 def test_sensitivity_of_a_run_goes_on_and_its_caps_are_obeyed(

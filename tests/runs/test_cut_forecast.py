@@ -8,7 +8,7 @@ import pytest
 
 from experiments.chaos.harness import curves
 from slim.sparsity import LAWS
-from tests.pipeline.tiny import run
+from tests.runs.tiny import run
 
 FAR = ("sparsity/zero", "sparsity/target", "sparsity/macs_after_cut", "sparsity/ready")
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.pipeline.tiny import run
+from tests.runs.tiny import run
 
 
 @pytest.mark.parametrize("kind", ["macs", "params", "memory", "latency"])

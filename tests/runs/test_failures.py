@@ -17,11 +17,11 @@ from PIL import Image
 
 import train
 from experiments.chaos.harness import start
-from slim.callbacks.checkpoint import Saver
+from slim.runs.checkpoint import Saver
 from slim.errors import RunFailed
-from slim.pipeline.failures import explained
-from slim.pipeline.record import timeless
-from tests.pipeline.tiny import TINY, run
+from slim.runs.failures import explained
+from slim.runs.record import timeless
+from tests.runs.tiny import TINY, run
 
 
 def line_of(err: str) -> str:
@@ -42,7 +42,7 @@ def test_out_of_memory(
 ) -> None:
     """What the allocator says is turned into a batch size, while training and while measuring after the cut."""
     monkeypatch.setenv("HUNGRY", when)
-    custom = ("model=custom", "model._target_=tests.pipeline.networks.hungry", "data.val_fraction=0")
+    custom = ("model=custom", "model._target_=tests.runs.networks.hungry", "data.val_fraction=0")
     run(tmp_path / "run", *custom, code=1)
     assert says in line_of(capfd.readouterr().err)
     assert (tmp_path / "run" / "error.txt").is_file()

@@ -9,8 +9,8 @@ import pytest
 from hydra._internal.utils import get_args_parser
 
 import train
-from slim.pipeline.reading import read
-from tests.pipeline.tiny import run
+from slim.runs.config import read
+from tests.runs.tiny import run
 
 CONF = Path(__file__).parents[2] / "conf"
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))

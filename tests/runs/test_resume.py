@@ -13,13 +13,13 @@ from pytorch_lightning import Trainer
 
 import train
 from experiments.chaos.harness import Outcome, chaos, compare, curves, start
-from slim.callbacks.checkpoint import Saver, read
-from slim.callbacks.signals import Interrupted
+from slim.runs.checkpoint import Saver, read
+from slim.runs.signals import Interrupted
 from slim.errors import SlimError
 from slim.pipeline import judge
-from slim.pipeline.record import timeless
-from slim.pipeline.state import Lock, State, differences
-from tests.pipeline.tiny import TINY, run
+from slim.runs.record import timeless
+from slim.runs.state import Lock, State, differences
+from tests.runs.tiny import TINY, run
 
 SLIMMING = ("penalty=target", "sparse.epochs=4", "sparse.slim_every=1", "trainer.checkpoint_every=2")
 

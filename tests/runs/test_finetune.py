@@ -14,12 +14,12 @@ from safetensors.torch import load_file
 
 import train
 from experiments.chaos.harness import curves
-from slim.callbacks.checkpoint import Saver
-from slim.callbacks.signals import Interrupted
+from slim.runs.checkpoint import Saver
+from slim.runs.signals import Interrupted
 from slim.pipeline import rates, teacher
-from slim.pipeline.record import timeless
+from slim.runs.record import timeless
 from slim.pipeline.settings import Scheduler
-from tests.pipeline.tiny import run
+from tests.runs.tiny import run
 
 HEARD = ("finetune.distill.teacher=sparse", "finetune.distill.temperature=2", "finetune.distill.weight=0.7")
 
