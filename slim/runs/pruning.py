@@ -1,116 +1,211 @@
-"""The prune phase: rank, plan, rebuild, check, recover."""
+"""The prune phase: one cut by :class:`slim.lightning.ChannelPruning`, and the metric before and after every step of it."""
 
 from __future__ import annotations
 
-import inspect
-import itertools
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
 
-import numpy as np
-import numpy.typing as npt
+import pytorch_lightning as pl
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 import slim
-from slim import criteria, recovery
 from slim.channels import ChannelGraph, Plan, plan_of
 from slim.criteria import Scores
-from slim.pipeline.settings import BUDGETS
-from slim.selection import Selection, remaining_budget, select_next_cut
+from slim.lightning import ChannelPruning
+from slim.lightning.cut import Calibration
+from slim.lightning.cut import score as score_channels
+from slim.runs import weights
+from slim.runs.components import Components
+from slim.runs.evaluation import bottleneck, evaluate, validation_batches
+from slim.runs.schedules import restarted
+from slim.selection import Selection
 
-if TYPE_CHECKING:
-    from slim.pipeline.workspace import Workspace
 
-BoolArray = npt.NDArray[np.bool_]
+@dataclass
+class Cut:
+    """What a prune phase leaves.
 
-
-def select(work: Workspace, graph: ChannelGraph, number: int) -> Selection:
-    """The global ranking of the configuration, on a traced network, and what the pass ``number`` (0-based) removes.
-
-    Budget, floors and caps are those of the dense network, also where ``graph`` is of a thinner one.
+    Attributes:
+        module: The thin module, recovered or restarted.
+        plan: The cut, from the network before this phase.
+        validation: Row of the report (sparse, masked, rebuilt, recovered or restarted) -> metric on held-out data.
+        weights: What the thin network goes on from: trained, rewound or fresh.
+        difference: Largest relative difference of outputs between the masked and the rebuilt network.
+        figures: Plain data for the report; keys as in :mod:`slim.runs.record`.
+        notes: One line each, for the report.
     """
-    settings = work.settings
-    wanted = {**settings.prune.limits, settings.budget[0]: settings.steps[number].amount}
-    with _on_device(work, graph.model):
-        scores = score(work, graph)
-        if plan_of(graph.model) is None:
-            return slim.select_groups(graph, scores, **wanted)
-        dense = work.trace(work.dense().to(work.hardware.device))
-        return select_next_cut(dense, graph, scores, **wanted)
+
+    module: pl.LightningModule
+    plan: Plan
+    validation: dict[str, float]
+    weights: str
+    difference: float
+    figures: dict[str, Any]
+    notes: list[str]
+
+    @property
+    def row(self) -> str:
+        """The row of what the phase hands on."""
+        return list(self.validation)[-1]
 
 
-def check(work: Workspace, graph: ChannelGraph) -> None:
-    """Rank the untrained network, with two images where data is needed, and select: better now than after hours.
+def cut_network(parts: Components, directory: Path, before: Path | None, start: Path | None, number: int) -> Cut:
+    """Rank, plan, rebuild, check, recover; never more than a dense and a thin network at a time.
+
+    Args:
+        parts: Of the run.
+        directory: The run directory.
+        before: Weights before the cut; ``None``: the untrained ones.
+        start: Weights that the run began with; likewise.
+        number: Of the pass, 0-based.
+
+    Raises:
+        RunFailed: The rebuilt network does not compute what the masked one does.
+    """
+
+    def load() -> pl.LightningModule:
+        return parts.module() if before is None else weights.load(parts, before)
+
+    step = parts.config.passes[number]
+    module = load().to(parts.hardware.device)
+    validation = {"sparse": evaluate(parts, module, "val")}
+    graph = parts.trace(parts.network(module))
+    described = _gammas(graph)
+    module.to(parts.hardware.device)  # where gradients are fast, and where latency counts
+    done = pruning(parts, number, recover=step.weights == "trained").cut(
+        module,
+        batches=lambda: training_batches(parts),
+        evaluate=_evaluation(parts, module) if step.weights == "trained" else None,
+    )
+    module.cpu()
+    plan = plan_of(parts.network(module)) or done.plan
+    notes = [*done.selection.notes, *(f"recovery: {line}" for line in done.recovery)]
+    if step.weights == "trained":
+        validation["recovered"] = evaluate(parts, module, "val")
+    else:
+        module, line = restarted(parts, directory, start, plan_of(parts.network(module)), number)
+        validation["restarted"] = evaluate(parts, module, "val")
+        notes.append(line)
+    bare = load()
+    network = parts.network(bare)
+    slim.mask(network, done.plan, in_place=True)
+    ladder = {"masked": evaluate(parts, bare, "val")}
+    slim.rebuild(network, done.plan, in_place=True)
+    ladder["rebuilt"] = evaluate(parts, bare, "val")
+    figures = _describe(parts, graph, done.selection, plan) | _removed(graph, described, done.selection)
+    figures["recovery"] = [_plain_step(each) for each in done.recovery]
+    if thinnest := bottleneck(figures["widths"]):
+        notes.append(thinnest)
+    last = validation.popitem()
+    return Cut(
+        module, done.plan, {**validation, **ladder, last[0]: last[1]}, step.weights, done.difference, figures, notes
+    )
+
+
+def pruning(parts: Components, number: int, *, recover: bool = True) -> ChannelPruning:
+    """The callback of the configuration, with the budget of the pass ``number``."""
+    config = parts.config
+    recovery = config.recovery
+    options: dict[str, Any] = {
+        "absorb": bool(recovery.get("absorb")), "batches": int(recovery.get("recalibrate_batches", 0)),
+    }  # fmt: skip
+    return ChannelPruning(
+        **{config.budget[0]: config.passes[number].amount},
+        criterion=config.criterion,
+        recover=options if recover else False,
+        network=config.network,
+        example=parts.example,
+        trace=config.prune.tracing,
+        **config.prune.limits,
+    )
+
+
+def rehearse(parts: Components, graph: ChannelGraph) -> None:
+    """Rank the untrained network, with two samples where data are needed, and select: better now than after hours.
 
     Raises:
         SlimError: An option, a pattern or a budget that cannot be met by whatever training comes to.
     """
-
-    def few(count: int) -> list[Any]:
-        return [(x[:2], y[:2]) for x, y in itertools.islice(work.validation(), 1)]
-
-    kind, amount = work.settings.budget
-    with _on_device(work, graph.model):
-        slim.select_groups(graph, score(work, graph, few), **{**work.settings.prune.limits, kind: amount})
+    kind, amount = parts.config.budget
+    few = [tree_map_only(Tensor, lambda tensor: tensor[:2], next(iter(validation_batches(parts.data))))]
+    graph.model.to(parts.hardware.device)
+    slim.select_groups(graph, score(parts, graph, few), **{**parts.config.prune.limits, kind: amount})
+    graph.model.cpu()
 
 
-def score(work: Workspace, graph: ChannelGraph, batches: Callable[[int], Any] | None = None) -> Scores:
-    """The criterion of the configuration on a network; ``batches`` gives so many, of training images by default."""
-    options = dict(work.settings.criterion)
-    name = options.pop("name")
-    if "loader" in inspect.signature(criteria.find(name).rank).parameters:
-        count = options.get("batches", 8)
-        options["loader"] = (batches or work.data.calibration_batches)(count if isinstance(count, int) else 1)
-    return slim.score(graph, name, **options)
+def score(parts: Components, graph: ChannelGraph, batches: Iterable[Any] | None = None) -> Scores:
+    """The criterion of the configuration on a network; ``batches`` are of the training data by default."""
+    source = (lambda: training_batches(parts)) if batches is None else (lambda: batches)
+    module = parts.module()
+    calibration = Calibration(module, parts.network(module), source, None)
+
+    def loader(count: int) -> list[Any]:
+        return list(calibration.pairs(count))
+
+    return score_channels(graph, parts.config.criterion, loader)
 
 
-@contextmanager
-def _on_device(work: Workspace, network: nn.Module) -> Iterator[None]:
-    """On the run's device inside: where gradients are fast, and where latency counts."""
-    place = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
-    network.to(work.hardware.device)
-    try:
-        yield
-    finally:
-        network.to(place)
+def training_batches(parts: Components) -> Iterator[Any]:
+    """Batches of the training distribution, augmented as trained on, the same every time."""
+    data = parts.data
+    count = max(int(parts.config.recovery.get("recalibrate_batches", 0)), 8)
+    if hasattr(data, "calibration_batches"):
+        return iter(data.calibration_batches(count))
+    with torch.random.fork_rng():
+        torch.manual_seed(parts.config.seed)
+        return iter(list(islice(data.train_dataloader(), count)))
 
 
-def told(work: Workspace, graph: ChannelGraph, number: int) -> dict[str, float]:
-    """What a law that is told a budget hears in the pass ``number``, as its option.
+def _evaluation(parts: Components, module: pl.LightningModule) -> Any:
+    """The metric of a network on held-out data, higher is better: in a module of its own with its other weights."""
+    sign = 1.0 if parts.config.metric.mode == "max" else -1.0
 
-    Such a law takes the network it meets first for the dense one; so its budget is put in terms of that.
-    """
-    options = work.settings.penalty
-    given = [(kind, options[kind]) for kind in BUDGETS if options.get(kind) is not None]
-    if "prune" not in work.settings.phases or len(given) != 1 or not 0 <= given[0][1] <= 1:
-        return {}
-    ((kind, amount),) = given
-    amount = work.settings.steps_to(kind, amount)[number].amount
-    dense = graph if plan_of(graph.model) is None else work.trace(work.dense())
-    return {kind: remaining_budget(dense, graph, kind, amount)}
+    def value(network: nn.Module) -> float:
+        twin = parts.module(plan=plan_of(network))
+        inner = parts.network(twin)
+        inside = {id(tensor) for tensor in (*inner.parameters(), *inner.buffers())}
+        mine = dict(module.named_parameters()) | dict(module.named_buffers())
+        for name, tensor in (*twin.named_parameters(), *twin.named_buffers()):
+            if id(tensor) not in inside:
+                tensor.data.copy_(mine[name].data)
+        inner.load_state_dict(network.state_dict())
+        return sign * evaluate(parts, twin, "val")
+
+    return value
 
 
-def describe(work: Workspace, graph: ChannelGraph, selection: Selection, plan: Plan) -> dict[str, Any]:
-    """What the report says about a cut; keys as in :mod:`slim.pipeline.record`.
+# Figures
 
-    Args:
-        work: Gives the dense network, which widths and MACs are compared with.
-        graph: Of the network that is cut.
-        selection: What goes.
-        plan: The same, from the dense network.
-    """
-    gammas: dict[str, list[float]] = {}
-    removed: dict[str, list[bool]] = {}
+
+def _gammas(graph: ChannelGraph) -> dict[str, list[float]]:
+    """|gamma| of every scale of the network before the cut, by module."""
+    found = {}
     for scale in graph.scales:
-        if scale.weight is None:
-            continue
-        gamma = graph.model.get_parameter(scale.weight).detach().abs().cpu().double()
-        gammas[scale.module] = gamma.tolist()
-        removed[scale.module] = [bool(group >= 0 and selection.removed[group]) for group in scale.groups]
+        if scale.weight is not None:
+            gamma = graph.model.get_parameter(scale.weight).detach().abs().cpu().double()
+            found[scale.module] = gamma.tolist()
+    return found
+
+
+def _removed(graph: ChannelGraph, gammas: dict[str, list[float]], selection: Selection) -> dict[str, Any]:
+    """The gammas, which of them went, and the largest of those."""
+    removed = {
+        scale.module: [bool(group >= 0 and selection.removed[group]) for group in scale.groups]
+        for scale in graph.scales
+        if scale.module in gammas
+    }
     cut = [value for name, values in gammas.items() for value, gone in zip(values, removed[name], strict=True) if gone]
-    dense = graph if plan_of(graph.model) is None else work.trace(work.dense())
+    return {"gammas": gammas, "removed": removed, "cut": max(cut) if cut else None}
+
+
+def _describe(parts: Components, graph: ChannelGraph, selection: Selection, plan: Plan) -> dict[str, Any]:
+    """Budget, widths and MACs of a cut; of the dense network, whatever was thinner before."""
+    dense = parts.trace(parts.dense())
     before = dict(zip((layer.module for layer in dense.layers), dense.layer_macs(), strict=True))
     after = dict(zip((layer.module for layer in graph.layers), graph.layer_macs(selection.removed), strict=True))
     return {
@@ -119,35 +214,8 @@ def describe(work: Workspace, graph: ChannelGraph, selection: Selection, plan: P
         "plan_hash": plan.hash,
         "widths": {name: list(pair) for name, pair in plan.widths.items()},
         "layer_macs": {layer: [macs, after.get(layer, 0)] for layer, macs in before.items()},
-        "gammas": gammas,
-        "removed": removed,
-        "cut": max(cut) if cut else None,
     }
 
 
-def recover(work: Workspace, network: nn.Module, removed: BoolArray, plan: Plan) -> nn.Module:
-    """Rebuild what :func:`slim.recovery.absorb` prepared, and measure the BatchNorm statistics again.
-
-    ``network`` is changed: what its removed channels said moves into the others.
-    """
-    options = work.settings.recovery
-    if options.get("absorb"):
-        recovery.absorb(network, removed, work.trace(network), in_place=True)
-    thin = slim.rebuild(network, plan)
-    count = int(options.get("recalibrate_batches", 0))
-    if count:
-        thin.to(work.hardware.device)
-        recovery.recalibrate(thin, work.data.calibration_batches(count), count, seed=work.settings.seed)
-        thin.cpu()
-    return thin
-
-
-def row(work: Workspace, network: nn.Module, **figures: Any) -> dict[str, Any]:
-    """Size of a network, for the report's table."""
-    graph = work.trace(network)
-    return {
-        **figures,
-        "channels": sum(len(scale.groups) for scale in graph.scales) or len(graph),
-        "params": graph.params(),
-        "macs": graph.macs(),
-    }
+def _plain_step(step: Any) -> dict[str, Any]:
+    return {name: getattr(step, name) for name in ("name", "before", "after", "kept", "reason")}

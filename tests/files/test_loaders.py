@@ -28,7 +28,7 @@ from slim.data import cache
 from slim.errors import SlimError
 from slim.files import read_json
 from slim.models import vgg
-from slim.runs.weights import load
+from slim.runs import weights
 from slim.runs.state import State
 from slim.report import sweep
 from slim.sensitivity.result import Sensitivity
@@ -45,10 +45,10 @@ def plan() -> Plan:
 
 
 def _network(path: Path) -> object:
-    work: Any = SimpleNamespace(
-        dense=dense, with_plan=lambda text: dense() if text is None else slim.rebuild(dense(), Plan.from_json(text))
+    parts: Any = SimpleNamespace(
+        module=lambda kind, plan: dense() if plan is None else slim.rebuild(dense(), plan), network=lambda module: module
     )
-    return load_network(work, path)
+    return weights.load(parts, path)
 
 
 def _sensitivity() -> Sensitivity:
@@ -60,9 +60,9 @@ def _save(place: Path) -> None:
     thin = slim.rebuild(dense(), plan())
     slim.save(place / "artifact.safetensors", thin, metadata={"data": "digits"})
     (place / "plan.json").write_text(plan().to_json())
-    ours = {"plan": plan().to_json(), "feed": {"epoch": 1, "batch": 0}, "seconds": 1.0, "generators": {}}
-    weights = {f"network.{key}": value for key, value in thin.state_dict().items()}
-    checkpoint = {"slim": ours, "state_dict": weights, "global_step": 3, "classifier": {}}
+    ours = {"plan": plan().to_json(), "position": {"epoch": 1, "batch": 0}, "seconds": 1.0, "generators": {}}
+    values = {f"network.{key}": value for key, value in thin.state_dict().items()}
+    checkpoint = {"run": ours, "state_dict": values, "global_step": 3, "callbacks": {}}
     torch.save(checkpoint, place / "last.ckpt")
     torch.save(dense().state_dict(), place / "weights.pt")
     torch.save(dense().state_dict(), place / "legacy.pt", _use_new_zipfile_serialization=False)
@@ -70,7 +70,7 @@ def _save(place: Path) -> None:
     state.finish("sparse", {"val": 0.5, "history": {"val_accuracy": [0.1, 0.5]}})
     _sensitivity().save(place / "sensitivity.csv")
     (place / "job").mkdir()
-    rows = {name: {"accuracy": 0.5, "macs": 10, "channels": 4} for name in ("dense", "finetuned")}
+    rows = {name: {"metric": 0.5, "macs": 10, "channels": 4} for name in ("dense", "finetuned")}
     (place / "job" / "report.json").write_text(json.dumps({"status": "finished", "rows": rows, "notes": []}))
     (place / "job" / ".hydra").mkdir()
     (place / "job" / ".hydra" / "overrides.yaml").write_text("- seed=0\n")

@@ -14,14 +14,18 @@ from tests.runs.tiny import run
 
 CONF = Path(__file__).parents[2] / "conf"
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
-GROUPS = ("data", "model", "criterion", "penalty", "recovery", "schedule", "optimizer", "scheduler", "trainer")
+GROUPS = ("data", "model", "module", "criterion", "penalty", "recovery", "schedule", "optimizer", "scheduler", "trainer")
 OPTIONS = [
     f"{group}={path.stem}"
     for group in GROUPS
     for path in sorted((CONF / group).glob("*.yaml"))
     if not path.stem.startswith("_")
 ]
-NEEDED = {"data=image_folder": ["data.dir=/images"], "model=custom": ["model._target_=torch.nn.Identity"]}
+NEEDED = {
+    "data=image_folder": ["data.dir=/images"],
+    "model=custom": ["model._target_=torch.nn.Identity"],
+    "module=own": ["module._target_=pytorch_lightning.LightningModule"],
+}
 SMALL = {
     "preresnet_slim": ["model.depth=11"],
     "densenet_slim": ["model.depth=7"],

@@ -16,9 +16,9 @@ import train
 from experiments.chaos.harness import curves
 from slim.runs.checkpoint import Saver
 from slim.runs.signals import Interrupted
-from slim.pipeline import rates, teacher
+from slim.runs import builders, teachers
 from slim.runs.record import timeless
-from slim.pipeline.settings import Scheduler
+from slim.runs.config import read
 from tests.runs.tiny import run
 
 HEARD = ("finetune.distill.teacher=sparse", "finetune.distill.temperature=2", "finetune.distill.weight=0.7")
@@ -88,14 +88,14 @@ def test_a_resumed_student_ends_with_the_same_bits(tmp_path: Path, monkeypatch: 
     ],
 )
 def test_who_teaches(phases: tuple[str, ...], number: int, told: str, found: str) -> None:
-    assert teacher.source(_settings(phases, told), "finetune", number) == found
+    assert teachers.source(_settings(phases, told), "finetune", number) == found
 
 
 def _settings(phases: tuple[str, ...], told: str) -> Any:
     from types import SimpleNamespace as Bag
 
     first = next((phase for phase in ("sparse", "baseline") if phase in phases), None)
-    return Bag(phases=phases, first=first, distills={"finetune": Bag(teacher=told, weight=0.5)})
+    return Bag(phases=phases, first=first, teachers={"finetune": Bag(teacher=told, weight=0.5)})
 
 
 def test_sparse_training_has_a_teacher_of_its_own(tmp_path: Path) -> None:
@@ -129,39 +129,52 @@ def test_a_file_teaches_the_phase_that_names_it(kind: str, tmp_path: Path) -> No
 
 def test_a_run_killed_before_its_teacher_was_kept_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(tmp_path / "first", "phases=[baseline]", "baseline.epochs=1")
-    keep = teacher.keep
+    keep = teachers.keep
 
     def killed(*_: Any) -> None:
         raise Interrupted("SIGTERM")
 
-    monkeypatch.setattr(teacher, "keep", killed)
+    monkeypatch.setattr(teachers, "keep", killed)
     run(tmp_path / "run", f"finetune.distill.teacher={tmp_path / 'first'}", code=143)
-    monkeypatch.setattr(teacher, "keep", keep)
+    monkeypatch.setattr(teachers, "keep", keep)
     assert train.main([f"resume={tmp_path / 'run'}"]) == 0
     assert (tmp_path / "run" / "finetune-teacher.safetensors").is_file()
 
 
-@pytest.mark.parametrize("name", ["step", "cosine", "constant"])
-def test_rewound_rates_are_the_tail_of_the_original_ones(name: str) -> None:
-    factor = rates.rate(Scheduler(name=name, warmup=0.1), 120)
-    replayed = rates.tail(factor, 75)
-    assert rates.total(replayed, 0.3, 45) == rates.total(factor, 0.3, 120)[75:]
+SCHEDULERS = ("step", "cosine", "constant", "one_cycle")
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_any_scheduler_can_be_replayed(name: str) -> None:
+    """What is summed up beforehand is what an optimizer then does, warm-up included."""
+    from tests.runs.test_configs import composed
+
+    config = read(composed(f"scheduler={name}", "scheduler.warmup=0.1", "sparse.epochs=4", "sparse.lr=0.3"))
+    rates = builders.learning_rates(config, "sparse", 30)
+    made = builders.optimizer(config, [torch.nn.Parameter(torch.zeros(1))], 0.3)
+    scheduler = builders.scheduler(config, made, 120)["scheduler"]
+    followed = []
+    for _ in range(120):
+        followed.append(made.param_groups[0]["lr"])
+        made.step()
+        scheduler.step() if len(followed) < 120 else None
+    assert rates == followed
+    assert rates[0] < 0.1 < max(rates), "it warms up"
 
 
 def test_rewinding_replays_the_end_of_the_sparse_phase(tmp_path: Path) -> None:
     """Its own epochs and rate do not count."""
-    report = run(tmp_path, "sparse.epochs=4", "finetune.lr_rewind=3", "finetune.epochs=1", "finetune.lr=7.0",
-                 "scheduler=cosine", "phases=[sparse,prune,finetune]")  # fmt: skip
+    line = ("sparse.epochs=4", "finetune.lr_rewind=3", "finetune.epochs=1", "finetune.lr=7.0", "scheduler=cosine")
+    report = run(tmp_path, *line, "phases=[sparse,prune,finetune]")
     assert report["phases"]["finetune"]["epochs"] == 3
     per_epoch = report["phases"]["finetune"]["steps"] // 3
     state = torch.load(tmp_path / "finetune" / "last.ckpt", weights_only=True)
-    settings = json.loads((tmp_path / "state.json").read_text())["config"]
-    base = settings["sparse"]["lr"] or settings["optimizer"]["lr"]
-    scheduler = Scheduler(**{**settings["scheduler"], "milestones": tuple(settings["scheduler"]["milestones"])})
+    config = read(json.loads((tmp_path / "state.json").read_text())["config"])
+    rates = builders.learning_rates(config, "sparse", per_epoch)
     # Where the schedule stands after the last step: at the end of the sparse phase's.
-    last = base * rates.rate(scheduler, 4 * per_epoch)(4 * per_epoch)
-    assert math.isclose(state["optimizer_states"][0]["param_groups"][0]["lr"], last, abs_tol=1e-12)
-    assert state["optimizer_states"][0]["param_groups"][0]["initial_lr"] == base
+    group = state["optimizer_states"][0]["param_groups"][0]
+    assert math.isclose(group["lr"], rates[-1], rel_tol=1e-9)
+    assert group["initial_lr"] == builders.base_rate(config, "sparse")
 
 
 @pytest.mark.parametrize(
@@ -187,32 +200,3 @@ def test_bad_values_cost_one_line(
     told = capfd.readouterr().err.strip().splitlines()
     assert said in told[-1]
     assert not (tmp_path / "run").exists()
-
-
-def test_the_gradient_is_the_formulas() -> None:
-    """(1 - w) (q - y) + w T (q_T - p_T), over the batch; Hinton et al. 2015, section 2."""
-    from slim.module import Classifier
-    from slim.recovery import Distillation
-
-    torch.manual_seed(0)
-    student = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(6, 4, bias=False)).double()
-    told = copy.deepcopy(student)
-    torch.nn.init.normal_(told[1].weight)
-    heat, weight = 3.0, 0.6
-    module = Classifier(
-        student, optimizer=lambda p: torch.optim.SGD(p, 0.1), rate=lambda step: 1.0, total_steps=1,
-        distillation=Distillation(told, heat, weight),
-    )  # fmt: skip
-    module.on_fit_start()
-    x, y = torch.randn(5, 6), torch.tensor([0, 3, 1, 2, 2])
-    module.double().training_step((x.double(), y), 0).backward()
-    logits, answers = student(x.double()).detach().float(), told(x.double()).detach().float()
-    hard = logits.softmax(1) - torch.nn.functional.one_hot(y, 4)
-    soft = heat * ((logits / heat).softmax(1) - (answers / heat).softmax(1))
-    slope = ((1 - weight) * hard + weight * soft) / 5
-    torch.testing.assert_close(student[1].weight.grad.float(), slope.T @ x, rtol=1e-4, atol=1e-6)
-    assert told[1].weight.grad is None
-    assert not told.training
-    assert not any(name.startswith("_teacher") or "distill" in name for name in module.state_dict())
-    held = {id(p) for group in module.configure_optimizers()["optimizer"].param_groups for p in group["params"]}
-    assert held == {id(p) for p in student.parameters()}

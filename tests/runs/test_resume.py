@@ -16,7 +16,7 @@ from experiments.chaos.harness import Outcome, chaos, compare, curves, start
 from slim.runs.checkpoint import Saver, read
 from slim.runs.signals import Interrupted
 from slim.errors import SlimError
-from slim.pipeline import judge
+from slim.runs import pruning
 from slim.runs.record import timeless
 from slim.runs.state import Lock, State, differences
 from tests.runs.tiny import TINY, run
@@ -75,20 +75,20 @@ def test_a_signal_between_training_phases(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Where no step is waited for it counts at once; what was done stays done."""
-    measured = judge.accuracies
+    measured = pruning.evaluate
 
     def told(*args: object) -> object:
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(60)
         return measured(*args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(judge, "accuracies", told)
+    monkeypatch.setattr(pruning, "evaluate", told)
     began = time.monotonic()
     run(tmp_path / "run", "phases=[sparse,prune]", code=143)
     assert time.monotonic() - began < 60
     assert "resume=" in capfd.readouterr().err.splitlines()[-1]
     assert list(State.load(tmp_path / "run").phases) == ["sparse"]
-    monkeypatch.setattr(judge, "accuracies", measured)
+    monkeypatch.setattr(pruning, "evaluate", measured)
     assert train.main([f"resume={tmp_path / 'run'}"]) == 0
     assert "sparse: done before" in capfd.readouterr().err
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL, "handlers are given back"
@@ -149,7 +149,7 @@ def test_changed_runs_are_refused(tmp_path: Path, capfd: pytest.CaptureFixture[s
 def test_resumed_without_a_kill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run whose fine-tuning failed once goes on there; what was done is not done again."""
     from slim.errors import RunFailed
-    from slim.pipeline import run as runs
+    from slim.runs import phases as runs
 
     run(tmp_path / "whole")
     once = runs.train

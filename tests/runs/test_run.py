@@ -17,7 +17,7 @@ import slim
 import train
 from slim.channels import Plan, plan_of
 from slim.models import vgg
-from slim.pipeline import judge
+from slim.runs import evaluation
 from slim.runs.record import timeless
 from slim.report import environment
 from tests.runs.tiny import run
