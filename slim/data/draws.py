@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-_ORDER, _AUGMENT, _SAMPLE = 0, 1, 2
+_ORDER, _AUGMENT, _SAMPLE, _CALIBRATE = 0, 1, 2, 3
 
 
 class Draws(NamedTuple):
@@ -47,6 +47,11 @@ def drawn(count: int, seed: int, epoch: int, *, padding: int, mirror: bool) -> D
 def sample_seed(seed: int, epoch: int, position: int) -> int:
     """Seed of one image in one epoch, for transforms that draw by themselves."""
     return seed_of(seed, epoch, _SAMPLE, position)
+
+
+def calibration_seed(seed: int) -> int:
+    """Seed of batches beside the training, so that they are not those of its epochs."""
+    return seed_of(seed, _CALIBRATE)
 
 
 def _generator(seed: int, epoch: int, use: int) -> torch.Generator:

@@ -10,6 +10,8 @@ import torch
 from pytorch_lightning import LightningDataModule
 
 from slim.data import options
+from slim.data.calibration import CalibrationBatches
+from slim.data.draws import calibration_seed
 from slim.data.loader import BatchLoader, Look, Source
 from slim.data.splits import limited, permutation, split
 from slim.errors import SlimError
@@ -51,7 +53,7 @@ class ImageData(LightningDataModule):
     Args:
         origin: The data set.
         batch_size: Training images per batch and process.
-        eval_batch_size: Images per batch in validation, test and calibration.
+        eval_batch_size: Images per batch in validation and test.
         seed: Of order and augmentation.
         augment: ``True`` or ``"crop"``: shift by ``padding`` pixels, mirror if ``mirror``. ``"zoom"``: crops of random
             size, image_folder only. ``False`` or ``"none"``.
@@ -193,12 +195,34 @@ class ImageData(LightningDataModule):
         source = self._tested()
         return self._loader(source, torch.arange(len(source)), train=False)
 
-    def calibration_batches(
+    def calibration_batches(self, count: int = 100, device: torch.device | str | None = None) -> CalibrationBatches:
+        """``count`` batches as the network is trained on, for BatchNorm's statistics: same images, size, augmentation.
+
+        Shifts and mirrors belong to what a network has learned; statistics of images without them do not fit it.
+        Running averages with PyTorch's momentum of 0.1 rest on the last 20 to 30 batches of training, so 100 are more
+        than enough. The batches depend on ``seed`` alone, and are not those of any epoch.
+        """
+        source, train, _, _ = self._fitted()
+
+        def loader() -> BatchLoader:
+            return BatchLoader(
+                source,
+                train,
+                self._look(),
+                batch_size=self.batch_size,
+                seed=calibration_seed(self.seed),
+                train=True,
+                device=self._device() if device is None else device,
+            )
+
+        return CalibrationBatches(loader, count)
+
+    def plain_batches(
         self, count: int, device: torch.device | str | None = None
     ) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """``count`` batches of ``eval_batch_size`` training images without augmentation, always the same.
 
-        Fewer if the training set is smaller. For BatchNorm's statistics and criteria that look at data.
+        Fewer if the training set is smaller. For criteria that look at data, and to evaluate where nothing is held out.
         """
         source, train, _, _ = self._fitted()
         index = train[permutation(len(train))][: count * self.eval_batch_size]

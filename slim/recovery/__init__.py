@@ -5,5 +5,6 @@ from __future__ import annotations
 from slim.recovery.absorb import absorb
 from slim.recovery.distill import Distillation, distillation_loss
 from slim.recovery.recalibrate import recalibrate
+from slim.recovery.recover import Recovered, Step, recover
 
-__all__ = ["Distillation", "absorb", "distillation_loss", "recalibrate"]
+__all__ = ["Distillation", "Recovered", "Step", "absorb", "distillation_loss", "recalibrate", "recover"]

@@ -30,6 +30,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from slim.channels import Plan, mask, unwrap
 from slim.errors import SlimError
+from slim.recovery.isolated import Saved, saved
 
 if TYPE_CHECKING:
     from slim.channels import ChannelGraph
@@ -83,6 +84,12 @@ def absorb(
             kept = torch.as_tensor(stays.get(name, np.arange(len(target))), device=target.device)
             target[kept] += change[kept].to(target)
     return result
+
+
+def constants(model: nn.Module) -> Saved:
+    """Every tensor that :func:`absorb` may change."""
+    found = (layer.running_mean if isinstance(layer, _BatchNorm) else layer.bias for _, layer in _takers(model))
+    return saved(tensor for tensor in found if isinstance(tensor, Tensor))
 
 
 def _removed_groups(removed: Plan | npt.NDArray[np.bool_], graph: ChannelGraph) -> npt.NDArray[np.bool_]:

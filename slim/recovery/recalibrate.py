@@ -1,11 +1,15 @@
 """Measure BatchNorm statistics afresh: after a cut, the running averages describe a network that is gone.
 
-A few forward passes are enough; EagleEye (Li et al., ECCV 2020, arXiv:2007.02491) uses about 100 batches.
+A few forward passes are enough; EagleEye (Li et al., ECCV 2020, arXiv:2007.02491) uses about 100 batches. They must be
+of the training distribution, augmentation and batch size included: statistics of other images fit the weights worse
+than the old ones do.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import copy
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
@@ -13,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from slim.errors import SlimError
+from slim.recovery.isolated import Saved, isolated, put_back, saved
 
 
 def recalibrate(
@@ -22,19 +27,23 @@ def recalibrate(
     *,
     seed: int = 0,
     inputs: Callable[[Any], tuple[Any, ...]] | None = None,
+    forward: Callable[[nn.Module, Any], Any] | None = None,
 ) -> int:
     """Replace the running statistics of every BatchNorm by the plain average over ``n`` batches.
 
     Only BatchNorm layers switch to training mode, so dropout stays off and nothing else changes; momentum, modes and
     the layers' batch counters are as before when this returns. The same batches and ``seed`` give the same bits: the
-    generators are seeded inside and restored (shuffling and augmentation in the loader follow them).
+    generators of Python, NumPy and torch are seeded inside and restored (shuffling and augmentation in the loader
+    follow them). A loader with a ``state_dict`` is put back to its position.
 
     Args:
         model: changed in place (statistics only).
-        batches: any iterable or loader of ``x``, ``(x, ...)`` or ``{name: tensor}`` (keyword arguments).
+        batches: any iterable or loader of ``x``, ``(x, ...)`` or ``{name: tensor}`` (keyword arguments), augmented as
+            in training.
         n: batches to average over; a shorter loader gives what it has. 0 leaves everything alone.
         seed: of torch's generators while the batches are read.
         inputs: turns a batch into the model's positional arguments, instead of the rule above.
+        forward: runs the model on a batch as the loader gave it, instead of all of the above.
 
     Returns:
         Batches used (0 when the model has no running statistics).
@@ -53,39 +62,71 @@ def recalibrate(
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
     if not norms or n == 0:
         return 0
-    device = next((t.device for t in (*model.parameters(), *model.buffers())), torch.device("cpu"))
-    modes = [(m, m.training) for m in model.modules()]
-    before = [(m, m.momentum, _count(m), _copies(m)) for m in norms]
-    devices = [device] if device.type == "cuda" else []
+    before = [(norm, norm.momentum, _count(norm)) for norm in norms]
+    old = statistics(model)
     used = 0
     try:
-        model.eval()
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.momentum = None  # PyTorch's own cumulative average
-            norm.train()
-        with torch.random.fork_rng(devices), torch.no_grad():
-            torch.manual_seed(seed)
+        with isolated(model, seed), _in_position(batches), torch.no_grad():
+            model.eval()
+            for norm in norms:
+                norm.reset_running_stats()
+                norm.momentum = None  # PyTorch's own cumulative average
+                norm.train()
             for batch in islice(iter(batches), n):
-                args, kwargs = _arguments(batch, device, inputs)
-                if _samples(args, kwargs) > 1:  # one sample has no variance
-                    model(*args, **kwargs)
-                    used += 1
+                used += _run(model, batch, inputs, forward)
+    except BaseException:
+        used = 0
+        raise
     finally:
-        for norm, momentum, count, statistics in before:
+        for norm, momentum, count in before:
             norm.momentum = momentum
             if count is not None and norm.num_batches_tracked is not None:
                 norm.num_batches_tracked.copy_(count)
-            if not used:
-                _put_back(norm, statistics)
-        for module, training in modes:
-            module.training = training
+        if not used:
+            put_back(old)
     if not used:
         raise SlimError(
             "recalibration needs a batch of at least 2 samples. Got 0 usable batches. "
             "Give a loader with data, or set recovery.recalibrate_batches=0."
         )
     return used
+
+
+def statistics(model: nn.Module) -> Saved:
+    """Every running mean and variance of a BatchNorm, as :func:`recalibrate` changes them."""
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    found = [t for norm in norms for t in (norm.running_mean, norm.running_var) if t is not None]
+    return saved(found)
+
+
+def _run(
+    model: nn.Module,
+    batch: Any,
+    inputs: Callable[[Any], tuple[Any, ...]] | None,
+    forward: Callable[[nn.Module, Any], Any] | None,
+) -> bool:
+    """Run the model on a batch, unless that is one sample, which has no variance."""
+    if forward is not None:
+        forward(model, batch)
+        return True
+    device = next((t.device for t in (*model.parameters(), *model.buffers())), torch.device("cpu"))
+    args, kwargs = _arguments(batch, device, inputs)
+    if _samples((args, kwargs)) == 1:
+        return False
+    model(*args, **kwargs)
+    return True
+
+
+@contextmanager
+def _in_position(batches: Any) -> Iterator[None]:
+    """A loader that knows its position has it again afterwards."""
+    knows = hasattr(batches, "state_dict") and hasattr(batches, "load_state_dict")
+    position = copy.deepcopy(batches.state_dict()) if knows else None
+    try:
+        yield
+    finally:
+        if knows:
+            batches.load_state_dict(position)
 
 
 def _arguments(
@@ -102,21 +143,13 @@ def _arguments(
     return (move(first),), {}
 
 
-def _samples(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
-    sizes = [len(a) for a in (*args, *kwargs.values()) if isinstance(a, Tensor) and a.dim()]
-    return sizes[0] if sizes else 2
+def _samples(value: Any) -> int | None:
+    """Length of the first tensor in nested ``value``."""
+    if isinstance(value, Tensor):
+        return len(value) if value.dim() else None
+    nested = value.values() if isinstance(value, dict) else value if isinstance(value, tuple | list) else ()
+    return next((found for part in nested if (found := _samples(part)) is not None), None)
 
 
 def _count(norm: nn.modules.batchnorm._BatchNorm) -> Tensor | None:
     return None if norm.num_batches_tracked is None else norm.num_batches_tracked.clone()
-
-
-def _copies(norm: nn.modules.batchnorm._BatchNorm) -> list[Tensor]:
-    return [t.clone() for t in (norm.running_mean, norm.running_var) if t is not None]
-
-
-def _put_back(norm: nn.modules.batchnorm._BatchNorm, statistics: list[Tensor]) -> None:
-    for buffer, saved in zip(
-        [t for t in (norm.running_mean, norm.running_var) if t is not None], statistics, strict=True
-    ):
-        buffer.copy_(saved)

@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from slim.data import ImageFolderData
+from slim.data import BatchLoader, ImageFolderData
 from slim.data.cache import decoded, statistics
 from slim.data.decode import read_image
 from slim.data.listing import class_folders, listing
@@ -242,14 +242,43 @@ def test_statistics_are_the_pixels(make_folder: MakeFolder) -> None:
     assert own.mean == (0.5, 0.5, 0.5) and own.std == (1.0, 1.0, 1.0)
 
 
-def test_calibration_is_plain_training_images_always_the_same(make_folder: MakeFolder) -> None:
+def test_plain_batches_are_training_images_always_the_same(make_folder: MakeFolder) -> None:
     one = data(make_folder(), eval_batch_size=4)
-    first = one.calibration_batches(2)
+    first = one.plain_batches(2)
     list(one.train_dataloader())
-    assert len(first) == 2 and same(first, one.calibration_batches(2))
-    assert len(one.calibration_batches(99)) == 6
+    assert len(first) == 2 and same(first, one.plain_batches(2))
+    assert len(one.plain_batches(99)) == 6
     source, train, _, _ = one._fitted()
     assert torch.equal(torch.cat([y for _, y in first]), source.labels[train[permutation(len(train))]][:8])
+
+
+@pytest.mark.parametrize("options", [{}, {"memory_budget_gb": 0, "augment": "zoom"}])
+def test_calibration_is_the_training_distribution_beside_the_training(
+    make_folder: MakeFolder, options: dict[str, Any]
+) -> None:
+    folder = make_folder()
+    one = data(folder, batch_size=5, padding=3, **options)
+    training = one.train_dataloader()
+    running = iter(training)
+    next(running)
+    place, state = training.state_dict(), torch.get_rng_state()
+    found = one.calibration_batches(9)
+    batches = list(found)
+    # More batches than an epoch has, each drawn anew, all of training images.
+    assert len(found) == len(batches) == 9 and {len(x) for x, _ in batches} == {5}
+    assert same(batches, list(found)) and same(batches[:2], list(one.calibration_batches(2)))
+    assert training.state_dict() == place and torch.equal(torch.get_rng_state(), state)
+    assert len({x.sum().item() for x, _ in batches}) == 9
+    epochs = [x for epoch in range(3) for x, _ in at(one, epoch)]
+    assert not any(torch.equal(x, y) for x, _ in batches for y in epochs)
+    other = data(folder, batch_size=5, padding=3, seed=1, **options)
+    assert not same(batches, list(other.calibration_batches(9)))
+
+
+def at(one: ImageFolderData, epoch: int) -> BatchLoader:
+    loader = one.train_dataloader()
+    loader.set_position(epoch, 0)
+    return loader
 
 
 # Every way it can be wrong.

@@ -1,0 +1,190 @@
+"""What makes a cut network right without training, each step kept only where it helps on held-out data.
+
+Two steps. :func:`absorb` moves the constants of removed channels into the layers that read them, before the cut;
+:func:`recalibrate` measures the BatchNorm statistics afresh, after it. Neither is sure to help: a living channel is no
+constant, and statistics of a few batches are worse than the running ones where the cut took nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from slim.channels import Plan, unwrap
+from slim.channels import rebuild as rebuilt
+from slim.recovery.absorb import absorb as absorbed
+from slim.recovery.absorb import constants
+from slim.recovery.isolated import isolated, put_back
+from slim.recovery.recalibrate import recalibrate as recalibrated
+from slim.recovery.recalibrate import statistics
+
+if TYPE_CHECKING:
+    from slim.channels import ChannelGraph
+
+Evaluate = Callable[[nn.Module], float]
+
+
+@dataclass(frozen=True)
+class Step:
+    """What became of one step; ``before`` and ``after`` as ``evaluate`` gave them, None where it did not run."""
+
+    name: str  # "absorb" or "recalibrate"
+    before: float | None
+    after: float | None
+    kept: bool
+    reason: str
+
+    def __str__(self) -> str:
+        figures = "" if self.after is None or self.before is None else f", {self.before:.4f} to {self.after:.4f}"
+        return f"{self.name}: {'kept' if self.kept else 'not kept'}{figures} ({self.reason})"
+
+
+@dataclass(frozen=True)
+class Recovered:
+    """The thin network, and the steps that were asked for, in their order."""
+
+    network: nn.Module
+    steps: tuple[Step, ...]
+
+
+def recover(
+    network: nn.Module,
+    removed: Plan | npt.NDArray[np.bool_],
+    graph: ChannelGraph,
+    *,
+    absorb: bool = True,
+    batches: Iterable[Any] | Callable[[], Iterable[Any]] | None = None,
+    count: int = 100,
+    evaluate: Evaluate | None = None,
+    seed: int = 0,
+    example_inputs: Any = None,
+    inputs: Callable[[Any], tuple[Any, ...]] | None = None,
+    forward: Callable[[nn.Module, Any], Any] | None = None,
+    rebuild: Callable[[nn.Module], nn.Module] | None = None,
+) -> Recovered:
+    """Cut ``network`` and make it right again: absorb, rebuild, recalibrate; a step that does not help is taken back.
+
+    Absorbing is kept when the thin network is no worse for it: on a tie it computes nearer to what the whole network
+    did. Recalibrating is kept only when the network is better for it: on a tie the statistics of the training stay,
+    which saw more data. So the result is never worse than the bare cut on what ``evaluate`` looks at.
+
+    The network's modes and all generators are as before when this returns; ``evaluate`` runs in eval mode, without
+    gradients, seeded alike each time. In distributed training every process must evaluate and calibrate on the same
+    data, or hand in results that are the same everywhere.
+
+    Args:
+        network: before the cut. Not changed, unless ``rebuild`` is given.
+        removed: the plan, or the bool mask ``(n_groups,)`` it is made from.
+        graph: of ``network``.
+        absorb: try that step.
+        batches: as trained on, augmentation included, for the statistics; or what returns them. None: that step is
+            not tried.
+        count: batches to average over; 0: that step is not tried.
+        evaluate: figure of a network, higher is better, on held-out data (on training data where none is held out). It
+            gets copies of ``network`` that were cut, and the thin network itself. None: every step is kept unseen.
+        seed: of the generators while batches are read and networks evaluated.
+        example_inputs: for :func:`absorb`, where the graph does not know what the network takes.
+        inputs: turns a batch into positional arguments, as in :func:`recalibrate`.
+        forward: runs a network on a batch, as in :func:`recalibrate`.
+        rebuild: makes the thin network, for surgery in the middle of training:
+            ``lambda network: slim.rebuild(network, plan, in_place=True, optimizer=optimizer)``. It gets ``network``
+            itself, into which the constants were moved where that helps. By default a new network is made.
+
+    Raises:
+        SlimError: plan, mask or batches do not fit the network.
+
+    >>> from slim.channels import trace
+    >>> net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 1))
+    >>> graph = trace(net, torch.zeros(1, 3, 8, 8))
+    >>> data = [torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(0))]
+    >>> found = recover(net, np.arange(len(graph)) == 3, graph, batches=data, evaluate=lambda net: 0.5)
+    >>> [str(step) for step in found.steps]
+    ['absorb: kept, 0.5000 to 0.5000 (no worse)', 'recalibrate: not kept, 0.5000 to 0.5000 (no better; 1 batches)']
+    """
+    network = unwrap(network)
+    plan = removed if isinstance(removed, Plan) else graph.plan(removed)
+    figure = _Figure(evaluate, seed)
+    steps: list[Step] = []
+    saved = constants(network)
+    try:
+        if absorb:
+            steps.append(_try_absorb(network, removed, plan, graph, figure, example_inputs))
+        thin = rebuilt(network, plan) if rebuild is None else rebuild(network)
+    finally:
+        if rebuild is None:
+            put_back(saved)
+    if batches is not None and count:
+        known = next(((s.after if s.kept else s.before) for s in steps), None)
+
+        def measure() -> int:
+            given = batches() if callable(batches) else batches
+            return recalibrated(thin, given, count, seed=seed, inputs=inputs, forward=forward)
+
+        steps.append(_try_recalibrate(thin, measure, known, figure))
+    return Recovered(thin, tuple(steps))
+
+
+def _try_absorb(
+    network: nn.Module,
+    removed: Plan | npt.NDArray[np.bool_],
+    plan: Plan,
+    graph: ChannelGraph,
+    figure: _Figure,
+    example_inputs: Any,
+) -> Step:
+    """Absorb in ``network`` itself and put its constants back where that does not help.
+
+    Never more than one dense and one thin network are held while one of them is evaluated.
+    """
+    if plan.is_identity:
+        return Step("absorb", None, None, False, "nothing was removed")
+    if example_inputs is None and graph.inputs is None:
+        return Step("absorb", None, None, False, "the graph was traced on inputs that are not plain tensors")
+    before = None if figure.evaluate is None else figure(rebuilt(network, plan))
+    saved = constants(network)
+    absorbed(network, removed, graph, example_inputs=example_inputs, in_place=True)
+    if before is None:
+        return Step("absorb", None, None, True, "not evaluated")
+    after = figure(rebuilt(network, plan))
+    if after >= before or math.isnan(before):
+        return Step("absorb", before, after, True, "no worse")
+    put_back(saved)
+    return Step("absorb", before, after, False, "worse")
+
+
+def _try_recalibrate(thin: nn.Module, measure: Callable[[], int], known: float | None, figure: _Figure) -> Step:
+    """Recalibrate ``thin`` in place by ``measure``, and put the statistics back where that does not help.
+
+    ``known`` is the figure of ``thin`` where it was evaluated before.
+    """
+    saved = statistics(thin)
+    if not saved:
+        return Step("recalibrate", None, None, False, "there are no running statistics")
+    before = figure(thin) if known is None and figure.evaluate is not None else known
+    used = measure()
+    if before is None:
+        return Step("recalibrate", None, None, True, f"not evaluated; {used} batches")
+    after = figure(thin)
+    if after > before or (math.isnan(before) and not math.isnan(after)):
+        return Step("recalibrate", before, after, True, f"better; {used} batches")
+    put_back(saved)
+    return Step("recalibrate", before, after, False, f"no better; {used} batches")
+
+
+class _Figure:
+    """A caller's evaluation, in eval mode, without gradients, with generators of its own."""
+
+    def __init__(self, evaluate: Evaluate | None, seed: int) -> None:
+        self.evaluate, self._seed = evaluate, seed
+
+    def __call__(self, network: nn.Module) -> float:
+        assert self.evaluate is not None
+        with isolated(network, self._seed), torch.no_grad():
+            return float(self.evaluate(network.eval()))
