@@ -81,9 +81,8 @@ def validation_batches(data: Any) -> Any:
 
 
 def _training_batches(data: Any) -> Any:
-    calibration = getattr(data, "evaluation_batches", None) or getattr(data, "calibration_batches", None)
-    if calibration is not None:
-        return calibration(BATCHES_WITHOUT_VALIDATION)
+    if hasattr(data, "plain_batches"):
+        return data.plain_batches(BATCHES_WITHOUT_VALIDATION)
     return list(islice(data.train_dataloader(), BATCHES_WITHOUT_VALIDATION))
 
 

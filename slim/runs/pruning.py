@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
+from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
@@ -22,6 +22,7 @@ from slim.lightning.cut import score as score_channels
 from slim.runs import weights
 from slim.runs.components import Components
 from slim.runs.evaluation import bottleneck, evaluate, validation_batches
+from slim.runs.loaders import seed_all
 from slim.runs.schedules import restarted
 from slim.selection import Selection
 
@@ -140,25 +141,34 @@ def rehearse(parts: Components, graph: ChannelGraph) -> None:
 
 def score(parts: Components, graph: ChannelGraph, batches: Iterable[Any] | None = None) -> Scores:
     """The criterion of the configuration on a network; ``batches`` are of the training data by default."""
-    source = (lambda: training_batches(parts)) if batches is None else (lambda: batches)
     module = parts.module()
-    calibration = Calibration(module, parts.network(module), source, None)
 
     def loader(count: int) -> list[Any]:
-        return list(calibration.pairs(count))
+        given = ranking_batches(parts, count) if batches is None else batches
+        return list(Calibration(module, parts.network(module), given, None).pairs(count))
 
     return score_channels(graph, parts.config.criterion, loader)
 
 
-def training_batches(parts: Components) -> Iterator[Any]:
-    """Batches of the training distribution, augmented as trained on, the same every time."""
-    data = parts.data
-    count = max(int(parts.config.recovery.get("recalibrate_batches", 0)), 8)
-    if hasattr(data, "calibration_batches"):
-        return iter(data.calibration_batches(count))
-    with torch.random.fork_rng():
-        torch.manual_seed(parts.config.seed)
-        return iter(list(islice(data.train_dataloader(), count)))
+def calibration_batches(parts: Components) -> Iterable[Any]:
+    """Batches of the training distribution, augmented as trained on, the same every time: for BatchNorm's statistics."""
+    count = int(parts.config.recovery.get("recalibrate_batches", 0))
+    if hasattr(parts.data, "calibration_batches"):
+        return parts.data.calibration_batches(count)
+    return _first_batches(parts, count)
+
+
+def ranking_batches(parts: Components, count: int) -> Iterable[Any]:
+    """``count`` training batches without augmentation, where the data module knows how: for criteria that look at data."""
+    if hasattr(parts.data, "plain_batches"):
+        return parts.data.plain_batches(count)
+    return _first_batches(parts, count)
+
+
+def _first_batches(parts: Components, count: int) -> list[Any]:
+    with isolate_rng():
+        seed_all(parts.config.seed)
+        return list(islice(parts.data.train_dataloader(), count))
 
 
 def _evaluation(parts: Components, module: pl.LightningModule) -> Any:
