@@ -21,12 +21,12 @@ from slim.lightning.cut import Batches, Calibration, Cut, check_equal, figures, 
 from slim.lightning.example import inputs_of, packed, unpacked
 from slim.lightning.moments import END, Moment, moments
 from slim.lightning.network import Network, find_network, path_of
-from slim.lightning.recover import recover_in_place
 from slim.lightning.sparse import SparseTraining
 from slim.lightning.surgery import after_surgery, agreed, cut_in_place, refuse_sharded, synchronize
 from slim.lightning.traced import TracedNetwork
+from slim.recovery import Step, recover
 from slim.selection import Selection, exact_zeros, select_groups
-from slim.sparsity import Drawn
+from slim.sparsity import Stochastic
 
 BUDGETS = ("ratio", "macs", "params", "memory", "latency")
 NEAR_ZERO = 1e-2
@@ -138,7 +138,7 @@ class ChannelPruning(pl.Callback):
         if traced.example is None:
             traced.example = unpacked(self._saved_example)
         for callback in self._sparse(trainer):
-            if isinstance(callback.law, Drawn) and (self._every is not None or len(self._moments) > 1):
+            if isinstance(callback.law, Stochastic) and (self._every is not None or len(self._moments) > 1):
                 raise SlimError(
                     f"A law with random gates cannot follow several cuts. Got penalty={type(callback.law).__name__}. "
                     "Cut once, or use penalty='target' or 'prox'."
@@ -186,7 +186,7 @@ class ChannelPruning(pl.Callback):
                 if last:
                     callback.stop()
                 else:
-                    stack.enter_context(callback.settled())
+                    stack.enter_context(callback.deterministic_scales())
             cut = self.cut(module, amount=amount, trainer=trainer, epochs=epochs)
         self._done += amount is not None
         for callback in self._sparse(trainer):
@@ -276,19 +276,25 @@ class ChannelPruning(pl.Callback):
             error = check_equal(traced.network, plan, traced.example)
         optimizers = [] if trainer is None else trainer.optimizers
         networks = [traced.network, *self._twins(module, traced.network, trainer)]
-        steps: tuple[Any, ...] = ()
+        steps: tuple[Step, ...] = ()
         for index, network in enumerate(networks):
-            found = recover_in_place(
+
+            def rebuild_in_place(thin: nn.Module) -> nn.Module:
+                cut_in_place(thin, plan, optimizers)
+                return thin
+
+            found = recover(
                 network,
                 selection.removed,
                 traced.graph,
-                lambda thin: cut_in_place(thin, plan, optimizers),
-                calibration if calibration and self._recover.get("batches") else None,
                 absorb=bool(self._recover.get("absorb", bool(self._recover))),
+                batches=calibration if calibration else None,
                 count=int(self._recover.get("batches", 100)) if self._recover else 0,
                 evaluate=evaluate or self._recover.get("evaluate"),
+                forward=calibration.forward,
+                rebuild=rebuild_in_place,
             )
-            steps = found if index == 0 else steps
+            steps = found.steps if index == 0 else steps
         synchronize(trainer, *networks)
         after_surgery(trainer, module)
         traced.graph = None
