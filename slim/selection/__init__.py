@@ -5,12 +5,14 @@ from slim.selection.limits import Limits, limits
 from slim.selection.schedules import SCHEDULES, Pass, passes, relative
 from slim.selection.selection import Selection, select, select_groups
 from slim.selection.soft import soften
+from slim.selection.zeros import exact_zeros
 
 __all__ = [
     "SCHEDULES",
     "Limits",
     "Pass",
     "Selection",
+    "exact_zeros",
     "limits",
     "passes",
     "relative",

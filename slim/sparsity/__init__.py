@@ -18,6 +18,7 @@ from slim.sparsity.l1 import l1
 from slim.sparsity.penalty import Penalty, Stochastic
 from slim.sparsity.polarization import polarization
 from slim.sparsity.prox import prox
+from slim.sparsity.step import Handle, install
 from slim.sparsity.target import Target
 
 LAWS: dict[str, Callable[..., Penalty]] = {
@@ -29,7 +30,7 @@ LAWS: dict[str, Callable[..., Penalty]] = {
     "l0": L0,
 }
 
-__all__ = ["LAWS", "Forecast", "Penalty", "Stochastic", "build", "gamma_parameters"]
+__all__ = ["LAWS", "Forecast", "Handle", "Penalty", "Stochastic", "build", "gamma_parameters", "install"]
 
 
 def build(name: str, **options: Any) -> Penalty:

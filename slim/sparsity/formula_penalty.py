@@ -64,6 +64,10 @@ class FormulaPenalty:
         self._gammas = collect_gammas(model, graph, norms=self._norms, prunable_only=self._prunable_only)
         self._formula = self._make(self._gammas)
 
+    def scales(self) -> list[Tensor]:
+        """See `Penalty.scales`."""
+        return list(self._gammas.weights)
+
     def before_step(self, lr: float) -> None:
         """gamma.grad += lam * subgradient."""
         lam = self.lam_schedule.at(self._progress.before_step(), self._progress.total)

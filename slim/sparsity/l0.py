@@ -79,6 +79,10 @@ class L0:
             self._store_plain_scales()
             self.sample_gates()
 
+    def scales(self) -> list[Tensor]:
+        """See `Penalty.scales`."""
+        return list(self._gammas.weights)
+
     @torch.no_grad()
     def before_step(self, lr: float) -> None:
         """Step the gates; give the optimizer the plain scales with their own gradients."""

@@ -30,6 +30,9 @@ class Penalty(Protocol):
     def attach(self, model: nn.Module, graph: ChannelGraph, total_steps: int) -> None:
         """Collect the gammas; start a phase of ``total_steps`` optimizer steps, or continue from a loaded state."""
 
+    def scales(self) -> list[Tensor]:
+        """The gammas it acts on, once attached: the model's own parameters."""
+
     def before_step(self, lr: float) -> None:
         """After backward, unscaling and clipping: add the subgradient to ``gamma.grad``."""
 

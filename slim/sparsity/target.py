@@ -97,6 +97,10 @@ class Target:
         else:
             self._select(1.0)  # a budget out of reach is an error or a note before training, not after
 
+    def scales(self) -> list[Tensor]:
+        """See `Penalty.scales`."""
+        return list(self._gammas.weights)
+
     def before_step(self, lr: float) -> None:
         """Accumulate the scores; zero the gradient of scales that are already zero."""
         step = self._progress.before_step()

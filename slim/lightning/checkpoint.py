@@ -1,0 +1,144 @@
+"""Checkpoints of thin networks: each carries the plans of its networks, and every way of loading applies them first.
+
+Lightning offers no hook of a callback before the weights are loaded, and calls none at all where only weights are
+saved. The module's own ``on_save_checkpoint`` and ``on_load_checkpoint`` are always called, at the right moment, so they
+are extended on the instance. ``Mine.load_from_checkpoint`` builds the instance itself; there the checkpoint names
+:func:`instantiate` as the function to do so, in the place that Lightning has for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import Any, TypeVar
+
+import pytorch_lightning as pl
+from pytorch_lightning.core import saving
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+from slim.channels import Plan
+from slim.errors import SlimError
+from slim.lightning.network import find_network
+from slim.lightning.traced import TracedNetwork
+
+KEY = "slim"
+"""Key of everything slim puts into a checkpoint; ``networks`` in it maps attribute paths to plans as JSON."""
+INSTANTIATOR = "slim.lightning.instantiate"
+CLI_INSTANTIATORS = ("pytorch_lightning.cli.instantiate_module", "lightning.pytorch.cli.instantiate_module")
+
+Module = TypeVar("Module", bound=pl.LightningModule)
+
+# Lightning calls only functions that it knows from checkpoints; since 2.6 it keeps a list of them.
+getattr(saving, "_ALLOWED_INSTANTIATORS", set()).add(INSTANTIATOR)
+
+
+def plans_of(module: nn.Module) -> dict[str, str]:
+    """The plan of every thin network in a module, as JSON by the network's path."""
+    found = {name: part.__dict__.get("_slim_plan") for name, part in module.named_modules()}
+    return {name: plan.to_json() for name, plan in found.items() if isinstance(plan, Plan) and not plan.is_identity}
+
+
+def prepare(module: pl.LightningModule) -> None:
+    """From now on checkpoints of this module carry plans, and loading one applies them."""
+    # A partial of a function, because copies and pickles of the module then have hooks of their own.
+    object.__setattr__(module, "on_save_checkpoint", partial(_save, module))
+    object.__setattr__(module, "on_load_checkpoint", partial(_load, module))
+
+
+def load(kind: type[Module], path: Any, **kwargs: Any) -> Module:
+    """``kind.load_from_checkpoint(path, **kwargs)`` that gives the thin network of a pruned module's checkpoint.
+
+    Args:
+        kind: The LightningModule's class.
+        path: A checkpoint of Lightning's.
+        kwargs: As of ``load_from_checkpoint``: ``map_location``, ``strict``, arguments of the class.
+
+    Raises:
+        SlimError: The checkpoint's plan was made for another network.
+    """
+
+    class Thin(kind):  # type: ignore[misc, valid-type]
+        def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+            apply_plans(self, checkpoint)
+            kind.on_load_checkpoint(self, checkpoint)
+
+    module: Any = Thin.load_from_checkpoint(path, **kwargs)
+    module.__class__ = kind
+    loaded: Module = module
+    return loaded
+
+
+def instantiate(kind: type[Module], arguments: dict[str, Any]) -> Module:
+    """Build a module for Lightning's ``load_from_checkpoint``: one that applies the checkpoint's plans when it loads."""
+    built: Any
+    if arguments.pop("_slim_cli", None):
+        from pytorch_lightning.cli import instantiate_module
+
+        built = instantiate_module(kind, arguments)  # type: ignore[arg-type]
+    else:
+        built = kind(**arguments)
+    prepare(built)
+    module: Module = built
+    return module
+
+
+def apply_plans(module: pl.LightningModule, checkpoint: Mapping[str, Any]) -> None:
+    """Give every network of ``module``, and its averaged copies, the structure that the checkpoint's weights have.
+
+    Raises:
+        SlimError: A plan was made for another network, or the network is thinner already.
+    """
+    saved = checkpoint.get(KEY)
+    texts = saved.get("networks", {}) if isinstance(saved, Mapping) else {}
+    plans: dict[str, Plan | None] = {path: Plan.from_json(text) for path, text in texts.items()}
+    # A network that is thin now and was dense then becomes dense again.
+    plans = {**dict.fromkeys(plans_of(module)), **plans}
+    callbacks = [] if module._trainer is None else list(module.trainer.callbacks)  # type: ignore[attr-defined]
+    for path, plan in plans.items():
+        TracedNetwork.of(module, path, callbacks=callbacks).become(plan)
+        for average in averages(callbacks):
+            TracedNetwork(find_network(average, path)).become(plan)
+
+
+def averages(callbacks: Any) -> Iterator[nn.Module]:
+    """The averaged copies of the module that callbacks keep (EMA, SWA)."""
+    for callback in callbacks:
+        for value in vars(callback).values():
+            if isinstance(value, AveragedModel):
+                yield value.module
+            elif isinstance(value, pl.LightningModule):
+                yield value
+
+
+def _load(module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+    apply_plans(module, checkpoint)
+    type(module).on_load_checkpoint(module, checkpoint)
+
+
+def _save(module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+    type(module).on_save_checkpoint(module, checkpoint)
+    plans = plans_of(module)
+    if not plans:
+        return
+    checkpoint.setdefault(KEY, {})["networks"] = plans
+    _name_instantiator(module, checkpoint)
+
+
+def _name_instantiator(module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+    """Let Lightning's ``load_from_checkpoint`` call :func:`instantiate`, with the arguments it would have used."""
+    key, name = module.CHECKPOINT_HYPER_PARAMS_KEY, checkpoint.get(module.CHECKPOINT_HYPER_PARAMS_NAME)
+    arguments: Any = checkpoint.get(key, {})
+    if name and name != "kwargs":
+        # All hyperparameters are one argument of the class: there is no place beside them but around.
+        arguments = {name: arguments}
+        checkpoint.pop(module.CHECKPOINT_HYPER_PARAMS_NAME)
+    checkpoint.pop(module.CHECKPOINT_HYPER_PARAMS_TYPE, None)
+    before = arguments.get("_instantiator")
+    if before not in (None, INSTANTIATOR, *CLI_INSTANTIATORS):
+        raise SlimError(
+            f"A checkpoint names one instantiator. Got _instantiator={before!r} in the hyperparameters. "
+            "Load with slim.lightning.load, and leave _instantiator out of save_hyperparameters."
+        )
+    extra = {"_slim_cli": True} if before in CLI_INSTANTIATORS else {}
+    checkpoint[key] = {**dict(arguments), **extra, "_instantiator": INSTANTIATOR}

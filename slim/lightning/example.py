@@ -1,0 +1,239 @@
+"""What a network is called with: recorded in its first forward, or asked of the user's own training step."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.utilities.model_helpers import is_overridden
+from pytorch_lightning.utilities.seed import isolate_rng
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from slim.channels import trace
+from slim.errors import SlimError
+from slim.lightning.network import Network, find_network
+
+QUIET = ("pytorch_lightning", "lightning.pytorch", "lightning_fabric")
+
+
+class Captured(BaseException):
+    """Ends a step as soon as the network is called; carries what it was called with. No error: nobody catches it."""
+
+    def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        super().__init__("the network was called")
+        self.args_of_call, self.kwargs_of_call = args, kwargs
+
+
+def capture_example(module: pl.LightningModule, data: Any, network: Network = None) -> Any:
+    """Example inputs of a network, from one batch through the module's own validation or training step.
+
+    A copy of the module runs in a Trainer of its own, and stops where its network is called. The module and the global
+    random generators stay as they are.
+
+    Args:
+        module: Any LightningModule.
+        data: A LightningDataModule, or a loader of the batches of ``validation_step`` (or ``training_step``).
+        network: See :func:`find_network`.
+
+    Returns:
+        What :func:`slim.trace` takes: zeros in the shapes of the inputs, with one sample where that can be traced.
+
+    Raises:
+        SlimError: No step calls the network.
+    """
+    find_network(module, network)
+    twin = copy.deepcopy(module)
+    part = find_network(twin, network)
+    part.register_forward_pre_hook(_stop, with_kwargs=True)
+    before = getattr(data, "trainer", None)
+    try:
+        with isolate_rng(), quiet():
+            _run_one_batch(twin, data)
+    except Captured as call:
+        return usable(part, as_example(part, call.args_of_call, call.kwargs_of_call))
+    finally:
+        if isinstance(data, pl.LightningDataModule):
+            data.trainer = before
+    raise SlimError(
+        f"A step must call the network. Got none of {type(module).__name__}'s that does, in one batch. "
+        "Set network to the part that the step calls, or give example=."
+    )
+
+
+def _run_one_batch(module: pl.LightningModule, data: Any) -> None:
+    trainer = pl.Trainer(
+        accelerator="cpu", devices=1, max_epochs=1, limit_train_batches=1, limit_val_batches=1, num_sanity_val_steps=0,
+        logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        use_distributed_sampler=False,
+    )  # fmt: skip
+    given = {"datamodule": data} if isinstance(data, pl.LightningDataModule) else None
+    validates = is_overridden("validation_step", module, pl.LightningModule)
+    if given is not None:
+        validates = validates and is_overridden("val_dataloader", data, pl.LightningDataModule)
+    if validates:
+        trainer.validate(module, **(given or {"dataloaders": data}), verbose=False)
+    trainer.fit(module, **(given or {"train_dataloaders": data}))
+
+
+def _stop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    raise Captured(args, kwargs)
+
+
+def inputs_of(module: pl.LightningModule, network: nn.Module, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments that the module's own step would call ``network`` with, for one batch on its device.
+
+    The step is ended where it calls the network; optimizers, logging and the modes of all layers stay out of it.
+
+    Raises:
+        SlimError: No step calls the network.
+    """
+    handle = network.register_forward_pre_hook(_stop, with_kwargs=True)
+    modes = [(part, part.training) for part in module.modules()]
+    try:
+        with torch.no_grad(), _without_effects(module):
+            module.eval()
+            for step in ("training_step", "validation_step", "forward"):
+                try:
+                    _call_step(getattr(module, step), step, batch)
+                except Captured as call:
+                    return call.args_of_call, call.kwargs_of_call
+                except Exception:
+                    continue
+    finally:
+        handle.remove()
+        for part, training in modes:
+            part.training = training
+    raise SlimError(
+        f"Calibration needs the network's inputs. Got no step of {type(module).__name__} that calls it. "
+        "Give batches= whose first element is the network's input."
+    )
+
+
+def _call_step(step: Any, name: str, batch: Any) -> None:
+    if name == "forward":
+        batch = batch[0] if isinstance(batch, list | tuple) else batch
+        step(batch)
+    elif len(inspect.signature(step).parameters) > 1:
+        step(batch, 0)
+    else:
+        step(batch)
+
+
+@contextmanager
+def _without_effects(module: pl.LightningModule) -> Iterator[None]:
+    """Logging and manual optimization do nothing inside."""
+    silent = {name: lambda *args, **kwargs: None for name in ("log", "log_dict", "manual_backward")}
+    optimizers = [] if module._trainer is None else list(module.trainer.strategy._lightning_optimizers)
+    for name, nothing in silent.items():
+        object.__setattr__(module, name, nothing)
+    for optimizer in optimizers:
+        optimizer.step = lambda *args, **kwargs: None  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        for name in silent:
+            object.__delattr__(module, name)
+        for optimizer in optimizers:
+            del optimizer.step
+
+
+def as_example(network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """A recorded call as example inputs: zeros of the same shapes, in the precision of the network.
+
+    Returns:
+        A tensor, a tuple of positional or a dict of keyword arguments.
+    """
+    if kwargs:
+        bound = inspect.signature(network.forward).bind(*args, **kwargs)
+        named = dict(bound.arguments)
+        for name, parameter in inspect.signature(network.forward).parameters.items():
+            if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+                named.update(named.pop(name, {}))
+        example: Any = named
+    else:
+        example = args[0] if len(args) == 1 else tuple(args)
+    floating = next((p.dtype for p in network.parameters() if p.is_floating_point()), torch.float32)
+
+    def zeros(tensor: Tensor) -> Tensor:
+        return torch.zeros(tensor.shape, dtype=floating if tensor.is_floating_point() else tensor.dtype)
+
+    return tree_map_only(Tensor, zeros, example)
+
+
+def usable(network: nn.Module, example: Any, **options: Any) -> Any:
+    """``example`` with one sample, where all its tensors have as many and the network can be traced so; else as it is.
+
+    Args:
+        network: The network, or what can be traced in its place.
+        example: From :func:`as_example`.
+        options: Of :func:`slim.trace`.
+    """
+    tensors = [leaf for leaf in tree_leaves(example) if isinstance(leaf, Tensor)]
+    sizes = {tensor.shape[0] if tensor.dim() else 0 for tensor in tensors}
+    if len(sizes) != 1 or sizes == {0} or sizes == {1}:
+        return example
+    single = tree_map_only(Tensor, lambda tensor: tensor[:1].clone(), example)
+    try:
+        with eager(network):
+            trace(network, single, **options)
+    except SlimError:
+        return example
+    return single
+
+
+@contextmanager
+def eager(network: nn.Module) -> Iterator[None]:
+    """Modules compiled in place (``module.compile()``) run as they are written, and autocast is off."""
+    compiled = [(part, part._compiled_call_impl) for part in network.modules() if part._compiled_call_impl is not None]
+    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    for part, _ in compiled:
+        part._compiled_call_impl = None
+    try:
+        with warnings.catch_warnings(), torch.no_grad(), torch.autocast(devices[0], enabled=False):
+            warnings.simplefilter("ignore")
+            if len(devices) > 1:
+                with torch.autocast(devices[1], enabled=False):
+                    yield
+            else:
+                yield
+    finally:
+        for part, call in compiled:
+            part._compiled_call_impl = call
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Lightning says nothing inside."""
+    loggers = [logging.getLogger(name) for name in QUIET]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def packed(example: Any) -> Any:
+    """An example as something small that checkpoints may hold; ``None`` where it is more than tensors and plain data."""
+    plain = (Tensor, bool, int, float, str, type(None))
+    if example is None or not all(isinstance(leaf, plain) for leaf in tree_leaves(example)):
+        return None
+    # One element each, repeated by strides of zero: that is what gets written.
+    return tree_map_only(Tensor, lambda tensor: tensor.new_zeros(()).expand(tensor.shape), example)
+
+
+def unpacked(example: Any) -> Any:
+    """The inverse of :func:`packed`, for examples of zeros."""
+    return tree_map_only(Tensor, lambda tensor: tensor.contiguous(), example)

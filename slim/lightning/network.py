@@ -1,0 +1,101 @@
+"""Which part of a LightningModule is the network: an attribute path, a function, or the only candidate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from slim.channels import unwrap
+from slim.errors import SlimError, nearest
+
+Network = str | Callable[[Any], nn.Module] | None
+"""How a user names a network: ``"model.backbone"``, ``lambda module: module.model``, or nothing."""
+
+
+def find_network(module: nn.Module, network: Network = None) -> nn.Module:
+    """The network to make thin, without the wrapper of ``torch.compile``.
+
+    Args:
+        module: Usually a LightningModule.
+        network: An attribute path (properties count, ``""`` is the module itself), a function from the module to the
+            network, or ``None``: the only child with convolutions or normalization scales.
+
+    Raises:
+        SlimError: There is no such attribute, it is no network, or none or several could be meant.
+
+    >>> class Mine(nn.Module):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.net, self.loss = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)), nn.CrossEntropyLoss()
+    >>> mine = Mine()
+    >>> find_network(mine) is mine.net, find_network(mine, "net.0") is mine.net[0]
+    (True, True)
+    """
+    if isinstance(network, str):
+        found: Any = _by_path(module, network)
+    elif network is not None and not isinstance(network, nn.Module):
+        found = network(module)
+    else:
+        found = network if network is not None else _only_candidate(module)
+    if not isinstance(found, nn.Module):
+        raise SlimError(
+            f"network must name a torch.nn.Module. Got network={_shown(network)} of type {type(found).__name__}. "
+            "Set network to the attribute that holds the network."
+        )
+    return unwrap(found)
+
+
+def path_of(module: nn.Module, network: nn.Module) -> str:
+    """Where ``network`` is registered in ``module``, as in the names of its parameters; ``""`` for the module itself.
+
+    Raises:
+        SlimError: It is not a part of the module, so its weights are in no checkpoint.
+    """
+    for name, part in module.named_modules():
+        if part is network:
+            return name
+    raise SlimError(
+        f"The network must be a registered part of the module. Got a {type(network).__name__} that "
+        f"{type(module).__name__}.named_modules() does not list. Assign it as an attribute of the module."
+    )
+
+
+def _by_path(module: nn.Module, path: str) -> Any:
+    found: Any = module
+    for part in path.split(".") if path else []:
+        try:
+            found = found[int(part)] if part.isdigit() and not hasattr(found, part) else getattr(found, part)
+        except (AttributeError, IndexError, TypeError):
+            known = [name for name, _ in unwrap(found).named_children()] if isinstance(found, nn.Module) else []
+            hint = nearest(part, known) if known else "Name an attribute that holds a network."
+            raise SlimError(
+                f"network must be an attribute path of {type(module).__name__}. Got network={path!r}, and "
+                f"{type(found).__name__} has no {part!r}. {hint}"
+            ) from None
+    return found
+
+
+def _only_candidate(module: nn.Module) -> nn.Module:
+    candidates = {name: child for name, child in module.named_children() if _has_channels(child)}
+    if len(candidates) == 1:
+        return next(iter(candidates.values()))
+    if not candidates:
+        raise SlimError(
+            f"{type(module).__name__} must hold a network. Got no attribute with convolutions or normalization layers "
+            f"among {', '.join(name for name, _ in module.named_children()) or 'none'}. Set network to its attribute."
+        )
+    raise SlimError(
+        f"The network must be unambiguous. Got {', '.join(candidates)} in {type(module).__name__}. "
+        f"Set network={next(iter(candidates))!r} or another of them (network='' for the module itself)."
+    )
+
+
+def _has_channels(module: nn.Module) -> bool:
+    kinds = (nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase, nn.GroupNorm)
+    return any(isinstance(part, kinds) for part in module.modules())
+
+
+def _shown(network: Any) -> str:
+    return repr(network) if isinstance(network, str) else getattr(network, "__qualname__", type(network).__name__)

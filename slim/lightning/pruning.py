@@ -1,0 +1,413 @@
+"""Channel pruning of any LightningModule in the middle of its training, or at its end."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytorch_lightning as pl
+from pytorch_lightning.utilities.rank_zero import rank_zero_info
+from pytorch_lightning.utilities.seed import isolate_rng
+from torch import nn
+
+from slim.channels import ChannelGraph, Plan
+from slim.errors import SlimError, nearest
+from slim.lightning.checkpoint import averages, prepare
+from slim.lightning.cut import Batches, Calibration, Cut, check_equal, figures, nothing, select
+from slim.lightning.example import inputs_of, packed, unpacked
+from slim.lightning.moments import END, Moment, moments
+from slim.lightning.network import Network, find_network, path_of
+from slim.lightning.sparse import SparseTraining
+from slim.lightning.surgery import after_surgery, agreed, cut_in_place, refuse_sharded, synchronize
+from slim.lightning.traced import TracedNetwork
+from slim.recovery import Step, recover
+from slim.selection import Selection, exact_zeros, select_groups
+from slim.sparsity import Stochastic
+
+BUDGETS = ("ratio", "macs", "params", "memory", "latency")
+NEAR_ZERO = 1e-2
+"""A scale below it counts as gone, in a preview."""
+
+
+class ChannelPruning(pl.Callback):
+    """Ranks all channels of a network globally and rebuilds it without the least, in place, while the Trainer runs.
+
+    At its moment: rank, select, check that the masked and the rebuilt network compute the same, absorb, rebuild with
+    every optimizer's state, averaged copies (EMA, SWA) alike, renew DDP and compiled code, recalibrate. Rank 0 decides,
+    all ranks check the plan. Budget, floors and caps are those of the dense network, also in later cuts. After the last
+    cut :class:`SparseTraining` of the same network is off and the remaining epochs are the fine-tune.
+
+    Checkpoints carry the plan: ``trainer.fit(ckpt_path=...)``, ``trainer.test(ckpt_path=...)`` and
+    ``load_from_checkpoint`` give the thin network.
+
+    Args:
+        ratio, macs, params, memory, latency: The budget, exactly one; see :func:`slim.select`. None with ``zeros``.
+        criterion: Name of a criterion, a function, or a dict of ``name`` and options; see :func:`slim.score`.
+        at: When: ``"end"`` of the training, epochs done before the cut, several of them, or a dict of ``count``,
+            ``growth``, ``start``, ``every``; see :func:`slim.lightning.moments.moments`.
+        zeros: Instead of a budget: every ``every`` epochs but the last remove the channels whose scales are exactly
+            zero. Sparse training goes on.
+        every: Epochs between two such cuts.
+        recover: Absorb constants before and recalibrate BatchNorm after a cut; False, or a dict of ``absorb``,
+            ``batches`` (a count), ``evaluate`` (network to a figure, higher is better: keeps a step only if it helps).
+        network: See :func:`find_network`.
+        copies: Further networks of the module with the same architecture, which are cut by the same plan: a momentum
+            encoder, a target network.
+        example: Inputs of the network; by default those of its first call in training.
+        trace: Options of :func:`slim.trace` (``residual``, ``grouped``).
+        limits: Of :func:`slim.select`: ``min_channels``, ``max_layer_ratio``, ``round_to``, ``ignore``, ``overrides``,
+            ``strategy``, ``inexact``.
+
+    Attributes:
+        cuts: What has been cut in this process, in order.
+        history: One entry per cut of the whole training, resumed or not: ``epochs``, ``macs``, ``params``, ``channels``.
+
+    Raises:
+        SlimError: No budget, or two; an unknown option.
+    """
+
+    def __init__(
+        self,
+        *,
+        ratio: float | None = None,
+        macs: float | None = None,
+        params: float | None = None,
+        memory: float | None = None,
+        latency: Any = None,
+        criterion: Any = "gamma",
+        at: Any = END,
+        zeros: bool = False,
+        every: int | None = None,
+        recover: bool | Mapping[str, Any] = True,
+        network: Network = None,
+        copies: Iterable[Network] = (),
+        example: Any = None,
+        trace: Mapping[str, Any] | None = None,
+        **limits: Any,
+    ) -> None:
+        budget = dict(zip(BUDGETS, (ratio, macs, params, memory, latency), strict=True))
+        self.budget = {kind: amount for kind, amount in budget.items() if amount is not None}
+        _check_arguments(self.budget, zeros, every, recover, limits)
+        self.criterion, self.at, self.limits = criterion, at, limits
+        self.cuts: list[Cut] = []
+        self.history: list[dict[str, Any]] = []
+        self.traced: TracedNetwork | None = None
+        self._every = every if zeros else None
+        self._recover = {"absorb": True, "batches": 100} if recover is True else dict(recover or {})
+        self._network, self._copies, self._example, self._trace = network, tuple(copies), example, trace
+        self._moments: tuple[Moment, ...] = ()
+        self._done = 0
+        self._saved_example: Any = None
+
+    @property
+    def state_key(self) -> str:
+        """One per network and kind."""
+        name = self._network if isinstance(self._network, str) else None
+        return self._generate_state_key(network=name, zeros=self._every is not None)
+
+    # When
+
+    def last_epoch(self, trainer: pl.Trainer) -> int | None:
+        """Epochs done at the last cut; ``None`` where that is the end of training, or where there is no last one."""
+        planned = self._planned(trainer)
+        return planned[-1].epochs if planned else None
+
+    def _planned(self, trainer: pl.Trainer) -> tuple[Moment, ...]:
+        if self._every is not None:
+            return ()
+        epochs = trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs >= 0 else None
+        ((kind, amount),) = self.budget.items()
+        return moments(self.at, kind, amount, epochs)
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Checkpoints of the module carry plans from here on; what cannot work is refused now."""
+        prepare(pl_module)
+        if stage == "fit":
+            refuse_sharded(trainer, "ChannelPruning")
+            self._moments = self._planned(trainer)
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The network is complete now and where it will train."""
+        self.traced = traced = TracedNetwork.of(
+            pl_module, self._network, callbacks=trainer.callbacks, example=self._example, trace=self._trace
+        )
+        if traced.example is None:
+            traced.example = unpacked(self._saved_example)
+        for callback in self._sparse(trainer):
+            if isinstance(callback.law, Stochastic) and (self._every is not None or len(self._moments) > 1):
+                raise SlimError(
+                    f"A law with random gates cannot follow several cuts. Got penalty={type(callback.law).__name__}. "
+                    "Cut once, or use penalty='target' or 'prox'."
+                )
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Watch for the network's inputs; make up for a cut that the run was killed before."""
+        assert self.traced is not None
+        traced = self.traced
+        if not traced.ready:
+
+            def first_call(network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+                handle.remove()
+                traced.called_with(args, kwargs)
+
+            handle = traced.network.register_forward_pre_hook(first_call, with_kwargs=True)
+        self._cut_what_is_due(trainer, pl_module, trainer.current_epoch)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Cut, when it is time. The epoch's checkpoint is written after this."""
+        done = trainer.current_epoch + 1
+        if self._every is None:
+            self._cut_what_is_due(trainer, pl_module, done)
+        elif done % self._every == 0 and done < (trainer.max_epochs or 0):
+            self._cut(trainer, pl_module, None, done)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Cut at the end, on the last epoch's weights (the best epoch of sparse training is its least sparse one)."""
+        if self._done < len(self._moments) and self._moments[self._done].epochs is None:
+            self._cut(trainer, pl_module, self._moments[self._done].amount, trainer.current_epoch)
+
+    def _cut_what_is_due(self, trainer: pl.Trainer, module: pl.LightningModule, done: int) -> None:
+        due = [moment for moment in self._moments[self._done :] if moment.epochs is not None and moment.epochs <= done]
+        if due:
+            # Of several missed ones the last alone: it goes as far as all of them.
+            self._done += len(due) - 1
+            self._cut(trainer, module, due[-1].amount, done)
+
+    # What
+
+    def _cut(self, trainer: pl.Trainer, module: pl.LightningModule, amount: float | None, epochs: int) -> None:
+        last = amount is not None and self._done + 1 == len(self._moments)
+        with contextlib.ExitStack() as stack:
+            for callback in self._sparse(trainer):
+                if last:
+                    callback.stop()
+                else:
+                    stack.enter_context(callback.deterministic_scales())
+            cut = self.cut(module, amount=amount, trainer=trainer, epochs=epochs)
+        self._done += amount is not None
+        for callback in self._sparse(trainer):
+            callback.resize()
+        if cut.plan.is_identity and self._every is not None:
+            return
+        self.history.append({"epochs": epochs, **cut.after})
+        rank_zero_info(str(cut))
+        for logger in trainer.loggers:
+            logger.log_metrics({f"pruning/{key}": value for key, value in cut.after.items()}, step=trainer.global_step)
+
+    def cut(
+        self,
+        module: pl.LightningModule,
+        *,
+        graph: ChannelGraph | None = None,
+        batches: Batches | None = None,
+        evaluate: Callable[[nn.Module], float] | None = None,
+        trainer: pl.Trainer | None = None,
+        amount: float | None = None,
+        epochs: int | None = None,
+    ) -> Cut:
+        """Rank, select, check, recover and rebuild the module's network now, in place.
+
+        Args:
+            module: Whose network is cut.
+            graph: Of the network as it is, where it is known.
+            batches: For ranking and recovery, as the module's training step takes them, or what returns them. Default:
+                those of the Trainer.
+            evaluate: Figure of a network, higher is better: a step of recovery that does not help is taken back.
+            trainer: Whose optimizers, averaged copies and processes follow; ``None`` outside of a fit.
+            amount: Budget of this cut; by default the whole.
+            epochs: For the record.
+
+        Raises:
+            SlimError: The budget is out of reach, or no example of the network's inputs is known.
+            RunFailed: The ranks disagree, or the rebuilt network computes something else; then nothing was cut.
+        """
+        callbacks = [] if trainer is None else list(trainer.callbacks)  # type: ignore[attr-defined]
+        traced = TracedNetwork.of(
+            module, self._network, callbacks=[self, *callbacks], example=self._example, trace=self._trace
+        )
+        self.traced = traced
+        if graph is not None:
+            traced.graph = graph
+        calibration = Calibration(module, traced.network, batches, trainer)
+        with isolate_rng():
+            self._ensure_example(module, traced, calibration)
+            traced.remember_dense()
+            selection = self._selection(traced, calibration, trainer, amount)
+            plan = traced.graph.plan(selection.removed)
+            return self._execute(module, traced, selection, plan, calibration, evaluate, trainer, epochs)
+
+    def _selection(
+        self, traced: TracedNetwork, calibration: Calibration, trainer: pl.Trainer | None, amount: float | None
+    ) -> Selection:
+        """What rank 0 selects, on all ranks."""
+        graph = traced.graph
+        if self._every is not None:
+            found = Selection(exact_zeros(graph, int(self.limits.get("min_channels", 1))), {}, {})
+        elif trainer is None or trainer.is_global_zero:
+            ((kind, whole),) = self.budget.items()
+            budget = {kind: whole if amount is None else amount}
+            loader = (lambda count: list(calibration.pairs(count))) if calibration else None
+            found = select(traced, self.criterion, budget, self.limits, loader)
+        else:
+            found = Selection(nothing(graph), {}, {})
+        removed = agreed(trainer, graph, found.removed)
+        return Selection(removed, found.requested, found.achieved, found.notes)
+
+    def _execute(
+        self,
+        module: pl.LightningModule,
+        traced: TracedNetwork,
+        selection: Selection,
+        plan: Plan,
+        calibration: Calibration,
+        evaluate: Callable[[nn.Module], float] | None,
+        trainer: pl.Trainer | None,
+        epochs: int | None,
+    ) -> Cut:
+        before = figures(traced.graph)
+        if plan.is_identity:
+            return self._noted(Cut(selection, plan, before, before, 0.0, epochs=epochs))
+        error = 0.0
+        if not self.limits.get("inexact"):
+            error = check_equal(traced.network, plan, traced.example)
+        optimizers = [] if trainer is None else trainer.optimizers
+        networks = [traced.network, *self._twins(module, traced.network, trainer)]
+        steps: tuple[Step, ...] = ()
+        for index, network in enumerate(networks):
+
+            def rebuild_in_place(thin: nn.Module) -> nn.Module:
+                cut_in_place(thin, plan, optimizers)
+                return thin
+
+            found = recover(
+                network,
+                selection.removed,
+                traced.graph,
+                absorb=bool(self._recover.get("absorb", bool(self._recover))),
+                batches=calibration if calibration else None,
+                count=int(self._recover.get("batches", 100)) if self._recover else 0,
+                evaluate=evaluate or self._recover.get("evaluate"),
+                forward=calibration.forward,
+                rebuild=rebuild_in_place,
+            )
+            steps = found.steps if index == 0 else steps
+        synchronize(trainer, *networks)
+        after_surgery(trainer, module)
+        traced.graph = None
+        return self._noted(Cut(selection, plan, before, figures(traced.graph), error, steps, epochs))
+
+    def _noted(self, cut: Cut) -> Cut:
+        self.cuts.append(cut)
+        return cut
+
+    def _twins(self, module: pl.LightningModule, network: nn.Module, trainer: pl.Trainer | None) -> list[nn.Module]:
+        """Copies of the network that have its structure: those that were named, and those of averaging callbacks."""
+        parts = [network, *(find_network(module, copy) for copy in self._copies)]
+        paths = [path_of(module, part) for part in parts]
+        callbacks = [] if trainer is None else trainer.callbacks  # type: ignore[attr-defined]
+        return parts[1:] + [find_network(average, path) for average in averages(callbacks) for path in paths]
+
+    def _ensure_example(self, module: pl.LightningModule, traced: TracedNetwork, calibration: Calibration) -> None:
+        if traced.example is not None:
+            return
+        if not calibration:
+            raise SlimError("A cut needs to know the network's inputs. Got no example and no batches. Give example=.")
+        for batch in calibration():
+            traced.called_with(*inputs_of(module, traced.network, batch))
+            return
+
+    def _sparse(self, trainer: pl.Trainer) -> list[SparseTraining]:
+        mine = self.traced.network if self.traced is not None else None
+        return [
+            callback
+            for callback in trainer.callbacks  # type: ignore[attr-defined]
+            if isinstance(callback, SparseTraining)
+            and (callback.traced.network if callback.traced else find_network(trainer.lightning_module, callback._network))
+            is mine
+        ]
+
+    # A look ahead
+
+    def preview(self) -> dict[str, float]:
+        """What the cut would be now, by scales alone where its criterion needs data.
+
+        Returns:
+            Shares of the dense network: ``zero`` of its removable scales are near zero or gone, ``target`` of its
+            channels would go, ``macs`` would be left; ``ready``: 1 when every scale that would go is near zero. Empty
+            where there is no budget, or one that is measured.
+        """
+        if self._every is not None or self.traced is None or "latency" in self.budget:
+            return {}
+        criterion = self.criterion
+        name = criterion["name"] if isinstance(criterion, Mapping) else criterion
+        from slim import criteria
+
+        if "loader" in inspect.signature(criteria.find(name).rank).parameters:
+            criterion = "gamma"
+        amount = self._moments[min(self._done, len(self._moments) - 1)].amount if self._moments else None
+        budget = self.budget if amount is None else {next(iter(self.budget)): amount}
+        graph, dense = self.traced.graph, self.traced.dense_graph()
+        selection = select(self.traced, criterion, budget, self.limits)
+        near = _scales(graph, graph.prunable) >= NEAR_ZERO
+        total = max(1, len(_scales(dense, dense.prunable, values=False)))
+        return {
+            "zero": 1 - float(near.sum()) / total,
+            "target": selection.achieved["ratio"],
+            "macs": selection.achieved["macs"],
+            "ready": float(_scales(graph, selection.removed).max(initial=0.0) < NEAR_ZERO),
+        }
+
+    # Checkpoints
+
+    def state_dict(self) -> dict[str, Any]:
+        """Cuts done, and what the network is called with."""
+        example = self._saved_example if self.traced is None else packed(self.traced.example)
+        return {"done": self._done, "history": [dict(entry) for entry in self.history], "example": example}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Counterpart of :meth:`state_dict`."""
+        self._done, self._saved_example = int(state_dict["done"]), state_dict["example"]
+        self.history = [dict(entry) for entry in state_dict["history"]]
+
+
+def _check_arguments(
+    budget: Mapping[str, Any], zeros: bool, every: int | None, recover: Any, limits: Mapping[str, Any]
+) -> None:
+    shown = ", ".join(f"{kind}={amount}" for kind, amount in budget.items()) or "none"
+    if zeros and (budget or not isinstance(every, int) or every < 1):
+        raise SlimError(
+            f"zeros removes exact zeros every so many epochs and takes no budget. Got every={every}, budget: {shown}. "
+            "Set zeros=True with every=1, or a budget alone."
+        )
+    if not zeros and (len(budget) != 1 or every is not None):
+        raise SlimError(
+            f"ChannelPruning needs exactly one budget of {', '.join(BUDGETS)}. Got {shown}, every={every}. "
+            "Set one of them, like macs=0.5; every belongs to zeros=True."
+        )
+    known = [name for name in list(inspect.signature(select_groups).parameters)[2:] if name not in BUDGETS]
+    for name in limits:
+        if name not in known:
+            raise SlimError(f"Options must be those of slim.select. Got {name}={limits[name]!r}. {nearest(name, known)}")
+    if isinstance(recover, Mapping):
+        for key in recover:
+            if key not in ("absorb", "batches", "evaluate"):
+                hint = nearest(str(key), ("absorb", "batches", "evaluate"))
+                raise SlimError(f"recover takes absorb, batches and evaluate. Got recover.{key}={recover[key]!r}. {hint}")
+
+
+def _scales(graph: ChannelGraph, chosen: npt.NDArray[np.bool_], *, values: bool = True) -> npt.NDArray[np.float32]:
+    """|gamma| of every scale on the chosen groups (groups,), in one vector; zeros where ``values`` are not wanted."""
+    found = [np.zeros(0, np.float32)]
+    for scale in graph.scales:
+        if scale.weight is not None:
+            inside = (scale.groups >= 0) & chosen[scale.groups]
+            if values:
+                gamma = graph.model.get_parameter(scale.weight).detach().abs().float().cpu().numpy()
+                found.append(gamma[inside])
+            else:
+                found.append(np.zeros(int(inside.sum()), np.float32))
+    return np.concatenate(found)

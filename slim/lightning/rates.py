@@ -1,0 +1,93 @@
+"""The learning rate of every optimizer step of a fit, before it begins."""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from slim.errors import SlimError
+
+
+def steps_of(trainer: pl.Trainer, epochs: int | None = None) -> int:
+    """Optimizer steps of so many epochs from the start, or of the whole fit, by accumulation and limits.
+
+    Raises:
+        SlimError: The fit has no known length.
+    """
+    batches = trainer.num_training_batches
+    whole = trainer.max_steps if trainer.max_steps and trainer.max_steps > 0 else math.inf
+    if epochs is None:
+        epochs = trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else None
+    if epochs is None or math.isinf(batches):
+        total = whole
+    else:
+        total = min(whole, math.ceil(batches / trainer.accumulate_grad_batches) * epochs)
+    if math.isinf(total) or total < 1:
+        raise SlimError(
+            f"A law needs to know how many steps there will be. Got max_epochs={trainer.max_epochs}, "
+            f"max_steps={trainer.max_steps} and {batches} batches. Set max_steps, or max_epochs with a sized loader."
+        )
+    return int(total)
+
+
+def replay_learning_rates(
+    trainer: pl.Trainer, optimizer: Optimizer, steps: int | None = None, *, group: int = 0
+) -> list[float]:
+    """The learning rate at every optimizer step from now on, by replaying the module's schedulers on a dummy optimizer.
+
+    Under manual optimization, and for a scheduler that follows a metric, the rate of now counts for all steps.
+
+    Args:
+        trainer: In a fit, its optimizers made.
+        optimizer: One of its optimizers.
+        steps: How many; by default all of the fit.
+        group: Index of the parameter group.
+    """
+    total = steps_of(trainer) if steps is None else steps
+    automatic = trainer.lightning_module.automatic_optimization
+    configs = [
+        config
+        for config in trainer.lr_scheduler_configs
+        if config.scheduler.optimizer is optimizer and not isinstance(config.scheduler, ReduceLROnPlateau)
+    ]
+    if not automatic or not configs:
+        return [float(optimizer.param_groups[group]["lr"])] * total
+    dummy, replayed = _copies(trainer, optimizer, [config.scheduler for config in configs])
+    accumulate = trainer.accumulate_grad_batches
+    batches = trainer.num_training_batches
+    per_epoch = total if math.isinf(batches) else math.ceil(batches / accumulate)
+    rates: list[float] = []
+    with warnings.catch_warnings():
+        # The dummy takes no steps of its own, which schedulers remark upon.
+        warnings.simplefilter("ignore")
+        for step in range(total):
+            rates.append(float(dummy.param_groups[group]["lr"]))
+            last = (step + 1) % per_epoch == 0
+            epoch, batch = step // per_epoch, min((step % per_epoch + 1) * accumulate, batches)
+            for config, scheduler in zip(configs, replayed, strict=True):
+                due = batch if config.interval == "step" else epoch + 1
+                if (config.interval == "step" or last) and due % config.frequency == 0:
+                    scheduler.step()
+    return rates
+
+
+def _copies(trainer: pl.Trainer, optimizer: Optimizer, schedulers: list[Any]) -> tuple[Optimizer, list[Any]]:
+    """The optimizer and its schedulers around parameters of one element; what they refer to beyond is shared."""
+    module = trainer.lightning_module
+    memo: dict[int, Any] = {id(trainer): trainer, id(module): module, id(trainer.strategy): trainer.strategy}
+    for each in optimizer.param_groups:
+        for parameter in each["params"]:
+            memo[id(parameter)] = torch.zeros(1, requires_grad=True)
+    for state in optimizer.state.values():
+        memo.update({id(value): torch.zeros(1) for value in state.values() if isinstance(value, Tensor)})
+    dummy: Optimizer = copy.deepcopy(optimizer, memo)
+    memo[id(optimizer)] = dummy
+    return dummy, [copy.deepcopy(scheduler, memo) for scheduler in schedulers]

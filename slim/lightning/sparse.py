@@ -1,0 +1,310 @@
+"""Sparse training of any LightningModule: a law pushes the normalization scales once per optimizer step."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.utilities.rank_zero import rank_zero_info
+from torch import nn
+from torch.optim import Optimizer
+
+from slim import sparsity
+from slim.errors import SlimError
+from slim.lightning.checkpoint import prepare
+from slim.lightning.example import packed, unpacked
+from slim.lightning.network import Network
+from slim.lightning.rates import replay_learning_rates, steps_of
+from slim.lightning.surgery import refuse_sharded
+from slim.lightning.traced import TracedNetwork
+from slim.sparsity import Stochastic, Forecast, Penalty
+from slim.sparsity.step import group_of, owns
+
+
+class SparseTraining(pl.Callback):
+    """Trains the network under a sparsity law, whatever the module's training step, optimizers and precision are.
+
+    The law acts inside the step of the optimizer that has the normalization scales: after backward, unscaling and
+    clipping, and right after the update; see :func:`slim.sparsity.install`. Frozen scales are left alone. Where the
+    Trainer has a :class:`ChannelPruning` of the same network, the law ends with its last cut.
+
+    Args:
+        penalty: Name of a law (``l1``, ``prox``, ``target``, ``polarization``, ``group``, ``l0``), or a law itself.
+        network: See :func:`find_network`.
+        example: Inputs of the network; by default those of its first call in training.
+        shrink: Instead of ``lam``: the most that a scale can lose in the phase, under the learning rates of the
+            module's own schedulers; 1 takes a scale of 1 to zero. ``lam`` then only gives the default law.
+        epochs: How long the law acts; by default until the last cut, or to the end.
+        trace: Options of :func:`slim.trace` (``residual``, ``grouped``).
+        options: Of the law, as of :func:`slim.sparsity.build`.
+
+    Attributes:
+        law: The law.
+        graph: Channel graph of the network as it is now (needs an example).
+        forecast: What the law can do in this fit, known from the first step on.
+        stopped: Whether the law's time is over.
+    """
+
+    def __init__(
+        self,
+        penalty: str | Penalty = "l1",
+        *,
+        network: Network = None,
+        example: Any = None,
+        shrink: float | None = None,
+        epochs: int | None = None,
+        trace: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> None:
+        if not isinstance(penalty, str) and options:
+            raise SlimError(f"Options belong to a law given by name. Got {', '.join(options)}. Set them on the law.")
+        self._penalty, self._options = penalty, options
+        self.law: Penalty = sparsity.build(penalty, **options) if isinstance(penalty, str) else penalty
+        if shrink is not None and not (shrink > 0 and isinstance(penalty, str) and _shrinks_by_lam(penalty, self.law)):
+            raise SlimError(
+                f"shrink must be above 0 and scale a lam. Got shrink={shrink}, penalty={penalty!r}. "
+                "Give the name of a law that shrinks scales by its lam (l1, prox, ...), or leave shrink out."
+            )
+        self.forecast: Forecast | None = None
+        self.stopped = False
+        self.traced: TracedNetwork | None = None
+        self._network, self._example, self._trace = network, example, trace
+        self._shrink, self._epochs = shrink, epochs
+        self._lam: float | None = None
+        self._attached = False
+        self._saved: dict[str, Any] | None = None
+        self._handles: list[Any] = []
+        self._summary: tuple[int, dict[str, float]] = (-1, {})
+
+    @property
+    def state_key(self) -> str:
+        """One per network."""
+        return self._generate_state_key(network=self._network if isinstance(self._network, str) else None)
+
+    @property
+    def graph(self) -> Any:
+        """See :class:`SparseTraining`."""
+        return None if self.traced is None else self.traced.graph
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Checkpoints of the module carry plans from here on."""
+        prepare(pl_module)
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The network is complete now and where it will train."""
+        refuse_sharded(trainer, "SparseTraining")
+        self.traced = TracedNetwork.of(
+            pl_module, self._network, callbacks=trainer.callbacks, example=self._example, trace=self._trace
+        )
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Begin with the example, or wait for the network's first call."""
+        assert self.traced is not None
+        if self.stopped:
+            return
+        if self._saved is not None and self.traced.example is None:
+            self.traced.example = unpacked(self._saved.get("example"))
+        if self.traced.ready:
+            self._attach(trainer, pl_module)
+            return
+        traced = self.traced
+
+        def first_call(network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            handle.remove()
+            traced.called_with(args, kwargs)
+            self._attach(trainer, pl_module)
+
+        handle = traced.network.register_forward_pre_hook(first_call, with_kwargs=True, prepend=True)
+        self._handles.append(handle)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The law ends with its epochs."""
+        if self._epochs is not None and trainer.current_epoch + 1 >= self._epochs:
+            self.stop()
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Give the optimizer back."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def stop(self) -> None:
+        """Turn the law off for good; random gates stay at their deterministic values."""
+        if self._attached and not self.stopped and isinstance(self.law, Stochastic):
+            self.law.use_deterministic_scales()
+        self.stopped = True
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def resize(self) -> None:
+        """Follow a rebuild of the network in place."""
+        assert self.traced is not None
+        self._summary = (-1, {})
+        if self._attached and not self.stopped:
+            self.law.resize(self.traced.network, self.traced.graph)
+
+    # The network without random gates: what is validated, ranked and kept
+
+    @contextmanager
+    def deterministic_scales(self) -> Iterator[None]:
+        """Inside, the scales are those that a cut would find; training does not notice."""
+        drawn = isinstance(self.law, Stochastic) and self._attached and not self.stopped
+        if drawn:
+            self.law.use_deterministic_scales()  # type: ignore[attr-defined]
+        try:
+            yield
+        finally:
+            if drawn and not self.stopped:
+                self.law.use_sampled_scales()  # type: ignore[attr-defined]
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """A law with random gates shows its deterministic scales."""
+        if isinstance(self.law, Stochastic) and self._attached and not self.stopped:
+            self.law.use_deterministic_scales()
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Back to the sampled ones."""
+        if isinstance(self.law, Stochastic) and self._attached and not self.stopped:
+            self.law.use_sampled_scales()
+
+    # Figures
+
+    def summary(self, trainer: pl.Trainer | None = None) -> dict[str, float]:
+        """How far the network is on its way to the cut (waits for the device; once per step, however often asked).
+
+        Returns:
+            ``zero``, the share of scales at zero; where the law or a :class:`ChannelPruning` of ``trainer`` knows it
+            ``target``, the share that the cut takes, ``macs``, the share it leaves, ``ready``: 1 when it may come.
+        """
+        if not self._attached:
+            return {}
+        step = -1 if trainer is None else trainer.global_step
+        if self._summary[0] != step or step < 0:
+            found = dict(self.law.summary())
+            if "target" not in found and trainer is not None:
+                with self.deterministic_scales():
+                    for callback in self._of_network(trainer, "preview"):
+                        found |= callback.preview()
+            self._summary = (step, found)
+        return self._summary[1]
+
+    # Checkpoints
+
+    def state_dict(self) -> dict[str, Any]:
+        """The law's state, its lam, and whether it is over."""
+        state: dict[str, Any] = {"stopped": self.stopped, "lam": self._lam}
+        if self.traced is not None:
+            state["example"] = packed(self.traced.example)
+        if self._attached and not self.stopped:
+            state["law"] = self.law.state_dict()
+        elif self._saved is not None and "law" in self._saved and not self.stopped:
+            state["law"] = self._saved["law"]
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Counterpart of :meth:`state_dict`; the law takes its state up when it is attached."""
+        self._saved, self.stopped = state_dict, bool(state_dict["stopped"])
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """The weights are those with deterministic scales."""
+        if self._attached and not self.stopped and isinstance(self.law, Stochastic):
+            # Averaging callbacks may have put the average in the first place.
+            key = "current_model_state" if "current_model_state" in checkpoint else "state_dict"
+            with self.deterministic_scales():
+                now = pl_module.state_dict()
+                checkpoint[key] = {name: now.get(name, value).clone() for name, value in checkpoint[key].items()}
+
+    # Setting the law to work
+
+    def _attach(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        assert self.traced is not None
+        network, graph = self.traced.network, self.traced.graph
+        with _as_configured(module):
+            gammas = [gamma for gamma in sparsity.gamma_parameters(graph, network) if gamma.requires_grad]
+            optimizer = _owner(trainer, gammas)
+            steps = self._steps(trainer)
+            if self._saved is not None:
+                self._use_lam(self._saved["lam"])
+                if "law" in self._saved:
+                    self.law.load_state_dict(self._saved["law"])
+            self.law.attach(network, graph, steps)
+            if self._saved is None:
+                self._look_ahead(trainer, optimizer, steps)
+        self._attached, self._saved = True, None
+        self._handles.append(sparsity.install(self.law, optimizer))
+
+    def _steps(self, trainer: pl.Trainer) -> int:
+        epochs = self._epochs
+        if epochs is None:
+            ends = [callback.last_epoch(trainer) for callback in self._of_network(trainer, "last_epoch")]
+            epochs = max((end for end in ends if end is not None), default=None)
+        return steps_of(trainer, epochs)
+
+    def _look_ahead(self, trainer: pl.Trainer, optimizer: Optimizer, steps: int) -> None:
+        """What the law can do; with ``shrink``, a law whose lam is scaled to the learning rates takes its place."""
+        assert self.traced is not None
+        group = group_of(self.law, optimizer)
+        rates = replay_learning_rates(trainer, optimizer, steps, group=group)
+        momentum = float(optimizer.param_groups[group].get("momentum", 0.0))
+        self.forecast = self.law.forecast(rates, momentum)
+        if self._shrink is not None:
+            assert isinstance(self._penalty, str)
+            lam = self._options.get("lam", inspect.signature(sparsity.LAWS[self._penalty]).parameters["lam"].default)
+            # What a law can take off a gamma is proportional to its lam.
+            self._use_lam(lam * self._shrink / self.forecast.shrink_budget)
+            self.law.attach(self.traced.network, self.traced.graph, steps)
+            self.forecast = self.law.forecast(rates, momentum)
+        rank_zero_info(self.forecast.line)
+
+    def _use_lam(self, lam: float | None) -> None:
+        self._lam = lam
+        if lam is not None:
+            assert isinstance(self._penalty, str)
+            self.law = sparsity.build(self._penalty, **{**self._options, "lam": lam})
+
+    def _of_network(self, trainer: pl.Trainer, method: str) -> list[Any]:
+        """Other callbacks of the same network that have ``method``."""
+        mine = self.traced.network if self.traced is not None else None
+        return [
+            callback
+            for callback in trainer.callbacks  # type: ignore[attr-defined]
+            if callback is not self
+            and hasattr(callback, method)
+            and isinstance(traced := getattr(callback, "traced", None), TracedNetwork)
+            and traced.network is mine
+        ]
+
+
+def _shrinks_by_lam(name: str, law: Penalty) -> bool:
+    return "lam" in inspect.signature(sparsity.LAWS[name]).parameters and not isinstance(law, Stochastic)
+
+
+@contextmanager
+def _as_configured(module: pl.LightningModule) -> Iterator[None]:
+    """What ``toggle_optimizer`` has frozen for the step of another optimizer is trainable inside."""
+    toggled: dict[Any, bool] = getattr(module, "_param_requires_grad_state", {})
+    now = {parameter: parameter.requires_grad for parameter in toggled}
+    for parameter, trains in toggled.items():
+        parameter.requires_grad = trains
+    try:
+        yield
+    finally:
+        for parameter, trains in now.items():
+            parameter.requires_grad = trains
+
+
+def _owner(trainer: pl.Trainer, gammas: list[Any]) -> Optimizer:
+    """The optimizer that steps the scales."""
+    owners = [optimizer for optimizer in trainer.optimizers if owns(optimizer, gammas)]
+    if len(owners) != 1:
+        raise SlimError(
+            f"One optimizer must step the scales of the network. Got {len(owners)} of {len(trainer.optimizers)} that "
+            f"step some of {len(gammas)} scales. Give one optimizer all of the network's parameters."
+        )
+    return owners[0]

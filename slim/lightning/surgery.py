@@ -1,0 +1,121 @@
+"""Rebuild a network inside a running Trainer: optimizers, averaged copies, DDP and compiled code follow."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.utilities.rank_zero import rank_zero_warn
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from slim.channels import ChannelGraph, Plan, rebuild
+from slim.errors import RunFailed, SlimError
+
+SHARDED = ("FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy")
+
+
+def refuse_sharded(trainer: pl.Trainer, what: str) -> None:
+    """Weights that are spread over processes can be neither ranked nor cut; ``what`` needs them whole.
+
+    Raises:
+        SlimError: The strategy shards weights.
+    """
+    name = type(trainer.strategy).__name__
+    if name in SHARDED or name.startswith("DeepSpeed"):
+        raise SlimError(
+            f"{what} needs whole weights on every process. Got strategy={name}. Train with strategy='ddp'."
+        )
+
+
+def cut_in_place(network: nn.Module, plan: Plan, optimizers: Iterable[Optimizer] = ()) -> None:
+    """Rebuild ``network`` in place; every optimizer's state of its parameters is sliced with them.
+
+    A state that is not shaped like its parameter (the factors of Adafactor) cannot be sliced and starts anew.
+    """
+    named = {id(p): name for name, p in network.named_parameters()}
+    cut = {name for name, _ in plan.axes}
+    states: dict[Any, Any] = {}
+    for optimizer in optimizers:
+        for parameter, state in list(optimizer.state.items()):
+            name = named.get(id(parameter))
+            if name not in cut:
+                continue
+            odd = [key for key, value in state.items() if _cannot_be_sliced(value, parameter)]
+            if odd:
+                del optimizer.state[parameter]
+                rank_zero_warn(f"The optimizer's {', '.join(odd)} of {name} cannot be cut and starts anew.")
+            else:
+                # One rebuild slices all states: those of a second optimizer come under keys of their own.
+                states.setdefault(parameter, {}).update({(id(optimizer), key): value for key, value in state.items()})
+    holder: Any = _States(states)
+    rebuild(network, plan, in_place=True, optimizer=holder)
+    for optimizer in optimizers:
+        for parameter, merged in states.items():
+            mine = {key[1]: value for key, value in merged.items() if key[0] == id(optimizer)}
+            if mine:
+                optimizer.state[parameter].update(mine)
+
+
+class _States:
+    """Looks like an optimizer to ``rebuild``: nothing but states."""
+
+    def __init__(self, state: dict[Any, Any]) -> None:
+        self.state = state
+
+
+def _cannot_be_sliced(value: Any, parameter: Tensor) -> bool:
+    return isinstance(value, Tensor) and value.numel() > 1 and value.shape != parameter.shape
+
+
+def after_surgery(trainer: pl.Trainer | None, module: nn.Module) -> None:
+    """What remembers old shapes is made anew: DistributedDataParallel, and compiled code."""
+    if _is_compiled(module):
+        torch.compiler.reset()
+    strategy: Any = None if trainer is None else trainer.strategy
+    if isinstance(getattr(strategy, "model", None), nn.parallel.DistributedDataParallel):
+        # The old wrapper holds on to gradient nodes of the old shapes: it must be gone before the next backward.
+        strategy.model = strategy.lightning_module
+        gc.collect()
+        strategy.configure_ddp()
+        strategy._pl_static_graph_delay_done = False
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    if getattr(module, "_compiler_ctx", None) is not None:
+        return True
+    held = [*module.modules(), *(value for value in vars(module).values() if isinstance(value, nn.Module))]
+    return any(hasattr(part, "_orig_mod") or part._compiled_call_impl is not None for part in held)
+
+
+def agreed(trainer: pl.Trainer | None, graph: ChannelGraph, removed: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """What rank 0 removes; every rank makes the plan of it and compares the hash.
+
+    Raises:
+        RunFailed: The ranks hold different networks.
+    """
+    if trainer is None or trainer.world_size == 1:
+        return removed
+    sent: Any = trainer.strategy.broadcast((removed.tolist(), graph.plan(removed).hash))
+    removed = np.array(sent[0], dtype=bool)
+    mine = graph.plan(removed).hash if len(removed) == len(graph) else "another number of channels"
+    if mine != sent[1]:
+        raise RunFailed(
+            f"Every rank must cut the same plan. Got {mine[:12]} on rank {trainer.global_rank}, {sent[1][:12]} on 0. "
+            "Start from the last checkpoint; ranks must build the same network."
+        )
+    return removed
+
+
+def synchronize(trainer: pl.Trainer | None, *networks: nn.Module) -> None:
+    """The weights and statistics of rank 0 to all ranks: recovery has seen other data on each."""
+    if trainer is None or trainer.world_size == 1:
+        return
+    for network in networks:
+        for tensor in (*network.parameters(), *network.buffers()):
+            torch.distributed.broadcast(tensor.detach(), src=0)

@@ -1,0 +1,184 @@
+"""A network of a module while callbacks work on it: its example, its graph, and the dense network it came from."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from slim.channels import ChannelGraph, plan_of, rebuild, trace
+from slim.channels.plan import Plan
+from slim.errors import SlimError
+from slim.lightning.example import as_example, eager, usable
+from slim.lightning.network import Network, find_network, path_of
+
+class TracedNetwork:
+    """One network, shared by the callbacks that work on it.
+
+    Attributes:
+        network: The network itself, without wrappers; surgery keeps its identity.
+        example: Inputs to trace it with; ``None`` until they are given or captured.
+        options: Of :func:`slim.trace`.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network
+        self.example: Any = None
+        self.options: dict[str, Any] = {}
+        self._graph: ChannelGraph | None = None
+        self._dense: nn.Module | None = None
+
+    @classmethod
+    def of(
+        cls,
+        module: nn.Module,
+        network: Network = None,
+        *,
+        callbacks: Iterable[Any] = (),
+        example: Any = None,
+        trace: Mapping[str, Any] | None = None,
+    ) -> TracedNetwork:
+        """The one that ``callbacks`` share, of a module's network; what is given here counts for all of them.
+
+        Args:
+            module: The LightningModule.
+            network: See :func:`find_network`.
+            callbacks: Of the Trainer; each may have its own as an attribute ``traced``.
+            example: Inputs to trace with.
+            trace: Options of :func:`slim.trace`.
+
+        Raises:
+            SlimError: See :func:`find_network`; or two callbacks want the network traced differently.
+        """
+        found = find_network(module, network)
+        path_of(module, found)
+        known = [getattr(callback, "traced", None) for callback in callbacks]
+        this = next((each for each in known if isinstance(each, cls) and each.network is found), None) or cls(found)
+        if example is not None and this.example is None:
+            this.example = example
+        if trace is not None and dict(trace) != this.options:
+            if this.options:
+                raise SlimError(
+                    f"A network is traced in one way. Got trace={dict(trace)} and {this.options}. "
+                    "Give all callbacks of a network the same trace options."
+                )
+            this.options, this._graph = dict(trace), None
+        return this
+
+    @property
+    def ready(self) -> bool:
+        """Whether there is an example to trace with."""
+        return self.example is not None or self._graph is not None
+
+    @property
+    def graph(self) -> ChannelGraph:
+        """Of the network as it is now; traced when somebody asks."""
+        if self._graph is None:
+            if self.example is None:
+                raise SlimError(
+                    "A network must be called before it can be traced. Got no call and no example. Give example=."
+                )
+            with eager(self.network):
+                self._graph = trace(self.network, self.example, **self.options)
+        return self._graph
+
+    @graph.setter
+    def graph(self, graph: ChannelGraph | None) -> None:
+        self._graph = graph
+
+    def called_with(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Take a call of the network as the example, if there is none."""
+        if self.example is None:
+            self.example = usable(self.network, as_example(self.network, args, kwargs), **self.options)
+
+    def remember_dense(self) -> None:
+        """Keep the structure of the network, on meta, before it is cut for the first time."""
+        if self._dense is None and plan_of(self.network) is None:
+            self._dense = on_meta(self.network)
+
+    def dense_graph(self, *, real: bool = False) -> ChannelGraph:
+        """Graph of the network before any cut.
+
+        Args:
+            real: With weights on the network's device (zeros), for measuring time.
+
+        Raises:
+            SlimError: The network was thin when the callbacks met it first.
+        """
+        if plan_of(self.network) is None:
+            return self.graph
+        if self._dense is None:
+            raise SlimError(
+                "A further cut needs the dense network. Got a network that was thin from the start. "
+                "Build the dense one, and load the thin one from its checkpoint (ckpt_path, or slim.lightning.load)."
+            )
+        dense = self._dense
+        if real:
+            device = next(self.network.parameters()).device
+            dense = on_meta(dense).to_empty(device=device)
+            for tensor in (*dense.parameters(), *dense.buffers()):
+                tensor.detach().zero_()
+        with eager(dense):
+            return trace(dense, self.example, **self.options)
+
+    def become(self, plan: Plan | None) -> None:
+        """Give the network the structure of ``plan``, from the dense one (``None``); its weights are then to be loaded.
+
+        Raises:
+            SlimError: It is thinner already, in another way, and the dense one is not known.
+        """
+        now = plan_of(self.network)
+        if now == plan or (plan is not None and plan.is_identity and now is None):
+            return
+        if now is not None:
+            if self._dense is None:
+                raise SlimError(
+                    "A checkpoint's plan is applied to the dense network. Got a network that another plan made. "
+                    "Build the module anew before loading."
+                )
+            restore(self.network, self._dense)
+        self.remember_dense()
+        if plan is not None:
+            rebuild(self.network, plan, in_place=True)
+        self._graph = None
+
+
+def on_meta(network: nn.Module) -> nn.Module:
+    """A copy whose float tensors are on meta; integer buffers, which may be indices, keep their values."""
+    memo: dict[int, Any] = {}
+    for tensor in (*network.parameters(), *network.buffers()):
+        floating = tensor.is_floating_point() or tensor.is_complex()
+        other = torch.empty_like(tensor, device="meta") if floating else tensor.detach().clone()
+        memo[id(tensor)] = nn.Parameter(other, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else other
+    twin: nn.Module = copy.deepcopy(network, memo)
+    for part in twin.modules():
+        part._compiled_call_impl = None
+    return twin
+
+
+def restore(network: nn.Module, dense: nn.Module) -> None:
+    """Give a thin network the structure of the dense one, in place; parameters keep their identity, their values go."""
+    wide = dict(dense.named_modules())
+    for name, part in list(network.named_modules()):
+        if name not in wide:
+            continue  # an index layer that a cut put in; it goes with its owner's attributes
+        other = wide[name]
+        part.__class__ = type(other)
+        for key, value in other.__dict__.items():
+            if isinstance(value, bool | int | float | str | tuple) and key != "training":
+                part.__dict__[key] = value
+        for child in [child for child in part._modules if child not in other._modules]:
+            del part._modules[child]
+        for key, tensor in other._parameters.items():
+            mine = part._parameters[key]
+            if mine is not None and tensor is not None and mine.shape != tensor.shape:
+                mine.grad = None
+                mine.data = torch.zeros(tensor.shape, dtype=mine.dtype, device=mine.device)
+        for key, tensor in other._buffers.items():
+            mine = part._buffers.get(key)
+            if mine is not None and tensor is not None and mine.shape != tensor.shape:
+                part._buffers[key] = torch.zeros(tensor.shape, dtype=mine.dtype, device=mine.device)
+    network.__dict__.pop("_slim_plan", None)
