@@ -18,7 +18,7 @@ from slim.criteria import (  # noqa: F401
 )
 from slim.criteria.marginal import marginal
 from slim.criteria.normalize import NORMALIZATIONS
-from slim.criteria.registry import CRITERIA, Criterion, Evidence, Rank, criterion, find
+from slim.criteria.registry import CRITERIA, Criterion, Evidence, Rank, criterion, find, needs_data
 from slim.criteria.scores import Scores, score
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "find",
     "marginal",
     "names",
+    "needs_data",
     "score",
 ]
 

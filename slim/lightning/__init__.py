@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from slim.lightning.sparse import SparseTraining as SparseTraining
 
 _LAZY = {
+    "Distillation": "slim.lightning.stub",
+    "GammaDashboard": "slim.lightning.stub",
+    "SoftPruning": "slim.lightning.stub",
     "ChannelPruning": "slim.lightning.pruning",
     "SparseTraining": "slim.lightning.sparse",
     "capture_example": "slim.lightning.example",

@@ -20,7 +20,7 @@ from torch.optim.swa_utils import AveragedModel
 from slim.channels import Plan
 from slim.errors import SlimError
 from slim.lightning.network import find_network
-from slim.lightning.traced import TracedNetwork
+from slim.lightning.traced import TracedNetwork, callbacks_of
 
 KEY = "slim"
 """Key of everything slim puts into a checkpoint; ``networks`` in it maps attribute paths to plans as JSON."""
@@ -30,7 +30,8 @@ CLI_INSTANTIATORS = ("pytorch_lightning.cli.instantiate_module", "lightning.pyto
 Module = TypeVar("Module", bound=pl.LightningModule)
 
 # Lightning calls only functions that it knows from checkpoints; since 2.6 it keeps a list of them.
-getattr(saving, "_ALLOWED_INSTANTIATORS", set()).add(INSTANTIATOR)
+_allowed: set[str] = getattr(saving, "_ALLOWED_INSTANTIATORS", set())
+_allowed.add(INSTANTIATOR)
 
 
 def plans_of(module: nn.Module) -> dict[str, str]:
@@ -94,7 +95,7 @@ def apply_plans(module: pl.LightningModule, checkpoint: Mapping[str, Any]) -> No
     plans: dict[str, Plan | None] = {path: Plan.from_json(text) for path, text in texts.items()}
     # A network that is thin now and was dense then becomes dense again.
     plans = {**dict.fromkeys(plans_of(module)), **plans}
-    callbacks = [] if module._trainer is None else list(module.trainer.callbacks)  # type: ignore[attr-defined]
+    callbacks = [] if module._trainer is None else callbacks_of(module.trainer)
     for path, plan in plans.items():
         TracedNetwork.of(module, path, callbacks=callbacks).become(plan)
         for average in averages(callbacks):

@@ -128,7 +128,9 @@ def difference(masked: nn.Module, thin: nn.Module, example: Any) -> float:
         return tensor.to(parameter.device)
 
     inputs = tree_map_only(Tensor, random, example)
-    args, kwargs = ((), inputs) if isinstance(inputs, Mapping) else (inputs if isinstance(inputs, tuple) else (inputs,), {})
+    args, kwargs = (
+        ((), inputs) if isinstance(inputs, Mapping) else (inputs if isinstance(inputs, tuple) else (inputs,), {})
+    )
     outputs = []
     for network in (masked.eval(), thin.eval()):
         given = copy.deepcopy((args, kwargs))

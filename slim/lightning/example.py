@@ -74,13 +74,14 @@ def _run_one_batch(module: pl.LightningModule, data: Any) -> None:
         logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
         use_distributed_sampler=False,
     )  # fmt: skip
-    given = {"datamodule": data} if isinstance(data, pl.LightningDataModule) else None
+    datamodule = data if isinstance(data, pl.LightningDataModule) else None
+    loader = None if datamodule is data else data
     validates = is_overridden("validation_step", module, pl.LightningModule)
-    if given is not None:
-        validates = validates and is_overridden("val_dataloader", data, pl.LightningDataModule)
+    if datamodule is not None:
+        validates = validates and is_overridden("val_dataloader", datamodule, pl.LightningDataModule)
     if validates:
-        trainer.validate(module, **(given or {"dataloaders": data}), verbose=False)
-    trainer.fit(module, **(given or {"train_dataloaders": data}))
+        trainer.validate(module, dataloaders=loader, datamodule=datamodule, verbose=False)
+    trainer.fit(module, train_dataloaders=loader, datamodule=datamodule)
 
 
 def _stop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -98,7 +99,7 @@ def inputs_of(module: pl.LightningModule, network: nn.Module, batch: Any) -> tup
     handle = network.register_forward_pre_hook(_stop, with_kwargs=True)
     modes = [(part, part.training) for part in module.modules()]
     try:
-        with torch.no_grad(), _without_effects(module):
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"), eager(network), _without_effects(module):
             module.eval()
             for step in ("training_step", "validation_step", "forward"):
                 try:
@@ -112,8 +113,8 @@ def inputs_of(module: pl.LightningModule, network: nn.Module, batch: Any) -> tup
         for part, training in modes:
             part.training = training
     raise SlimError(
-        f"Calibration needs the network's inputs. Got no step of {type(module).__name__} that calls it. "
-        "Give batches= whose first element is the network's input."
+        f"The network's inputs must be known. Got no step of {type(module).__name__} that calls it. "
+        "Give example=, or set network to the part that the step calls."
     )
 
 

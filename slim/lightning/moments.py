@@ -46,7 +46,9 @@ def moments(at: Any, kind: str, amount: float, max_epochs: int | None) -> tuple[
     if isinstance(at, Mapping):
         epochs, growth = _spread(at, max_epochs)
     else:
-        epochs = [at] if isinstance(at, int) else list(at) if isinstance(at, Sequence) and not isinstance(at, str) else []
+        epochs = (
+            [at] if isinstance(at, int) else list(at) if isinstance(at, Sequence) and not isinstance(at, str) else []
+        )
     whole = all(isinstance(epoch, int) and not isinstance(epoch, bool) and epoch >= 0 for epoch in epochs)
     if not epochs or not whole or any(a >= b for a, b in zip(epochs, epochs[1:], strict=False)):
         raise SlimError(
@@ -69,7 +71,9 @@ def _spread(at: Mapping[str, Any], max_epochs: int | None) -> tuple[list[int], d
             raise SlimError(f"at takes {', '.join(KEYS)}. Got at.{key}={at[key]!r}. {nearest(str(key), KEYS)}")
     count, every = at.get("count", 1), at.get("every")
     if every is None and max_epochs is None:
-        raise SlimError("Cuts are spread over a known number of epochs. Got max_epochs=None. Set at.every, or max_epochs.")
+        raise SlimError(
+            "Cuts are spread over a known number of epochs. Got max_epochs=None. Set at.every, or max_epochs."
+        )
     if isinstance(count, bool) or not isinstance(count, int) or count < 1:
         raise SlimError(f"count must be a whole number of at least 1. Got at.count={count!r}. Set at.count.")
     if every is None:

@@ -55,7 +55,7 @@ def path_of(module: nn.Module, network: nn.Module) -> str:
     """
     for name, part in module.named_modules():
         if part is network:
-            return name
+            return str(name)
     raise SlimError(
         f"The network must be a registered part of the module. Got a {type(network).__name__} that "
         f"{type(module).__name__}.named_modules() does not list. Assign it as an attribute of the module."

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytorch_lightning as pl
-from pytorch_lightning.utilities.rank_zero import rank_zero_info
+from lightning_utilities.core.rank_zero import rank_zero_info
 from pytorch_lightning.utilities.seed import isolate_rng
 from torch import nn
 
@@ -18,12 +18,12 @@ from slim.channels import ChannelGraph, Plan
 from slim.errors import SlimError, nearest
 from slim.lightning.checkpoint import averages, prepare
 from slim.lightning.cut import Batches, Calibration, Cut, check_equal, figures, nothing, select
-from slim.lightning.example import inputs_of, packed, unpacked
+from slim.lightning.example import packed, unpacked
 from slim.lightning.moments import END, Moment, moments
 from slim.lightning.network import Network, find_network, path_of
 from slim.lightning.sparse import SparseTraining
 from slim.lightning.surgery import after_surgery, agreed, cut_in_place, refuse_sharded, synchronize
-from slim.lightning.traced import TracedNetwork
+from slim.lightning.traced import TracedNetwork, callbacks_of
 from slim.recovery import Step, recover
 from slim.selection import Selection, exact_zeros, select_groups
 from slim.sparsity import Stochastic
@@ -57,7 +57,7 @@ class ChannelPruning(pl.Callback):
         network: See :func:`find_network`.
         copies: Further networks of the module with the same architecture, which are cut by the same plan: a momentum
             encoder, a target network.
-        example: Inputs of the network; by default those of its first call in training.
+        example: Inputs of the network; by default those that the training step gives it in the first batch.
         trace: Options of :func:`slim.trace` (``residual``, ``grouped``).
         limits: Of :func:`slim.select`: ``min_channels``, ``max_layer_ratio``, ``round_to``, ``ignore``, ``overrides``,
             ``strategy``, ``inexact``.
@@ -97,7 +97,7 @@ class ChannelPruning(pl.Callback):
         self.history: list[dict[str, Any]] = []
         self.traced: TracedNetwork | None = None
         self._every = every if zeros else None
-        self._recover = {"absorb": True, "batches": 100} if recover is True else dict(recover or {})
+        self._recover: dict[str, Any] = {"absorb": True, "batches": 100} if recover is True else dict(recover or {})
         self._network, self._copies, self._example, self._trace = network, tuple(copies), example, trace
         self._moments: tuple[Moment, ...] = ()
         self._done = 0
@@ -133,7 +133,7 @@ class ChannelPruning(pl.Callback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """The network is complete now and where it will train."""
         self.traced = traced = TracedNetwork.of(
-            pl_module, self._network, callbacks=trainer.callbacks, example=self._example, trace=self._trace
+            pl_module, self._network, callbacks=callbacks_of(trainer), example=self._example, trace=self._trace
         )
         if traced.example is None:
             traced.example = unpacked(self._saved_example)
@@ -145,17 +145,15 @@ class ChannelPruning(pl.Callback):
                 )
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Watch for the network's inputs; make up for a cut that the run was killed before."""
-        assert self.traced is not None
-        traced = self.traced
-        if not traced.ready:
-
-            def first_call(network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-                handle.remove()
-                traced.called_with(args, kwargs)
-
-            handle = traced.network.register_forward_pre_hook(first_call, with_kwargs=True)
+        """Make up for a cut that the run was killed before."""
         self._cut_what_is_due(trainer, pl_module, trainer.current_epoch)
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """See what the network is called with, once."""
+        assert self.traced is not None
+        self.traced.learn_example(pl_module, batch)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Cut, when it is time. The epoch's checkpoint is written after this."""
@@ -225,7 +223,7 @@ class ChannelPruning(pl.Callback):
             SlimError: The budget is out of reach, or no example of the network's inputs is known.
             RunFailed: The ranks disagree, or the rebuilt network computes something else; then nothing was cut.
         """
-        callbacks = [] if trainer is None else list(trainer.callbacks)  # type: ignore[attr-defined]
+        callbacks = [] if trainer is None else callbacks_of(trainer)
         traced = TracedNetwork.of(
             module, self._network, callbacks=[self, *callbacks], example=self._example, trace=self._trace
         )
@@ -308,7 +306,7 @@ class ChannelPruning(pl.Callback):
         """Copies of the network that have its structure: those that were named, and those of averaging callbacks."""
         parts = [network, *(find_network(module, copy) for copy in self._copies)]
         paths = [path_of(module, part) for part in parts]
-        callbacks = [] if trainer is None else trainer.callbacks  # type: ignore[attr-defined]
+        callbacks = [] if trainer is None else callbacks_of(trainer)
         return parts[1:] + [find_network(average, path) for average in averages(callbacks) for path in paths]
 
     def _ensure_example(self, module: pl.LightningModule, traced: TracedNetwork, calibration: Calibration) -> None:
@@ -317,16 +315,20 @@ class ChannelPruning(pl.Callback):
         if not calibration:
             raise SlimError("A cut needs to know the network's inputs. Got no example and no batches. Give example=.")
         for batch in calibration():
-            traced.called_with(*inputs_of(module, traced.network, batch))
+            traced.learn_example(module, batch)
             return
 
     def _sparse(self, trainer: pl.Trainer) -> list[SparseTraining]:
         mine = self.traced.network if self.traced is not None else None
         return [
             callback
-            for callback in trainer.callbacks  # type: ignore[attr-defined]
+            for callback in callbacks_of(trainer)
             if isinstance(callback, SparseTraining)
-            and (callback.traced.network if callback.traced else find_network(trainer.lightning_module, callback._network))
+            and (
+                callback.traced.network
+                if callback.traced
+                else find_network(trainer.lightning_module, callback._network)
+            )
             is mine
         ]
 
@@ -391,12 +393,16 @@ def _check_arguments(
     known = [name for name in list(inspect.signature(select_groups).parameters)[2:] if name not in BUDGETS]
     for name in limits:
         if name not in known:
-            raise SlimError(f"Options must be those of slim.select. Got {name}={limits[name]!r}. {nearest(name, known)}")
+            raise SlimError(
+                f"Options must be those of slim.select. Got {name}={limits[name]!r}. {nearest(name, known)}"
+            )
     if isinstance(recover, Mapping):
         for key in recover:
             if key not in ("absorb", "batches", "evaluate"):
                 hint = nearest(str(key), ("absorb", "batches", "evaluate"))
-                raise SlimError(f"recover takes absorb, batches and evaluate. Got recover.{key}={recover[key]!r}. {hint}")
+                raise SlimError(
+                    f"recover takes absorb, batches and evaluate. Got recover.{key}={recover[key]!r}. {hint}"
+                )
 
 
 def _scales(graph: ChannelGraph, chosen: npt.NDArray[np.bool_], *, values: bool = True) -> npt.NDArray[np.float32]:

@@ -8,8 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.utilities.rank_zero import rank_zero_info
-from torch import nn
+from lightning_utilities.core.rank_zero import rank_zero_info
 from torch.optim import Optimizer
 
 from slim import sparsity
@@ -19,8 +18,8 @@ from slim.lightning.example import packed, unpacked
 from slim.lightning.network import Network
 from slim.lightning.rates import replay_learning_rates, steps_of
 from slim.lightning.surgery import refuse_sharded
-from slim.lightning.traced import TracedNetwork
-from slim.sparsity import Stochastic, Forecast, Penalty
+from slim.lightning.traced import TracedNetwork, callbacks_of
+from slim.sparsity import Forecast, Penalty, Stochastic
 from slim.sparsity.step import group_of, owns
 
 
@@ -34,7 +33,7 @@ class SparseTraining(pl.Callback):
     Args:
         penalty: Name of a law (``l1``, ``prox``, ``target``, ``polarization``, ``group``, ``l0``), or a law itself.
         network: See :func:`find_network`.
-        example: Inputs of the network; by default those of its first call in training.
+        example: Inputs of the network; by default those that the training step gives it in the first batch.
         shrink: Instead of ``lam``: the most that a scale can lose in the phase, under the learning rates of the
             module's own schedulers; 1 takes a scale of 1 to zero. ``lam`` then only gives the default law.
         epochs: How long the law acts; by default until the last cut, or to the end.
@@ -97,28 +96,25 @@ class SparseTraining(pl.Callback):
         """The network is complete now and where it will train."""
         refuse_sharded(trainer, "SparseTraining")
         self.traced = TracedNetwork.of(
-            pl_module, self._network, callbacks=trainer.callbacks, example=self._example, trace=self._trace
+            pl_module, self._network, callbacks=callbacks_of(trainer), example=self._example, trace=self._trace
         )
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Begin with the example, or wait for the network's first call."""
+        """Begin, where the network's inputs are known already."""
         assert self.traced is not None
-        if self.stopped:
-            return
         if self._saved is not None and self.traced.example is None:
             self.traced.example = unpacked(self._saved.get("example"))
-        if self.traced.ready:
-            self._attach(trainer, pl_module)
-            return
-        traced = self.traced
-
-        def first_call(network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            handle.remove()
-            traced.called_with(args, kwargs)
+        if self.traced.ready and not self.stopped:
             self._attach(trainer, pl_module)
 
-        handle = traced.network.register_forward_pre_hook(first_call, with_kwargs=True, prepend=True)
-        self._handles.append(handle)
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Otherwise begin with the first batch, before anything is computed from it."""
+        assert self.traced is not None
+        if not self._attached and not self.stopped:
+            self.traced.learn_example(pl_module, batch)
+            self._attach(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """The law ends with its epochs."""
@@ -273,7 +269,7 @@ class SparseTraining(pl.Callback):
         mine = self.traced.network if self.traced is not None else None
         return [
             callback
-            for callback in trainer.callbacks  # type: ignore[attr-defined]
+            for callback in callbacks_of(trainer)
             if callback is not self
             and hasattr(callback, method)
             and isinstance(traced := getattr(callback, "traced", None), TracedNetwork)

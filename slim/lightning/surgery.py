@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.utilities.rank_zero import rank_zero_warn
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -28,9 +28,7 @@ def refuse_sharded(trainer: pl.Trainer, what: str) -> None:
     """
     name = type(trainer.strategy).__name__
     if name in SHARDED or name.startswith("DeepSpeed"):
-        raise SlimError(
-            f"{what} needs whole weights on every process. Got strategy={name}. Train with strategy='ddp'."
-        )
+        raise SlimError(f"{what} needs whole weights on every process. Got strategy={name}. Train with strategy='ddp'.")
 
 
 def cut_in_place(network: nn.Module, plan: Plan, optimizers: Iterable[Optimizer] = ()) -> None:

@@ -6,14 +6,23 @@ import copy
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities.seed import isolate_rng
 from torch import nn
 
 from slim.channels import ChannelGraph, plan_of, rebuild, trace
 from slim.channels.plan import Plan
 from slim.errors import SlimError
-from slim.lightning.example import as_example, eager, usable
+from slim.lightning.example import as_example, eager, inputs_of, usable
 from slim.lightning.network import Network, find_network, path_of
+
+
+def callbacks_of(trainer: pl.Trainer) -> list[pl.Callback]:
+    """Callbacks of a Trainer, in their order."""
+    found: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return found
+
 
 class TracedNetwork:
     """One network, shared by the callbacks that work on it.
@@ -89,9 +98,11 @@ class TracedNetwork:
     def graph(self, graph: ChannelGraph | None) -> None:
         self._graph = graph
 
-    def called_with(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Take a call of the network as the example, if there is none."""
-        if self.example is None:
+    def learn_example(self, module: pl.LightningModule, batch: Any) -> None:
+        """Take what the module's step gives the network for ``batch`` as the example, if there is none."""
+        if not self.ready:
+            with isolate_rng():
+                args, kwargs = inputs_of(module, self.network, batch)
             self.example = usable(self.network, as_example(self.network, args, kwargs), **self.options)
 
     def remember_dense(self) -> None:

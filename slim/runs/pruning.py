@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 import slim
+from slim import criteria
 from slim.channels import ChannelGraph, Plan, plan_of
 from slim.criteria import Scores
 from slim.lightning import ChannelPruning
 from slim.lightning.cut import Calibration
-from slim.lightning.cut import score as score_channels
 from slim.runs import weights
 from slim.runs.components import Components
 from slim.runs.evaluation import bottleneck, evaluate, validation_batches
@@ -80,7 +80,7 @@ def cut_network(parts: Components, directory: Path, before: Path | None, start: 
     module.to(parts.hardware.device)  # where gradients are fast, and where latency counts
     done = pruning(parts, number, recover=step.weights == "trained").cut(
         module,
-        batches=lambda: training_batches(parts),
+        batches=lambda: calibration_batches(parts),
         evaluate=_evaluation(parts, module) if step.weights == "trained" else None,
     )
     module.cpu()
@@ -111,13 +111,16 @@ def cut_network(parts: Components, directory: Path, before: Path | None, start: 
 def pruning(parts: Components, number: int, *, recover: bool = True) -> ChannelPruning:
     """The callback of the configuration, with the budget of the pass ``number``."""
     config = parts.config
+    criterion = dict(config.criterion)
+    if criteria.needs_data(criterion["name"]):
+        criterion["loader"] = _ranking_pairs(parts, parts.module(), None, criterion.get("batches", 8))
     recovery = config.recovery
     options: dict[str, Any] = {
         "absorb": bool(recovery.get("absorb")), "batches": int(recovery.get("recalibrate_batches", 0)),
     }  # fmt: skip
     return ChannelPruning(
         **{config.budget[0]: config.passes[number].amount},
-        criterion=config.criterion,
+        criterion=criterion,
         recover=options if recover else False,
         network=config.network,
         example=parts.example,
@@ -141,13 +144,17 @@ def rehearse(parts: Components, graph: ChannelGraph) -> None:
 
 def score(parts: Components, graph: ChannelGraph, batches: Iterable[Any] | None = None) -> Scores:
     """The criterion of the configuration on a network; ``batches`` are of the training data by default."""
-    module = parts.module()
+    options = dict(parts.config.criterion)
+    if criteria.needs_data(options["name"]):
+        options["loader"] = _ranking_pairs(parts, parts.module(), batches, options.get("batches", 8))
+    return slim.score(graph, options.pop("name"), **options)
 
-    def loader(count: int) -> list[Any]:
-        given = ranking_batches(parts, count) if batches is None else batches
-        return list(Calibration(module, parts.network(module), given, None).pairs(count))
 
-    return score_channels(graph, parts.config.criterion, loader)
+def _ranking_pairs(parts: Components, module: Any, batches: Iterable[Any] | None, count: Any) -> list[Any]:
+    """What the module's step would give its network, and the targets: for criteria that look at data."""
+    count = count if isinstance(count, int) else 1  # which the criterion then refuses
+    given = ranking_batches(parts, count) if batches is None else batches
+    return list(Calibration(module, parts.network(module), given, None).pairs(count))
 
 
 def calibration_batches(parts: Components) -> Iterable[Any]:

@@ -16,11 +16,12 @@ from slim.runs import teachers, weights
 from slim.runs.checkpoint import Saver, read
 from slim.runs.components import Components, plan_json
 from slim.runs.curves import Curves
-from slim.runs.cut_forecast import CutForecast, cut_forecast
+from slim.runs.cut_forecast import CutForecast
 from slim.runs.failures import explained, quiet
 from slim.runs.finite import Finite
 from slim.runs.loaders import resumable, seed_all
 from slim.runs.progress import Progress
+from slim.runs.pruning import pruning
 from slim.runs.schedules import budget_of_law, schedule_callbacks
 from slim.runs.schema import PHASES, Sparse
 from slim.runs.signals import Signals
@@ -64,7 +65,8 @@ def train(
     run = {} if saved is None else saved["run"]
     earlier, curves = run.get("seconds", 0.0), Curves()
     sparse, slimming = _sparse_callbacks(parts, kind, budget_of_law(parts, before, number))
-    forecast = None if sparse is None else CutForecast(sparse, cut_forecast(parts, number))
+    cut_next = pruning(parts, number) if "prune" in config.phases and kind == "sparse" else None
+    forecast = None if sparse is None else CutForecast(sparse, cut_next)
     key = (config.seed, number)
     seed_all(config.seed, number, PHASES.index(kind))
     began = time.monotonic()
@@ -109,7 +111,7 @@ def train(
     seconds = earlier + time.monotonic() - began
     figures = _figures(parts, curves, config.training(kind).epochs, trainer.global_step, seconds)
     if slimming is not None and slimming.history:
-        figures["slimmed"] = slimming.history
+        figures["slimmed"] = [{"epoch": cut["epochs"], **cut} for cut in slimming.history]
     return Trained(module, figures)
 
 
@@ -141,7 +143,10 @@ def _sparse_callbacks(
     if not training.slim_every:
         return sparse, None
     floor = config.prune.min_channels
-    return sparse, ChannelPruning(zeros=True, every=training.slim_every, min_channels=floor, **place)
+    # Statistics follow by themselves while training goes on; the constants of removed channels would be lost.
+    recover = {"absorb": True, "batches": 0}
+    every = training.slim_every
+    return sparse, ChannelPruning(zeros=True, every=every, recover=recover, min_channels=floor, **place)
 
 
 def _distillation(parts: Components, directory: Path, kind: str, number: int) -> Distillation | None:
