@@ -19,7 +19,7 @@ from experiments.bench.turns import take_turns
 from slim.callbacks.dashboard import Dashboard
 from slim.callbacks.guard import Guard
 from slim.callbacks.progress import Progress
-from slim.data.loader import BatchLoader, Look
+from slim.data.loader import BatchLoader, Preprocessing
 from slim.data.memory import MemorySource
 from slim.module import Classifier
 from slim.pipeline.feed import Feed
@@ -109,9 +109,9 @@ def _loader(batch: int, steps: int) -> BatchLoader:
     generator = torch.Generator().manual_seed(0)
     pictures = torch.randint(256, (batch * steps, 3, 32, 32), generator=generator, dtype=torch.uint8)
     labels = torch.randint(10, (len(pictures),), generator=generator)
-    look = Look((0.5,) * 3, (0.25,) * 3, 32, padding=4, mirror=True, augment=True)
+    preprocessing = Preprocessing((0.5,) * 3, (0.25,) * 3, 32, padding=4, mirror=True, augment=True)
     source = MemorySource(pictures, labels)
-    return BatchLoader(source, torch.arange(len(pictures)), look, batch_size=batch, seed=0, train=True)
+    return BatchLoader(source, torch.arange(len(pictures)), preprocessing, batch_size=batch, seed=0, train=True)
 
 
 def _trainer(folder: str, machine: Choice, callbacks: list[pl.Callback]) -> pl.Trainer:

@@ -25,7 +25,7 @@ from torchvision import transforms as v1
 from torchvision.transforms import v2
 
 from slim.data.augment import Normalize
-from slim.data.loader import BatchLoader, Look
+from slim.data.loader import BatchLoader, Preprocessing
 from slim.data.memory import MemorySource
 from slim.models import resnet
 from slim.report.environment import describe
@@ -67,10 +67,10 @@ def contenders(images: torch.Tensor, folder: Path | None, device: str) -> dict[s
         "persistent_workers": True,
     }
     source = MemorySource(images, torch.zeros(len(images), dtype=torch.int64))
-    look = Look(MEAN, STD, 32, padding=4, mirror=True, augment=True)
+    preprocessing = Preprocessing(MEAN, STD, 32, padding=4, mirror=True, augment=True)
     found: dict[str, Iterable[Any]] = {
         "slim": BatchLoader(
-            source, torch.arange(len(images)), look, batch_size=BATCH, seed=0, train=True, device=device
+            source, torch.arange(len(images)), preprocessing, batch_size=BATCH, seed=0, train=True, device=device
         ),
         "transforms (PIL), 2 workers": DataLoader(Arrays(images, old, pil=True), **shared),
         "transforms.v2 (tensors), 2 workers": DataLoader(Arrays(images, new, pil=False), **shared),
@@ -85,7 +85,7 @@ def contenders(images: torch.Tensor, folder: Path | None, device: str) -> dict[s
         found["slim, streamed (JPEG), 2 workers"] = BatchLoader(
             StreamSource(files, 32, 3, WORKERS),
             torch.arange(len(files.files)),
-            look,
+            preprocessing,
             batch_size=BATCH,
             seed=0,
             train=True,
@@ -96,7 +96,7 @@ def contenders(images: torch.Tensor, folder: Path | None, device: str) -> dict[s
 
 
 def rate(batches: Iterable[Any], seconds: float) -> float:
-    """Images per second from a running start: the first batch, which starts workers and draws, does not count."""
+    """Images per second from a running start: the first batch, which starts workers and crops, does not count."""
     iterator = iter(batches)
     next(iterator)
     start, images = time.perf_counter(), 0
@@ -110,7 +110,7 @@ def rate(batches: Iterable[Any], seconds: float) -> float:
 
 
 def whole_epoch(loader: BatchLoader) -> float:
-    """Images per second over one epoch, its order and draws included."""
+    """Images per second over one epoch, its order and crops included."""
     start = time.perf_counter()
     for _ in loader:
         pass
@@ -156,20 +156,20 @@ def wait(loader: BatchLoader, half: bool, steps: int) -> tuple[float, float]:
 def stages(images: torch.Tensor, device: str) -> dict[str, float]:
     """Milliseconds of each part of one batch of 128: what there is to gain."""
     from slim.data.augment import crop_flip
-    from slim.data.draws import Draws, drawn, shuffled
+    from slim.data.sampling import CropParams, epoch_order, sample_crops
 
     images = images.to(device)
-    at = shuffled(len(images), 0, 0)[:BATCH].to(device)
-    draws = Draws(*(part[:BATCH].to(device) for part in drawn(len(images), 0, 0, padding=4, mirror=True)))
+    at = epoch_order(len(images), 0, 0)[:BATCH].to(device)
+    crops = CropParams(*(part[:BATCH].to(device) for part in sample_crops(len(images), 0, 0, padding=4, mirror=True)))
     normalize = Normalize(MEAN, STD, torch.device(device))
     batch = images[at]
     parts: dict[str, Callable[[], Any]] = {
         "gather": lambda: images[at],
-        "crop and flip": lambda: crop_flip(batch, draws, 4),
+        "crop and flip": lambda: crop_flip(batch, crops, 4),
         "normalize": lambda: normalize(batch),
-        "order and draws of an epoch": lambda: (
-            shuffled(len(images), 0, 0),
-            drawn(len(images), 0, 0, padding=4, mirror=True),
+        "order and crops of an epoch": lambda: (
+            epoch_order(len(images), 0, 0),
+            sample_crops(len(images), 0, 0, padding=4, mirror=True),
         ),
     }
     found = {}
@@ -189,7 +189,7 @@ def stages(images: torch.Tensor, device: str) -> dict[str, float]:
 
 def decoding(folder: Path) -> dict[str, float]:
     """Seconds to decode all training images, to decode and cache them, and to read the cache."""
-    from slim.data.cache import decoded
+    from slim.data.cache import load_or_decode
     from slim.data.decode import decode_all
     from slim.data.listing import class_folders, listing
 
@@ -202,9 +202,9 @@ def decoding(folder: Path) -> dict[str, float]:
     decode_all(root, files.files, 32, 3, "images")
     found["decode"] = time.perf_counter() - start
     found["decode, processor time"] = time.process_time() - worked
-    decoded(files, 32, 3, "images")
+    load_or_decode(files, 32, 3, "images")
     start = time.perf_counter()
-    decoded(files, 32, 3, "images")
+    load_or_decode(files, 32, 3, "images")
     found["read the cache"] = time.perf_counter() - start
     return {"images": len(files.files), **found}
 

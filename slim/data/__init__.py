@@ -8,9 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from slim.data.loader import BatchLoader
-    from slim.data.module import ImageData
-    from slim.data.modules import (
+    from slim.data.datamodules import (
         CIFAR10Data,
         CIFAR100Data,
         DigitsData,
@@ -19,6 +17,8 @@ if TYPE_CHECKING:
         MNISTData,
         SVHNData,
     )
+    from slim.data.image_data import ImageData
+    from slim.data.loader import BatchLoader
 
 __all__ = [
     "BatchLoader",
@@ -32,7 +32,7 @@ __all__ = [
     "SVHNData",
 ]
 
-_PLACES = {"BatchLoader": "slim.data.loader", "ImageData": "slim.data.module"}
+_PLACES = {"BatchLoader": "slim.data.loader", "ImageData": "slim.data.image_data"}
 
 
 def __getattr__(name: str) -> Any:
@@ -40,4 +40,4 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(_PLACES.get(name, "slim.data.modules")), name)
+    return getattr(import_module(_PLACES.get(name, "slim.data.datamodules")), name)

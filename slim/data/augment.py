@@ -7,17 +7,17 @@ from collections.abc import Sequence
 import torch
 from torch.nn import functional as F
 
-from slim.data.draws import Draws
+from slim.data.sampling import CropParams
 
 
-def crop_flip(images: torch.Tensor, draws: Draws, padding: int) -> torch.Tensor:
-    """Shift each image by its own draw, black outside, then mirror where drawn.
+def crop_flip(images: torch.Tensor, crops: CropParams, padding: int) -> torch.Tensor:
+    """Shift each image by its own crop offsets, black outside, then mirror it where ``crops.mirror`` is set.
 
     The same as ``RandomCrop(size, padding)`` and ``RandomHorizontalFlip`` of torchvision per image, in one gather.
 
     Args:
         images: uint8 (B, C, H, W).
-        draws: Entries (B,) of these images, on their device.
+        crops: Entries (B,) of these images, on their device.
         padding: Pixels of black on every side.
 
     Returns:
@@ -26,15 +26,15 @@ def crop_flip(images: torch.Tensor, draws: Draws, padding: int) -> torch.Tensor:
     batch, channels, height, width = images.shape
     padded = F.pad(images, (padding,) * 4) if padding else images
     across = torch.arange(width, device=images.device)
-    rows = draws.down[:, None] + torch.arange(height, device=images.device)
-    columns = draws.right[:, None] + torch.where(draws.mirror[:, None], width - 1 - across, across)
+    rows = crops.down[:, None] + torch.arange(height, device=images.device)
+    columns = crops.right[:, None] + torch.where(crops.mirror[:, None], width - 1 - across, across)
     # One flat pixel index per image serves all its channels.
     index = (rows[:, :, None] * (width + 2 * padding) + columns[:, None, :]).view(batch, 1, -1)
     flat = padded.reshape(batch, channels, -1).gather(2, index.expand(-1, channels, -1))
     return flat.view(batch, channels, height, width)
 
 
-def resized(images: torch.Tensor, size: int) -> torch.Tensor:
+def resize(images: torch.Tensor, size: int) -> torch.Tensor:
     """Scale byte images (B, C, H, W) to ``size`` x ``size``, bilinear with antialiasing; the same if they have it."""
     if tuple(images.shape[-2:]) == (size, size):
         return images

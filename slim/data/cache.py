@@ -32,7 +32,7 @@ class Decoded(NamedTuple):
     std: tuple[float, ...]
 
 
-def decoded(files: Listing, size: int, channels: int, title: str) -> Decoded:
+def load_or_decode(files: Listing, size: int, channels: int, title: str) -> Decoded:
     """All images of ``files``, from the cache if it holds exactly them, else decoded and cached.
 
     The cache lies beside the images (``.slim-*.bin``), or in the user's cache folder where that cannot be written.
@@ -46,10 +46,10 @@ def decoded(files: Listing, size: int, channels: int, title: str) -> Decoded:
     shape = (len(files.files), channels, size, size)
     places = _places(files.root, f"{size}px-{channels}ch-{shape[0]}.bin")
     for path in places:
-        found = _read(path, fingerprint, shape)
-        if found is not None:
+        cached = _read(path, fingerprint, shape)
+        if cached is not None:
             log.info("%s read from %s", title, path)
-            return found
+            return cached
     images = decode_all(files.root, files.files, size, channels, title)
     result = Decoded(images, *statistics(images))
     for path in places:

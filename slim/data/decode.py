@@ -27,12 +27,12 @@ def read_image(path: str | Path, channels: int) -> torch.Tensor:
     Raises:
         SlimError: it is missing, truncated or no image; the message is the reason without the name.
     """
-    with _filtered():
+    with _decoding_warnings():
         return _read(path, channels)
 
 
 @contextlib.contextmanager
-def _filtered() -> Iterator[None]:
+def _decoding_warnings() -> Iterator[None]:
     """Warnings while decoding. The filters belong to the process: entered once, outside of threads."""
     from PIL import Image
 
@@ -52,7 +52,7 @@ def _read(path: str | Path, channels: int) -> torch.Tensor:
     if not len(content):
         raise SlimError("empty file")
     if not content[:4].tobytes().startswith(_JPEG_OR_PNG):
-        return _by_pillow(path, channels)
+        return _read_with_pillow(path, channels)
     try:
         # torchvision has announced that a later release will not have them; Pillow reads everything, at half the speed.
         from torchvision.io import ImageReadMode, decode_image
@@ -60,13 +60,13 @@ def _read(path: str | Path, channels: int) -> torch.Tensor:
         mode = ImageReadMode.GRAY if channels == 1 else ImageReadMode.RGB
         image: torch.Tensor = decode_image(torch.from_numpy(content), mode, apply_exif_orientation=True)
     except (ImportError, RuntimeError):
-        return _by_pillow(path, channels)
+        return _read_with_pillow(path, channels)
     if image.dtype == torch.uint16:
         image = (image.to(torch.int32) // 257).to(torch.uint8)
     return image
 
 
-def _by_pillow(path: str | Path, channels: int) -> torch.Tensor:
+def _read_with_pillow(path: str | Path, channels: int) -> torch.Tensor:
     from PIL import Image, ImageOps
 
     try:
@@ -79,7 +79,7 @@ def _by_pillow(path: str | Path, channels: int) -> torch.Tensor:
     return torch.from_numpy(pixels).reshape(*pixels.shape[:2], channels).permute(2, 0, 1)
 
 
-def squared(image: torch.Tensor, size: int) -> torch.Tensor:
+def resize_center_crop(image: torch.Tensor, size: int) -> torch.Tensor:
     """Scale the shorter side of uint8 (C, H, W) to ``size`` and cut the middle out: (C, size, size)."""
     if tuple(image.shape[-2:]) == (size, size):
         return image
@@ -105,24 +105,24 @@ def decode_all(root: Path, files: Sequence[str], size: int, channels: int, title
         bad = []
         for at in range(start, min(start + _CHUNK, len(files))):
             try:
-                images[at] = squared(_read(root / files[at], channels), size)
+                images[at] = resize_center_crop(_read(root / files[at], channels), size)
             except SlimError as error:
                 bad.append((files[at], str(error)))
         return bad
 
     bad: list[tuple[str, str]] = []
     starts = range(0, len(files), _CHUNK)
-    with _filtered(), ThreadPoolExecutor(_processors()) as pool:
+    with _decoding_warnings(), ThreadPoolExecutor(_processors()) as pool:
         # Small sets are done before a bar could be read.
         hidden = len(files) < 8 * _CHUNK
         for part in track(pool.map(fill, starts), title, total=len(starts), transient=True, disable=hidden):
             bad += part
     if bad:
-        raise unreadable(root, bad)
+        raise unreadable_error(root, bad)
     return images
 
 
-def unreadable(root: Path, bad: Sequence[tuple[str, str]]) -> SlimError:
+def unreadable_error(root: Path, bad: Sequence[tuple[str, str]]) -> SlimError:
     """The error that names the files ``(file, reason)`` below ``root``."""
     shown = ", ".join(f"{file} ({reason})" for file, reason in bad[:5]) + (", ..." if len(bad) > 5 else "")
     return SlimError(

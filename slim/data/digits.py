@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from slim.data.augment import resized
+from slim.data.augment import resize
 from slim.data.memory import MemorySource
 from slim.data.splits import permutation
 
@@ -40,14 +40,14 @@ class Digits:
         """Images of ``split``."""
         return _TEST if split == "test" else _COUNT - _TEST
 
-    def open(self, split: str, wanted: torch.Tensor) -> MemorySource:
-        """The ``wanted`` images of ``split``, uint8 (n, 1, size, size)."""
+    def open(self, split: str, index: torch.Tensor) -> MemorySource:
+        """The images of ``split`` at positions ``index``, uint8 (n, 1, size, size)."""
         from sklearn.datasets import load_digits
 
         digits = load_digits()
         order = permutation(_COUNT)
         chosen = order[_COUNT - _TEST :] if split == "test" else order[: _COUNT - _TEST]
-        chosen = chosen[wanted]
+        chosen = chosen[index]
         levels = torch.from_numpy(digits.images)[chosen].unsqueeze(1)
         images = (levels * (255 / 16)).round().to(torch.uint8)
-        return MemorySource(resized(images, self.image_size), torch.from_numpy(digits.target)[chosen])
+        return MemorySource(resize(images, self.image_size), torch.from_numpy(digits.target)[chosen])

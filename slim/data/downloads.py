@@ -1,4 +1,4 @@
-"""Downloads that end: in files, or in an error and no trace."""
+"""Downloads with a timeout that leave no empty folders behind when they fail."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-_PATIENCE = 20.0  # seconds without an answer before a download counts as impossible
+_TIMEOUT = 20.0  # seconds without an answer before a download counts as impossible
 
 
 @contextlib.contextmanager
-def patience() -> Iterator[None]:
-    """Let a network that swallows packets fail instead of hang."""
+def socket_timeout() -> Iterator[None]:
+    """Set a default socket timeout, so that a network without answers fails instead of hanging."""
     before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(_PATIENCE)
+    socket.setdefaulttimeout(_TIMEOUT)
     try:
         yield
     finally:
         socket.setdefaulttimeout(before)
 
 
-def existing(root: Path) -> Path:
-    """The deepest folder on the way to ``root`` that is already there."""
+def deepest_existing(root: Path) -> Path:
+    """The deepest folder on the path to ``root`` that exists."""
     return next(folder for folder in (root, *root.parents) if folder.exists())
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from slim.data.cache import decoded, statistics
-from slim.data.decode import read_image, squared, unreadable
+from slim.data.cache import load_or_decode, statistics
+from slim.data.decode import read_image, resize_center_crop, unreadable_error
 from slim.data.listing import Listing, class_folders, listing
 from slim.data.loader import Source
 from slim.data.memory import MemorySource
@@ -84,8 +84,8 @@ class ImageFolder:
         """Images of ``split`` (train, val, test)."""
         return len(self._list(split).files)
 
-    def open(self, split: str, wanted: torch.Tensor) -> Source:
-        """The ``wanted`` images of ``split``: decoded once if they fit the budget, else streamed.
+    def open(self, split: str, index: torch.Tensor) -> Source:
+        """The images of ``split`` at positions ``index``: decoded once if they fit the budget, else streamed.
 
         Raises:
             SlimError: images that cannot be read, by name.
@@ -93,35 +93,35 @@ class ImageFolder:
         files = self._list(split)
         size, channels = self.image_size, self.in_channels
         each = channels * size**2
-        whole, some = len(files.files) * each, len(wanted) * each
+        whole, some = len(files.files) * each, len(index) * each
         title = f"{split} images"
         if self.zoom or some > self.budget:
             reason = "random zoom needs the files" if self.zoom else f"{some / 1e9:.1f} GB exceed the memory budget"
             log.info("%s are streamed by %d workers: %s (data.memory_budget_gb)", title, self.workers, reason)
             if split == "train":
-                self._measure(files.subset(wanted))
-            return StreamSource(files.subset(wanted), size, channels, self.workers, self.zoom)
+                self._measure(files.subset(index))
+            return StreamSource(files.subset(index), size, channels, self.workers, self.zoom)
         if whole <= self.budget:
-            # The whole split is cached, so that runs with other limits find it; only what is wanted stays in memory.
-            content = decoded(files, size, channels, title)
-            images = content.images[wanted]
+            # The whole split is cached, so that runs with other limits find it; only what is asked for stays in memory.
+            content = load_or_decode(files, size, channels, title)
+            images = content.images[index]
         else:
-            content = decoded(files.subset(wanted), size, channels, title)
+            content = load_or_decode(files.subset(index), size, channels, title)
             images = content.images
         if split == "train":
             self.mean, self.std = content.mean, content.std
-        return MemorySource(images, files.labels[wanted])
+        return MemorySource(images, files.labels[index])
 
     def _measure(self, files: Listing) -> None:
         step = max(1, len(files.files) // _MEASURED)
         images, bad = [], []
         for file in files.files[::step]:
             try:
-                images.append(squared(read_image(files.root / file, self.in_channels), self.image_size))
+                images.append(resize_center_crop(read_image(files.root / file, self.in_channels), self.image_size))
             except SlimError as error:
                 bad.append((file, str(error)))
         if bad:
-            raise unreadable(files.root, bad)
+            raise unreadable_error(files.root, bad)
         self.mean, self.std = statistics(torch.stack(images))
 
     def _list(self, split: str) -> Listing:

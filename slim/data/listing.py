@@ -1,4 +1,4 @@
-"""What lies in a folder of images, one subfolder per class."""
+"""Lists the images of a folder with one subfolder per class."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Listing(NamedTuple):
     root: Path
     classes: tuple[str, ...]
     files: tuple[str, ...]  # relative to root
-    stamps: tuple[tuple[int, int], ...]  # (bytes, time of change in ns) per file
+    stamps: tuple[tuple[int, int], ...]  # (bytes, modification time in ns) per file
     labels: torch.Tensor  # int64 (N,)
 
     def subset(self, index: torch.Tensor) -> Listing:
@@ -34,7 +34,7 @@ class Listing(NamedTuple):
         )
 
     def fingerprint(self, *more: object) -> str:
-        """A checksum of names, sizes and times of change: another one means other images."""
+        """A checksum of names, sizes and modification times; it differs when any image changed."""
         digest = hashlib.sha256(repr(more).encode())
         for file, stamp in zip(self.files, self.stamps, strict=True):
             digest.update(f"{file}\0{stamp[0]}\0{stamp[1]}\n".encode("utf-8", "surrogateescape"))
@@ -74,37 +74,37 @@ def listing(root: Path, classes: Sequence[str]) -> Listing:
     Raises:
         SlimError: a class without images, or a folder that went away meanwhile.
     """
-    found: list[tuple[str, int, int]] = []
+    entries: list[tuple[str, int, int]] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
-        before = len(found)
+        before = len(entries)
         try:
-            _walk(root, name, found)
+            _walk(root, name, entries)
         except OSError as error:
             raise SlimError(
                 f"the images must stay where they are. Got {error.strerror} ({error.filename}). Set data.dir."
             ) from error
-        if len(found) == before:
+        if len(entries) == before:
             raise SlimError(
                 f"every class needs images. Got none in {root / name}. "
                 f"Add images ({', '.join(suffix[1:] for suffix in SUFFIXES)}) or remove the folder."
             )
-        labels += [label] * (len(found) - before)
+        labels += [label] * (len(entries) - before)
     return Listing(
         root,
         tuple(classes),
-        tuple(file for file, _, _ in found),
-        tuple((size, changed) for _, size, changed in found),
+        tuple(file for file, _, _ in entries),
+        tuple((size, changed) for _, size, changed in entries),
         torch.tensor(labels, dtype=torch.int64),
     )
 
 
-def _walk(root: Path, folder: str, found: list[tuple[str, int, int]]) -> None:
-    with os.scandir(root / folder) as entries:
-        inside = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
+def _walk(root: Path, folder: str, entries: list[tuple[str, int, int]]) -> None:
+    with os.scandir(root / folder) as children:
+        inside = sorted((entry for entry in children if not entry.name.startswith(".")), key=lambda entry: entry.name)
     for entry in inside:
         if entry.is_dir():
-            _walk(root, f"{folder}/{entry.name}", found)
+            _walk(root, f"{folder}/{entry.name}", entries)
         elif entry.name.lower().endswith(SUFFIXES):
             stat = entry.stat()
-            found.append((f"{folder}/{entry.name}", stat.st_size, stat.st_mtime_ns))
+            entries.append((f"{folder}/{entry.name}", stat.st_size, stat.st_mtime_ns))

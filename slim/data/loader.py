@@ -7,8 +7,8 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
-from slim.data.augment import Normalize, crop_flip, resized
-from slim.data.draws import Draws, drawn, shuffled
+from slim.data.augment import Normalize, crop_flip, resize
+from slim.data.sampling import CropParams, epoch_order, sample_crops
 from slim.errors import SlimError
 
 
@@ -28,8 +28,8 @@ class Source(Protocol):
         """The images of each batch of positions, uint8 (B, C, H, W) on ``device``."""
 
 
-class Look(NamedTuple):
-    """What turns byte images into a batch."""
+class Preprocessing(NamedTuple):
+    """How byte images become a batch: normalization, size and augmentation."""
 
     mean: Sequence[float]
     std: Sequence[float]
@@ -52,23 +52,23 @@ class BatchLoader:
     Args:
         source: The images.
         index: Positions in ``source`` that this loader reads, int64 (n,).
-        look: Normalization and augmentation.
+        preprocessing: Normalization and augmentation.
         batch_size: Images per batch and rank.
         seed: Of order and augmentation.
         train: Shuffle, and leave out the images (others every epoch) that do not fill the last batch.
-        device: Where batches live.
+        device: Device of the batches.
         rank: This process.
         world_size: Number of processes.
     """
 
-    # Lightning looks here first wherever there is a sampler.
+    # Lightning checks this attribute before ``sampler``.
     batch_sampler = None
 
     def __init__(
         self,
         source: Source,
         index: torch.Tensor,
-        look: Look,
+        preprocessing: Preprocessing,
         *,
         batch_size: int,
         seed: int,
@@ -77,12 +77,12 @@ class BatchLoader:
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        self.source, self.index, self.look = source, index, look
+        self.source, self.index, self.preprocessing = source, index, preprocessing
         self.batch_size, self.seed, self.train = batch_size, seed, train
         self.device, self.rank, self.world_size = torch.device(device), rank, world_size
-        self._normalize = Normalize(look.mean, look.std, self.device)
+        self._normalize = Normalize(preprocessing.mean, preprocessing.std, self.device)
         self._labels = source.labels[index].to(self.device)
-        # The next batch to give out; pinned when it was set and not yet read.
+        # The next batch; pinned when it was set explicitly and not yet read.
         self._epoch, self._step, self._pinned = 0, 0, True
 
     def __len__(self) -> int:
@@ -92,7 +92,7 @@ class BatchLoader:
 
     @property
     def samples(self) -> int:
-        """Images that this rank gives out per epoch."""
+        """Images of this rank per epoch."""
         if self.train:
             return len(self) * self.batch_size
         return len(range(self.rank, len(self.index), self.world_size))
@@ -135,16 +135,16 @@ class BatchLoader:
         self._pinned = False
         epoch, first = self._epoch, self._step
         batches = self._batches(epoch)[first:]
-        draws = self._draws(epoch)
+        crops = self._crops(epoch)
         positions = [self.index[batch] for batch in batches]
-        images = self.source.fetch(positions, self.device, self.seed, epoch, self.train and self.look.augment)
+        images = self.source.fetch(positions, self.device, self.seed, epoch, self.train and self.preprocessing.augment)
         for step, (batch, pixels) in enumerate(zip(batches, images, strict=True), start=first):
             self._epoch, self._step = epoch, step + 1
             self._wrap()
             local = batch.to(self.device)
-            if draws is not None:
-                pixels = crop_flip(pixels, Draws(*(part[local] for part in draws)), self.look.padding)
-            yield self._normalize(resized(pixels, self.look.image_size)), self._labels[local]
+            if crops is not None:
+                pixels = crop_flip(pixels, CropParams(*(part[local] for part in crops)), self.preprocessing.padding)
+            yield self._normalize(resize(pixels, self.preprocessing.image_size)), self._labels[local]
 
     def _wrap(self) -> None:
         """The end of an epoch is the start of the next: a checkpoint there resumes with new batches."""
@@ -153,13 +153,14 @@ class BatchLoader:
 
     def _batches(self, epoch: int) -> list[torch.Tensor]:
         """Positions within ``index`` of this rank's batches in ``epoch``."""
-        order = shuffled(len(self.index), self.seed, epoch) if self.train else torch.arange(len(self.index))
+        order = epoch_order(len(self.index), self.seed, epoch) if self.train else torch.arange(len(self.index))
         mine = order[self.rank :: self.world_size][: self.samples]
         return list(torch.split(mine, self.batch_size))
 
-    def _draws(self, epoch: int) -> Draws | None:
-        look = self.look
-        if not (self.train and look.augment and (look.padding or look.mirror)):
+    def _crops(self, epoch: int) -> CropParams | None:
+        """Crops of all images in ``epoch``, on the device; None without augmentation."""
+        padding, mirror = self.preprocessing.padding, self.preprocessing.mirror
+        if not (self.train and self.preprocessing.augment and (padding or mirror)):
             return None
-        draws = drawn(len(self.index), self.seed, epoch, padding=look.padding, mirror=look.mirror)
-        return Draws(*(part.to(self.device) for part in draws))
+        crops = sample_crops(len(self.index), self.seed, epoch, padding=padding, mirror=mirror)
+        return CropParams(*(part.to(self.device) for part in crops))

@@ -1,4 +1,4 @@
-"""Images that fit in memory: one byte tensor that lives on the device."""
+"""Images held in memory as one byte tensor on the device."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 log = logging.getLogger(__name__)
 
-# A network and its activations need the other half.
+# The rest is left to the network and its activations.
 _DEVICE_SHARE = 0.5
 
 

@@ -1,4 +1,4 @@
-"""Checks of what a user can set about data."""
+"""Validation of data options."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which images train, which validate: fixed for a data set, whatever the seed of the run."""
+"""Training and validation split: fixed per data set, independent of the seed of the run."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def split(count: int, val_fraction: float, limit_train: int | None) -> tuple[tor
         SlimError: one of the two would be empty.
     """
     order = permutation(count)
-    wanted = count if limit_train is None else min(limit_train, count)
-    held_out = max(1, round(wanted * val_fraction)) if val_fraction > 0 else 0
-    train = order[: min(wanted, count - held_out)]
+    available = count if limit_train is None else min(limit_train, count)
+    held_out = max(1, round(available * val_fraction)) if val_fraction > 0 else 0
+    train = order[: min(available, count - held_out)]
     if len(train) == 0:
         raise SlimError(
             f"training needs at least one image besides validation. Got {count} images and "
@@ -40,6 +40,6 @@ def split(count: int, val_fraction: float, limit_train: int | None) -> tuple[tor
     return train, order[count - held_out :]
 
 
-def limited(count: int, limit: int | None) -> torch.Tensor:
+def limited_index(count: int, limit: int | None) -> torch.Tensor:
     """The first ``limit`` of the fixed permutation, or all images in their own order."""
     return torch.arange(count) if limit is None or limit >= count else permutation(count)[:limit]

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from slim.data.decode import read_image, squared, unreadable
-from slim.data.draws import sample_seed
+from slim.data.decode import read_image, resize_center_crop, unreadable_error
 from slim.data.listing import Listing
+from slim.data.sampling import sample_seed
 from slim.errors import RunFailed, SlimError
 
 # A reason in place of an image: an exception would arrive with the worker's traceback in its text.
@@ -17,7 +17,7 @@ Item = torch.Tensor | str
 
 
 class _Files(Dataset[tuple[int, Item]]):
-    """Decodes file ``i``; with ``zoom`` also draws its crop, from (seed, epoch, i) alone."""
+    """Decodes file ``i``; with ``zoom`` it also samples a crop from (seed, epoch, i) alone."""
 
     def __init__(self, files: Listing, size: int, channels: int, zoom: bool, seed: int, epoch: int) -> None:
         self.files, self.size, self.channels = files, size, channels
@@ -28,9 +28,10 @@ class _Files(Dataset[tuple[int, Item]]):
             image = read_image(self.files.root / self.files.files[position], self.channels)
         except SlimError as error:
             return position, str(error)
-        return position, self._zoomed(image, position) if self.zoom else squared(image, self.size)
+        crop = self._random_resized_crop(image, position) if self.zoom else resize_center_crop(image, self.size)
+        return position, crop
 
-    def _zoomed(self, image: torch.Tensor, position: int) -> torch.Tensor:
+    def _random_resized_crop(self, image: torch.Tensor, position: int) -> torch.Tensor:
         from torchvision.transforms import v2
 
         # The transforms draw from the global generator; without workers that is the training's own.
@@ -75,7 +76,7 @@ class StreamSource:
             _Files(self.files, self.size, self.channels, self.zoom and train, seed, epoch),  # type: ignore[arg-type]
             batch_sampler=[batch.tolist() for batch in batches],
             num_workers=self.workers,
-            collate_fn=_together,
+            collate_fn=_collate,
             pin_memory=device.type == "cuda",
             # Its own generator: the loader would otherwise draw from the training's.
             generator=torch.Generator().manual_seed(0),
@@ -83,11 +84,11 @@ class StreamSource:
         try:
             for images, bad in loader:
                 if bad:
-                    raise unreadable(self.files.root, [(self.files.files[at], reason) for at, reason in bad])
+                    raise unreadable_error(self.files.root, [(self.files.files[at], reason) for at, reason in bad])
                 yield images.to(device, non_blocking=True)
         except (RuntimeError, OSError, EOFError) as error:
             # A worker that dies while it hands over a batch shows as a broken pipe, a reset or refused connection or
-            # an end of file, whichever comes first; files that cannot be read are told by `bad` above.
+            # an end of file, whichever comes first; files that cannot be read are reported by `bad` above.
             if self.workers == 0 or (isinstance(error, RuntimeError) and "worker" not in str(error)):
                 raise
             raise RunFailed(
@@ -96,7 +97,7 @@ class StreamSource:
             ) from error
 
 
-def _together(items: list[tuple[int, Item]]) -> tuple[torch.Tensor, list[tuple[int, str]]]:
+def _collate(items: list[tuple[int, Item]]) -> tuple[torch.Tensor, list[tuple[int, str]]]:
     """One tensor per batch, made by the worker: every tensor that crosses over costs a file descriptor."""
     images = [image for _, image in items if isinstance(image, torch.Tensor)]
     bad = [(at, image) for at, image in items if isinstance(image, str)]

@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from slim.data.downloads import existing, patience, remove_empty
+from slim.data.downloads import deepest_existing, remove_empty, socket_timeout
 from slim.data.memory import MemorySource
 from slim.errors import SlimError
 
 
-class Facts(NamedTuple):
+class DatasetInfo(NamedTuple):
     """What is known about a data set before it is read; mean and deviation are of its training images."""
 
     loader: str  # class in torchvision.datasets
@@ -26,15 +26,15 @@ class Facts(NamedTuple):
     std: tuple[float, ...]
     padding: int
     mirror: bool
-    files: str  # what to put where, for those without a network
+    files: str  # files to place by hand, for machines without a network
 
 
 _IDX = "{train,t10k}-{images-idx3,labels-idx1}-ubyte.gz"
 # Augmentation is Network Slimming's (section 4.1): shift and mirror for CIFAR, none for SVHN.
-FACTS = {
-    "mnist": Facts("MNIST", 10, 1, 28, (0.1307,), (0.3081,), 2, False, f"MNIST/raw/{_IDX}"),
-    "fashion_mnist": Facts("FashionMNIST", 10, 1, 28, (0.2860,), (0.3530,), 2, True, f"FashionMNIST/raw/{_IDX}"),
-    "cifar10": Facts(
+DATASETS = {
+    "mnist": DatasetInfo("MNIST", 10, 1, 28, (0.1307,), (0.3081,), 2, False, f"MNIST/raw/{_IDX}"),
+    "fashion_mnist": DatasetInfo("FashionMNIST", 10, 1, 28, (0.2860,), (0.3530,), 2, True, f"FashionMNIST/raw/{_IDX}"),
+    "cifar10": DatasetInfo(
         "CIFAR10",
         10,
         3,
@@ -45,7 +45,7 @@ FACTS = {
         True,
         "cifar-10-python.tar.gz",
     ),
-    "cifar100": Facts(
+    "cifar100": DatasetInfo(
         "CIFAR100",
         100,
         3,
@@ -56,7 +56,7 @@ FACTS = {
         True,
         "cifar-100-python.tar.gz",
     ),
-    "svhn": Facts(
+    "svhn": DatasetInfo(
         "SVHN",
         10,
         3,
@@ -71,7 +71,7 @@ FACTS = {
 
 
 class TorchvisionSet:
-    """One of :data:`FACTS`, held in memory in its own size and scaled per batch if ``image_size`` differs.
+    """One of :data:`DATASETS`, held in memory in its own size and scaled per batch if ``image_size`` differs.
 
     Args:
         name: Which.
@@ -83,14 +83,14 @@ class TorchvisionSet:
     has_val = False
 
     def __init__(self, name: str, root: str, download: bool, image_size: int | None) -> None:
-        self.name, self.facts = name, FACTS[name]
+        self.name, self.info = name, DATASETS[name]
         self.root = Path(root).expanduser().absolute()
         self.download = download
-        self.num_classes, self.in_channels = self.facts.num_classes, self.facts.in_channels
-        self.image_size = image_size or self.facts.image_size
-        self.mean: tuple[float, ...] = self.facts.mean
-        self.std: tuple[float, ...] = self.facts.std
-        self.padding, self.mirror = self.facts.padding, self.facts.mirror
+        self.num_classes, self.in_channels = self.info.num_classes, self.info.in_channels
+        self.image_size = image_size or self.info.image_size
+        self.mean: tuple[float, ...] = self.info.mean
+        self.std: tuple[float, ...] = self.info.std
+        self.padding, self.mirror = self.info.padding, self.info.mirror
         self.class_names = tuple(str(index) for index in range(self.num_classes))
         self.where = str(self.root)
         self._ready = False
@@ -114,10 +114,10 @@ class TorchvisionSet:
         else:
             self._ready = True
             return
-        before = existing(self.root)
+        before = deepest_existing(self.root)
         try:
             # Some of torchvision's classes print every failed mirror.
-            with patience(), contextlib.redirect_stdout(io.StringIO()):
+            with socket_timeout(), contextlib.redirect_stdout(io.StringIO()):
                 for split in ("train", "test"):
                     self._dataset(split, download=True)
         except Exception as error:
@@ -130,12 +130,12 @@ class TorchvisionSet:
         """Images of ``split``."""
         return len(self._arrays(split)[1])
 
-    def open(self, split: str, wanted: torch.Tensor) -> MemorySource:
-        """The ``wanted`` images of ``split``."""
+    def open(self, split: str, index: torch.Tensor) -> MemorySource:
+        """The images of ``split`` at positions ``index``."""
         images, labels = self._arrays(split)
-        # Let go of the rest: the source has a copy of what is wanted.
+        # Free the rest: the source holds a copy of its images.
         del self._read[split]
-        return MemorySource(images[wanted], labels[wanted])
+        return MemorySource(images[index], labels[index])
 
     def _arrays(self, split: str) -> tuple[torch.Tensor, torch.Tensor]:
         if split not in self._read:
@@ -159,11 +159,11 @@ class TorchvisionSet:
         from torchvision import datasets
 
         which: dict[str, Any] = {"split": split} if self.name == "svhn" else {"train": split == "train"}
-        return getattr(datasets, self.facts.loader)(str(self.root), download=download, **which)
+        return getattr(datasets, self.info.loader)(str(self.root), download=download, **which)
 
     def _absent(self, error: Exception) -> SlimError:
         return SlimError(
             f"{self.name} must be on disk or downloadable. Got {type(error).__name__}: {error} "
-            f"(data.root={self.root}). Put {self.facts.files} into {self.root}, "
+            f"(data.root={self.root}). Put {self.info.files} into {self.root}, "
             "or use data=digits, which needs no network."
         )

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from slim.data.downloads import patience
+from slim.data.downloads import socket_timeout
 from slim.errors import SlimError, nearest
 from slim.models.sizes import whole
 from slim.models.start import fill_gamma
@@ -70,7 +70,7 @@ def torchvision_model(
         if image_size is not None and name == "maxvit_t":
             arguments.setdefault("input_size", (image_size, image_size))
     try:
-        with patience():
+        with socket_timeout():
             model: nn.Module = builder(weights=weights, **arguments)
     except (ValueError, TypeError, RuntimeError, OSError, AssertionError) as error:
         raise _explained(error, name, weights, arguments) from error

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torchvision.transforms.v2 import functional as V
 
-from slim.data.augment import Normalize, crop_flip, resized
-from slim.data.draws import Draws, drawn, sample_seed, shuffled
+from slim.data.augment import Normalize, crop_flip, resize
+from slim.data.sampling import CropParams, epoch_order, sample_crops, sample_seed
 
 
 @given(
@@ -26,11 +26,11 @@ def test_crop_flip_is_torchvisions(
 ) -> None:
     images = torch.randint(0, 256, (batch, channels, height, width), dtype=torch.uint8)
     before = images.clone()
-    draws = drawn(batch, seed, 0, padding=padding, mirror=mirror)
-    found = crop_flip(images, draws, padding)
+    crops = sample_crops(batch, seed, 0, padding=padding, mirror=mirror)
+    found = crop_flip(images, crops, padding)
     for at in range(batch):
-        expected = V.crop(V.pad(images[at], [padding]), int(draws.down[at]), int(draws.right[at]), height, width)
-        expected = V.horizontal_flip(expected) if draws.mirror[at] else expected
+        expected = V.crop(V.pad(images[at], [padding]), int(crops.down[at]), int(crops.right[at]), height, width)
+        expected = V.horizontal_flip(expected) if crops.mirror[at] else expected
         assert torch.equal(found[at], expected)
     assert torch.equal(images, before)
 
@@ -44,36 +44,36 @@ def test_normalize_is_torchvisions() -> None:
 
 def test_resized_is_torchvisions_and_keeps_what_fits() -> None:
     images = torch.randint(0, 256, (4, 3, 10, 10), dtype=torch.uint8)
-    assert resized(images, 10) is images
+    assert resize(images, 10) is images
     expected = V.resize(images.float(), [7, 7], antialias=True).round().to(torch.uint8)
-    assert torch.equal(resized(images, 7), expected)
+    assert torch.equal(resize(images, 7), expected)
 
 
 def test_draws_depend_on_seed_and_epoch_alone() -> None:
     torch.manual_seed(1)
-    first = drawn(100, 0, 3, padding=4, mirror=True)
+    first = sample_crops(100, 0, 3, padding=4, mirror=True)
     torch.manual_seed(2)
-    again = drawn(100, 0, 3, padding=4, mirror=True)
+    again = sample_crops(100, 0, 3, padding=4, mirror=True)
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
-    for other in (drawn(100, 1, 3, padding=4, mirror=True), drawn(100, 0, 4, padding=4, mirror=True)):
+    for other in (sample_crops(100, 1, 3, padding=4, mirror=True), sample_crops(100, 0, 4, padding=4, mirror=True)):
         assert not torch.equal(first.down, other.down) and not torch.equal(first.mirror, other.mirror)
-    assert not torch.equal(shuffled(100, 0, 3), shuffled(100, 0, 4))
-    assert torch.equal(shuffled(100, 0, 3).sort().values, torch.arange(100))
+    assert not torch.equal(epoch_order(100, 0, 3), epoch_order(100, 0, 4))
+    assert torch.equal(epoch_order(100, 0, 3).sort().values, torch.arange(100))
     assert sample_seed(0, 0, 1) != sample_seed(0, 1, 0)
 
 
 def test_draws_are_uniform() -> None:
-    draws = drawn(90_000, 7, 0, padding=4, mirror=True)
-    for part in (draws.down, draws.right):
+    crops = sample_crops(90_000, 7, 0, padding=4, mirror=True)
+    for part in (crops.down, crops.right):
         assert torch.bincount(part, minlength=9).sub(10_000).abs().max() < 500
-    assert abs(float(draws.mirror.float().mean()) - 0.5) < 0.01
-    assert not drawn(100, 7, 0, padding=4, mirror=False).mirror.any()
+    assert abs(float(crops.mirror.float().mean()) - 0.5) < 0.01
+    assert not sample_crops(100, 7, 0, padding=4, mirror=False).mirror.any()
 
 
 def test_drawing_leaves_the_global_generator_alone() -> None:
     before = torch.get_rng_state()
-    shuffled(10, 0, 0)
-    drawn(10, 0, 0, padding=1, mirror=True)
+    epoch_order(10, 0, 0)
+    sample_crops(10, 0, 0, padding=1, mirror=True)
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -81,4 +81,4 @@ def test_drawing_leaves_the_global_generator_alone() -> None:
 def test_no_draw_is_the_middle(shift: int) -> None:
     images = torch.randint(1, 256, (2, 3, 6, 6), dtype=torch.uint8)
     centre = torch.full((2,), shift)
-    assert torch.equal(crop_flip(images, Draws(centre, centre, torch.zeros(2, dtype=torch.bool)), shift), images)
+    assert torch.equal(crop_flip(images, CropParams(centre, centre, torch.zeros(2, dtype=torch.bool)), shift), images)

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 import slim.data
-from slim.data.module import ImageData
+from slim.data.image_data import ImageData
 from slim.models import build, check
 
 CONF = Path(__file__).parents[2] / "conf"

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from slim.data import BatchLoader, ImageFolderData
-from slim.data.cache import decoded, statistics
+from slim.data.cache import load_or_decode, statistics
 from slim.data.decode import read_image
 from slim.data.listing import class_folders, listing
 from slim.data.splits import permutation
@@ -106,7 +106,7 @@ def test_limit_train_is_the_front_of_the_fixed_shuffle(make_folder: MakeFolder) 
     expected = torch.stack([read_image(folder / "train" / files.files[i], 3) for i in wanted.tolist()])
     for budget in (4.0, 0.0):
         one = data(folder, limit_train=10, augment=False, memory_budget_gb=budget)
-        source, train, _, val = one._fitted()
+        source, train, _, val = one._open_fit()
         (images,) = source.fetch([train], torch.device("cpu"), 0, 0, False)
         assert torch.equal(images, expected) and torch.equal(source.labels[train], files.labels[wanted])
         assert len(val) == 1
@@ -124,7 +124,7 @@ def test_one_folder_is_split_once_for_all_seeds(make_folder: MakeFolder) -> None
     assert one.counts == {"train": 29, "val": 3}
     assert same(list(one.test_dataloader()), list(other.test_dataloader()))
     assert same(list(one.val_dataloader()), list(other.val_dataloader()))
-    parts = [one.origin._list("train").files, one.origin._list("test").files]  # type: ignore[attr-defined]
+    parts = [one.dataset._list("train").files, one.dataset._list("test").files]  # type: ignore[attr-defined]
     assert [len(part) for part in parts] == [32, 8] and not set(parts[0]) & set(parts[1])
 
 
@@ -177,8 +177,8 @@ def test_the_cache_is_used_and_follows_the_files(make_folder: MakeFolder, monkey
     batches = list(first.train_dataloader())
     (cache,) = (folder / "train").glob(".slim-*.bin")
     calls = []
-    real = decoded.__globals__["decode_all"]
-    monkeypatch.setitem(decoded.__globals__, "decode_all", lambda *args: calls.append(1) or real(*args))
+    real = load_or_decode.__globals__["decode_all"]
+    monkeypatch.setitem(load_or_decode.__globals__, "decode_all", lambda *args: calls.append(1) or real(*args))
     again = data(folder)
     assert same(list(again.train_dataloader()), batches) and again.mean == first.mean and not calls
 
@@ -248,7 +248,7 @@ def test_plain_batches_are_training_images_always_the_same(make_folder: MakeFold
     list(one.train_dataloader())
     assert len(first) == 2 and same(first, one.plain_batches(2))
     assert len(one.plain_batches(99)) == 6
-    source, train, _, _ = one._fitted()
+    source, train, _, _ = one._open_fit()
     assert torch.equal(torch.cat([y for _, y in first]), source.labels[train[permutation(len(train))]][:8])
 
 

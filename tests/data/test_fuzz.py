@@ -16,7 +16,7 @@ from PIL import Image
 
 from slim.data.cache import _read
 from slim.data.decode import read_image
-from slim.data.draws import seed_of
+from slim.data.sampling import derive_seed
 from slim.data.splits import permutation, split
 from slim.errors import SlimError
 
@@ -90,7 +90,7 @@ def test_splits_are_disjoint_prefixes_of_one_shuffle(count: int, fraction: float
 
 @given(st.lists(st.integers(0, 2**63), min_size=1, max_size=4))
 def test_seeds_fit_every_generator(key: list[int]) -> None:
-    assert 0 <= seed_of(*key) < 2**63
+    assert 0 <= derive_seed(*key) < 2**63
 
 
 def test_names_are_cheap() -> None:

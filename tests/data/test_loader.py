@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from slim.data.loader import BatchLoader, Look
+from slim.data.loader import BatchLoader, Preprocessing
 from slim.data.memory import MemorySource
 from slim.errors import SlimError
 
@@ -17,9 +17,9 @@ Batch = tuple[torch.Tensor, torch.Tensor]
 def loader(count: int = 50, batch_size: int = 8, train: bool = True, **options: Any) -> BatchLoader:
     images = torch.randint(0, 256, (count, 3, 6, 6), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     source = MemorySource(images, torch.arange(count))
-    look = Look((0.5,) * 3, (0.25,) * 3, 6, padding=2, mirror=True, augment=True)
+    preprocessing = Preprocessing((0.5,) * 3, (0.25,) * 3, 6, padding=2, mirror=True, augment=True)
     options.setdefault("seed", 0)
-    return BatchLoader(source, torch.arange(count), look, batch_size=batch_size, train=train, **options)
+    return BatchLoader(source, torch.arange(count), preprocessing, batch_size=batch_size, train=train, **options)
 
 
 def same(first: list[Batch], second: list[Batch]) -> bool:

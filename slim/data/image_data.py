@@ -11,15 +11,15 @@ from pytorch_lightning import LightningDataModule
 
 from slim.data import options
 from slim.data.calibration import CalibrationBatches
-from slim.data.draws import calibration_seed
-from slim.data.loader import BatchLoader, Look, Source
-from slim.data.splits import limited, permutation, split
+from slim.data.loader import BatchLoader, Preprocessing, Source
+from slim.data.sampling import calibration_seed
+from slim.data.splits import limited_index, permutation, split
 from slim.errors import SlimError
 
 log = logging.getLogger(__name__)
 
 
-class Origin(Protocol):
+class ImageDataset(Protocol):
     """A data set: what is known about it, and its images by split (``train``, ``val``, ``test``)."""
 
     name: str
@@ -40,18 +40,18 @@ class Origin(Protocol):
     def count(self, split: str) -> int:
         """Images of ``split``."""
 
-    def open(self, split: str, wanted: torch.Tensor) -> Source:
-        """The ``wanted`` images of ``split``, in that order."""
+    def open(self, split: str, index: torch.Tensor) -> Source:
+        """The images of ``split`` at positions ``index``, in that order."""
 
 
 class ImageData(LightningDataModule):
-    """Training, validation and test batches ``(images float32 (B, C, H, W), labels int64 (B,))`` of an origin.
+    """Training, validation and test batches ``(images float32 (B, C, H, W), labels int64 (B,))`` of a data set.
 
     Validation is cut from the training images by a fixed shuffle that does not depend on ``seed``; the test images
     are not read before :meth:`test_dataloader` is called.
 
     Args:
-        origin: The data set.
+        dataset: The data set.
         batch_size: Training images per batch and process.
         eval_batch_size: Images per batch in validation and test.
         seed: Of order and augmentation.
@@ -67,7 +67,7 @@ class ImageData(LightningDataModule):
         std: Likewise.
 
     Attributes:
-        device: Where batches live; None (default) is the trainer's, or the CPU without one.
+        device: Device of the batches; None (default) is the trainer's, or the CPU without one.
 
     Raises:
         SlimError: an option out of its range.
@@ -75,7 +75,7 @@ class ImageData(LightningDataModule):
 
     def __init__(
         self,
-        origin: Origin,
+        dataset: ImageDataset,
         *,
         batch_size: int = 64,
         eval_batch_size: int = 256,
@@ -90,75 +90,75 @@ class ImageData(LightningDataModule):
         std: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
-        self.origin = origin
-        self.name: str = origin.name
+        self.dataset = dataset
+        self.name: str = dataset.name
         self.device: torch.device | None = None
         self.batch_size = options.whole("batch_size", batch_size, 1)
         self.eval_batch_size = options.whole("eval_batch_size", eval_batch_size, 1)
         self.seed = options.whole("seed", seed, 0)
         self.augment = options.augmentation(augment)
-        if self.augment == "zoom" and not hasattr(origin, "zoom"):
+        if self.augment == "zoom" and not hasattr(dataset, "zoom"):
             raise SlimError(
-                f"augment=zoom needs files. Got augment='zoom' (data={origin.name}). Set data.augment=crop."
+                f"augment=zoom needs files. Got augment='zoom' (data={dataset.name}). Set data.augment=crop."
             )
-        self.padding = origin.padding if padding is None else options.whole("padding", padding, 0)
-        self.mirror = origin.mirror if mirror is None else bool(mirror)
+        self.padding = dataset.padding if padding is None else options.whole("padding", padding, 0)
+        self.mirror = dataset.mirror if mirror is None else bool(mirror)
         self.val_fraction = options.fraction("val_fraction", val_fraction)
         self.limit_train = options.limit("limit_train", limit_train)
         self.limit_test = options.limit("limit_test", limit_test)
-        self._mean = options.per_channel("mean", mean, origin.in_channels, positive=False)
-        self._std = options.per_channel("std", std, origin.in_channels, positive=True)
+        self._mean = options.per_channel("mean", mean, dataset.in_channels, positive=False)
+        self._std = options.per_channel("std", std, dataset.in_channels, positive=True)
         self._fit: tuple[Source, torch.Tensor, Source, torch.Tensor] | None = None
         self._test: Source | None = None
 
     @property
     def num_classes(self) -> int:
         """Number of classes."""
-        return self.origin.num_classes
+        return self.dataset.num_classes
 
     @property
     def in_channels(self) -> int:
         """Channels of the images."""
-        return self.origin.in_channels
+        return self.dataset.in_channels
 
     @property
     def image_size(self) -> int:
         """Height and width of the images in a batch, pixels."""
-        return self.origin.image_size
+        return self.dataset.image_size
 
     @property
     def class_names(self) -> tuple[str, ...]:
         """Names of the classes in the order of their labels."""
-        return self.origin.class_names
+        return self.dataset.class_names
 
     @property
     def mean(self) -> tuple[float, ...]:
         """Per channel, of pixels in [0, 1]; measured on the training images where it is not known."""
         if self._mean is not None:
             return self._mean
-        if self.origin.mean is None:
+        if self.dataset.mean is None:
             self.setup("fit")
-        return tuple(self.origin.mean)
+        return tuple(self.dataset.mean)
 
     @property
     def std(self) -> tuple[float, ...]:
         """Standard deviation per channel; see :attr:`mean`."""
         if self._std is not None:
             return self._std
-        if self.origin.std is None:
+        if self.dataset.std is None:
             self.setup("fit")
-        return tuple(self.origin.std)
+        return tuple(self.dataset.std)
 
     @property
     def counts(self) -> dict[str, int]:
         """Images of ``train``, ``val`` and, once they were read, ``test``."""
-        _, train, _, val = self._fitted()
-        found = {"train": len(train), "val": len(val)}
-        return found if self._test is None else {**found, "test": len(self._test)}
+        _, train, _, val = self._open_fit()
+        counts = {"train": len(train), "val": len(val)}
+        return counts if self._test is None else {**counts, "test": len(self._test)}
 
     def describe(self) -> str:
         """The data in one line."""
-        source, train, _, val = self._fitted()
+        source, train, _, val = self._open_fit()
         size = f"{self.in_channels}x{self.image_size}x{self.image_size}"
         return (
             f"{self.name}: {len(train):,} training and {len(val):,} validation images {size}, "
@@ -167,7 +167,7 @@ class ImageData(LightningDataModule):
 
     def prepare_data(self) -> None:
         """Download what is missing; Lightning calls it in one process."""
-        self.origin.prepare()
+        self.dataset.prepare()
 
     def setup(self, stage: str | None = None) -> None:
         """Read the images of ``stage`` (``fit``, ``validate``, ``test``; None is ``fit``) unless they were.
@@ -176,23 +176,23 @@ class ImageData(LightningDataModule):
             SlimError: data that are missing, unreadable or fewer than one batch.
         """
         if stage in ("test", "predict"):
-            self._tested()
+            self._open_test()
         else:
-            self._fitted()
+            self._open_fit()
 
     def train_dataloader(self) -> BatchLoader:
         """Shuffled, augmented training batches."""
-        source, train, _, _ = self._fitted()
+        source, train, _, _ = self._open_fit()
         return self._loader(source, train, train=True)
 
     def val_dataloader(self) -> BatchLoader | list[BatchLoader]:
         """Validation batches in a fixed order; an empty list with ``val_fraction=0``, as Lightning wants it."""
-        _, _, source, val = self._fitted()
+        _, _, source, val = self._open_fit()
         return self._loader(source, val, train=False) if len(val) else []
 
     def test_dataloader(self) -> BatchLoader:
         """Test batches in a fixed order. The first call reads the test images."""
-        source = self._tested()
+        source = self._open_test()
         return self._loader(source, torch.arange(len(source)), train=False)
 
     def calibration_batches(self, count: int = 100, device: torch.device | str | None = None) -> CalibrationBatches:
@@ -202,13 +202,13 @@ class ImageData(LightningDataModule):
         Running averages with PyTorch's momentum of 0.1 rest on the last 20 to 30 batches of training, so 100 are more
         than enough. The batches depend on ``seed`` alone, and are not those of any epoch.
         """
-        source, train, _, _ = self._fitted()
+        source, train, _, _ = self._open_fit()
 
         def loader() -> BatchLoader:
             return BatchLoader(
                 source,
                 train,
-                self._look(),
+                self._preprocessing(),
                 batch_size=self.batch_size,
                 seed=calibration_seed(self.seed),
                 train=True,
@@ -222,14 +222,14 @@ class ImageData(LightningDataModule):
     ) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """``count`` batches of ``eval_batch_size`` training images without augmentation, always the same.
 
-        Fewer if the training set is smaller. For criteria that look at data, and to evaluate where nothing is held out.
+        Fewer if the training set is smaller. For criteria that use data, and to evaluate where nothing is held out.
         """
-        source, train, _, _ = self._fitted()
+        source, train, _, _ = self._open_fit()
         index = train[permutation(len(train))][: count * self.eval_batch_size]
         loader = BatchLoader(
             source,
             index,
-            self._look(),
+            self._preprocessing(),
             batch_size=self.eval_batch_size,
             seed=self.seed,
             train=False,
@@ -237,28 +237,28 @@ class ImageData(LightningDataModule):
         )
         return list(loader)
 
-    def _fitted(self) -> tuple[Source, torch.Tensor, Source, torch.Tensor]:
+    def _open_fit(self) -> tuple[Source, torch.Tensor, Source, torch.Tensor]:
         if self._fit is None:
-            origin = self.origin
-            origin.prepare()
-            # With images of its own validation takes nothing from training.
-            share = 0.0 if origin.has_val else self.val_fraction
-            train, val = split(origin.count("train"), share, self.limit_train)
+            dataset = self.dataset
+            dataset.prepare()
+            # A data set with validation images of its own does not split its training images.
+            share = 0.0 if dataset.has_val else self.val_fraction
+            train, val = split(dataset.count("train"), share, self.limit_train)
             self._check_batch(len(train))
-            source = origin.open("train", torch.cat((train, val)))
+            source = dataset.open("train", torch.cat((train, val)))
             at = torch.arange(len(train)), torch.arange(len(train), len(train) + len(val))
-            if origin.has_val and self.val_fraction > 0:
-                own = origin.open("val", torch.arange(origin.count("val")))
+            if dataset.has_val and self.val_fraction > 0:
+                own = dataset.open("val", torch.arange(dataset.count("val")))
                 self._fit = source, at[0], own, torch.arange(len(own))
             else:
                 self._fit = source, at[0], source, at[1]
             log.info(self.describe())
         return self._fit
 
-    def _tested(self) -> Source:
+    def _open_test(self) -> Source:
         if self._test is None:
-            self.origin.prepare()
-            self._test = self.origin.open("test", limited(self.origin.count("test"), self.limit_test))
+            self.dataset.prepare()
+            self._test = self.dataset.open("test", limited_index(self.dataset.count("test"), self.limit_test))
             log.info("%s: %s test images read", self.name, f"{len(self._test):,}")
         return self._test
 
@@ -278,7 +278,7 @@ class ImageData(LightningDataModule):
         return BatchLoader(
             source,
             index,
-            self._look(),
+            self._preprocessing(),
             batch_size=self.batch_size if train else self.eval_batch_size,
             seed=self.seed,
             train=train,
@@ -287,10 +287,10 @@ class ImageData(LightningDataModule):
             world_size=world_size,
         )
 
-    def _look(self) -> Look:
-        # The zoom is drawn where the files are decoded; only the mirror is left to do.
+    def _preprocessing(self) -> Preprocessing:
+        # Random zoom happens when the files are decoded; only mirroring is left.
         padding = self.padding if self.augment == "crop" else 0
-        return Look(self.mean, self.std, self.image_size, padding, self.mirror, self.augment != "none")
+        return Preprocessing(self.mean, self.std, self.image_size, padding, self.mirror, self.augment != "none")
 
     def _device(self) -> torch.device:
         if self.device is not None:

@@ -1,4 +1,4 @@
-"""One data module per data set, with plain keyword arguments: what ``_target_`` in conf/data names."""
+"""One data module per data set, with plain keyword arguments: the ``_target_`` of the files in conf/data."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import Any
 from slim.data import options
 from slim.data.digits import Digits
 from slim.data.folder import ImageFolder
-from slim.data.module import ImageData
+from slim.data.image_data import ImageData
 from slim.data.torchvision_sets import TorchvisionSet
 from slim.errors import SlimError, nearest
 
 
 class DigitsData(ImageData):
-    """scikit-learn's handwritten digits, embedded; see :class:`~slim.data.module.ImageData` for ``common``."""
+    """scikit-learn's handwritten digits, embedded; see :class:`~slim.data.image_data.ImageData` for ``common``."""
 
     def __init__(self, *, image_size: int = 32, **common: Any) -> None:
-        super().__init__(Digits(options.whole("image_size", image_size, 8)), **_known(common))
+        super().__init__(Digits(options.whole("image_size", image_size, 8)), **_common_options(common))
 
 
 class _Downloaded(ImageData):
@@ -27,7 +27,7 @@ class _Downloaded(ImageData):
         root: Folder of the downloaded files.
         download: Whether missing files may be downloaded.
         image_size: Height and width of batches; None for the data set's own.
-        common: See :class:`~slim.data.module.ImageData`.
+        common: See :class:`~slim.data.image_data.ImageData`.
     """
 
     set_name = ""
@@ -36,7 +36,7 @@ class _Downloaded(ImageData):
         self, *, root: str = "datasets", download: bool = True, image_size: int | None = None, **common: Any
     ) -> None:
         size = None if image_size is None else options.whole("image_size", image_size, 1)
-        super().__init__(TorchvisionSet(self.set_name, str(root), bool(download), size), **_known(common))
+        super().__init__(TorchvisionSet(self.set_name, str(root), bool(download), size), **_common_options(common))
 
 
 class MNISTData(_Downloaded):
@@ -79,7 +79,7 @@ class ImageFolderData(ImageData):
         memory_budget_gb: Images that take more when decoded are streamed.
         num_workers: Processes that decode when streaming.
         augment: As in ``common``; ``"zoom"`` crops a random part of random size, as is usual for large images.
-        common: See :class:`~slim.data.module.ImageData`.
+        common: See :class:`~slim.data.image_data.ImageData`.
     """
 
     def __init__(
@@ -105,11 +105,11 @@ class ImageFolderData(ImageData):
             workers=options.whole("num_workers", num_workers, 0),
             zoom=options.augmentation(augment) == "zoom",
         )
-        super().__init__(folder, augment=augment, **_known(common))
+        super().__init__(folder, augment=augment, **_common_options(common))
 
 
-def _known(common: dict[str, Any]) -> dict[str, Any]:
-    """``common`` without the options that say how files are read, which sets without files do not need.
+def _common_options(common: dict[str, Any]) -> dict[str, Any]:
+    """``common`` without the options that say how files are read, which data sets without files do not need.
 
     They are accepted everywhere so that one command line fits every data set.
 
@@ -118,7 +118,7 @@ def _known(common: dict[str, Any]) -> dict[str, Any]:
     """
     options.gigabytes("memory_budget_gb", common.pop("memory_budget_gb", 0))
     options.whole("num_workers", common.pop("num_workers", 0), 0)
-    known = [key for key in inspect.signature(ImageData.__init__).parameters if key not in ("self", "origin")]
+    known = [key for key in inspect.signature(ImageData.__init__).parameters if key not in ("self", "dataset")]
     for key, value in common.items():
         if key not in known:
             raise SlimError(f"data.{key} must be an option of the data set. Got {key}={value!r}. {nearest(key, known)}")
