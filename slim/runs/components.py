@@ -18,6 +18,7 @@ from slim import criteria, models, sparsity
 from slim.channels import ChannelGraph, Plan, plan_of
 from slim.errors import SlimError
 from slim.lightning import capture_example, find_network
+from slim.lightning.traced import thin
 from slim.runs import builders
 from slim.runs.config import read
 from slim.runs.construct import check, target
@@ -54,7 +55,7 @@ class Components:
         options = {"channels_last": self.hardware.channels_last, "compile": self.config.trainer.compile}
         module: pl.LightningModule = builders.lightning_module(self.config, self.data, kind, draw, **options)
         if plan is not None:
-            slim.rebuild(self.network(module), plan, in_place=True)
+            thin(module, plan, self.config.network, example=self.example, trace=self.config.prune.tracing)
         return module
 
     def network(self, module: pl.LightningModule) -> nn.Module:

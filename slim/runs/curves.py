@@ -58,7 +58,7 @@ class Curves(Checkpoint):
                 raise RunFailed(f"The loss must be finite. Got {tag}={value} (epoch {trainer.current_epoch + 1}).")
             self.history.setdefault(tag.replace("/", "_"), []).append(value)
         if trainer.logger is not None:
-            trainer.logger.log_metrics({**found, "epoch": trainer.current_epoch}, step=_step(trainer))
+            trainer.logger.log_metrics({**found, "epoch": trainer.current_epoch}, step=epoch_step(trainer))
 
     def state_dict(self) -> dict[str, Any]:
         """The curves so far."""
@@ -76,7 +76,7 @@ def epoch_metrics(trainer: pl.Trainer) -> dict[str, float]:
     return {tag: value for tag, value in found.items() if not tag.endswith("_step")}
 
 
-def _step(trainer: pl.Trainer) -> int:
-    """The step at which Lightning writes metrics of an epoch: with several optimizers it is not ``global_step``."""
+def epoch_step(trainer: pl.Trainer) -> int:
+    """The step at which Lightning writes metrics of an epoch, that of its last batch, counted from 0."""
     loop: Any = trainer.fit_loop.epoch_loop
-    return int(getattr(loop, "_batches_that_stepped", trainer.global_step))
+    return int(getattr(loop, "_batches_that_stepped", trainer.global_step)) - 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytorch_lightning as pl
 
 from slim.lightning import ChannelPruning, SparseTraining
+from slim.runs.curves import epoch_step
 
 TAGS = {"zero": "zero", "target": "target", "macs": "macs_after_cut", "ready": "ready"}
 """Key of a forecast -> its TensorBoard tag below ``sparsity/``."""
@@ -39,7 +40,7 @@ class CutForecast(pl.Callback):
         self.latest = found
         if trainer.logger is not None:
             points = {f"sparsity/{TAGS[key]}": value for key, value in found.items() if key in TAGS}
-            trainer.logger.log_metrics(points, step=trainer.global_step)
+            trainer.logger.log_metrics(points, step=epoch_step(trainer))
 
     def line(self) -> str:
         """For the progress display, such as ``zero 0.41 of 0.50, macs 0.62 after the cut``."""

@@ -48,6 +48,7 @@ def metrics(parts: Components, module: pl.LightningModule, split: str, limit: in
         else:
             trainer = evaluation_trainer(parts, limit_val_batches=limit)
             trainer.validate(module, dataloaders=_training_batches(parts.data), verbose=False)
+    parts.data.trainer = None  # which holds the module
     return {tag: float(value) for tag, value in trainer.callback_metrics.items()}
 
 

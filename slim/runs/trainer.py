@@ -8,7 +8,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from slim.data.module import ImageData
+from slim.data.image_data import ImageData
 from slim.runs.checkpoint import SafeFiles
 from slim.runs.components import Components
 from slim.runs.curves import RunLogger

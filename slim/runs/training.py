@@ -70,6 +70,13 @@ def train(
     key = (config.seed, number)
     seed_all(config.seed, number, PHASES.index(kind))
     began = time.monotonic()
+
+    def forecast_line() -> str | None:
+        """Of the network that the phase began with, also when it goes on with a thinner one: the same line."""
+        known = None if sparse is None or sparse.forecast is None else sparse.forecast.line
+        line: str | None = run.get("forecast") or known
+        return line
+
     with (
         quiet(),
         explained(config.data.get("batch_size")),
@@ -81,6 +88,7 @@ def train(
                 "plan": plan_json(network),
                 "position": position.state_dict(),
                 "seconds": earlier + time.monotonic() - began,
+                "forecast": forecast_line(),
             },
             signals=signals,
             every_steps=config.trainer.checkpoint_every,
@@ -105,8 +113,9 @@ def train(
             parts, config.training(kind).epochs, directory, name, first_step=first_step, callbacks=present
         )
         trainer.fit(module, datamodule=parts.data, ckpt_path=checkpoint if saved is not None else None)
-    if sparse is not None:
-        note(sparse.forecast.line)
+    parts.data.trainer = None  # which holds the module
+    if line := forecast_line():
+        note(line)
     module.cpu().eval()
     seconds = earlier + time.monotonic() - began
     figures = _figures(parts, curves, config.training(kind).epochs, trainer.global_step, seconds)
@@ -139,7 +148,9 @@ def _sparse_callbacks(
         return None, None
     place: dict[str, Any] = {"network": config.network, "example": parts.example, "trace": config.prune.tracing}
     options = {**config.penalty, **budget}
-    sparse = SparseTraining(options.pop("name"), shrink=training.shrink, **place, **options)
+    # A law that is told its target has no lam to scale.
+    shrink = training.shrink if options.get("lam") else None
+    sparse = SparseTraining(options.pop("name"), shrink=shrink, **place, **options)
     if not training.slim_every:
         return sparse, None
     floor = config.prune.min_channels
