@@ -1,7 +1,7 @@
-"""One safe file: the thin network's weights, and the plan that thins a dense network to fit them.
+"""One file for a thin network: its weights, and the plan that thins a dense network to their shapes.
 
-The file is safetensors (no code can hide in it) with a JSON header: the plan, a checksum of every byte of the weights,
-and what the caller wants to say about them. Nothing here unpickles.
+The file is safetensors (it cannot hold code) with a JSON header: the plan, a checksum over all bytes of the weights,
+and the caller's metadata. Nothing here unpickles.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MAX_HEADER = 16 * 2**20  # bytes; ResNet-152's plan takes well under one MB
 
 @dataclasses.dataclass(frozen=True)
 class Header:
-    """What an artifact says of itself, read without touching its weights."""
+    """The header of an artifact, read without its weights."""
 
     plan: Plan | None
     metadata: Mapping[str, str]
@@ -43,8 +43,8 @@ def save(
     Args:
         path: Where to write, usually ``*.safetensors``.
         model: The thin network.
-        plan: From the dense network to ``model``; by default the one that ``model`` carries.
-        metadata: Text to keep beside the weights (names of classes, accuracy, ...).
+        plan: From the dense network to ``model``; by default the plan attached to ``model``.
+        metadata: Text stored beside the weights (names of classes, accuracy, ...).
 
     Raises:
         SlimError: a weight is NaN or infinite, a state entry is no tensor, or the place is not writable.
@@ -64,7 +64,7 @@ def save(
             aliases[name] = seen[key]
             continue
         seen[key] = name
-        _finite(name, value, path)
+        _check_finite(name, value, path)
         tensors[name] = value.detach().cpu().contiguous().clone()
     header = {
         "format": FORMAT,
@@ -73,7 +73,7 @@ def save(
         "aliases": aliases,
         "metadata": dict(metadata or {}),
     }
-    # One key: safetensors writes several in the order of a hash, and two saves of a network are to be the same bytes.
+    # One key: safetensors orders several by hash, and two saves of a network must give the same bytes.
     return write_atomic(path, to_bytes(tensors, {"slim": json.dumps(header, sort_keys=True)}))
 
 
@@ -81,7 +81,7 @@ def read_header(path: str | Path) -> Header:
     """Read the plan and the metadata of an artifact.
 
     Raises:
-        SlimError: the file is missing, truncated, foreign, or its header is larger than 16 MB.
+        SlimError: the file is missing, truncated, not written by slim, or its header is larger than 16 MB.
     """
     path = Path(path)
     try:
@@ -89,7 +89,7 @@ def read_header(path: str | Path) -> Header:
             start = file.read(8)
             length = struct.unpack("<Q", start)[0] if len(start) == 8 else -1
             if not 2 <= length <= MAX_HEADER:
-                raise _bad(path, f"a header of {length} bytes")
+                raise _invalid(path, f"a header of {length} bytes")
             text = file.read(length)
     except OSError as error:
         raise SlimError(
@@ -107,7 +107,7 @@ def read_header(path: str | Path) -> Header:
                 raise ValueError("its header is malformed")
         plan_text, checksum = str(meta["plan"]), str(meta["checksum"])
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
-        raise _bad(path, str(error)) from None
+        raise _invalid(path, str(error)) from None
     return Header(Plan.from_json(plan_text) if plan_text else None, metadata, checksum, aliases)
 
 
@@ -124,49 +124,49 @@ def read(path: str | Path) -> tuple[Header, dict[str, Tensor]]:
         with safe_open(str(path), framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError, KeyError) as error:
-        raise _bad(Path(path), str(error)) from None
+        raise _invalid(Path(path), str(error)) from None
     if _checksum(tensors) != header.checksum:
-        raise _bad(Path(path), "its weights do not match their checksum")
+        raise _invalid(Path(path), "its weights do not match their checksum")
     for name, tensor in tensors.items():
-        _finite(name, tensor, path)
+        _check_finite(name, tensor, path)
     for name, source in header.aliases.items():
         if source not in tensors:
-            raise _bad(Path(path), f"{name} is said to share {source}")
+            raise _invalid(Path(path), f"{name} is said to share {source}")
         tensors[name] = tensors[source]
     return header, tensors
 
 
 def load(path: str | Path, model: nn.Module) -> nn.Module:
-    """The network of an artifact: the plan thins a copy of ``model`` (dense), then the weights are filled in.
+    """The network of an artifact: a copy of the dense ``model``, thinned by the plan, with the artifact's weights.
 
     Args:
         path: Written by :func:`save`.
         model: A freshly built dense network of the architecture the artifact was made from; not changed.
 
     Raises:
-        SlimError: the file is truncated, corrupted or foreign, holds NaN, or belongs to another architecture.
+        SlimError: the file is truncated, corrupted, not written by slim, holds NaN, or is of another architecture.
     """
     header, tensors = read(path)
     thin = rebuild(model, header.plan) if header.plan is not None else copy.deepcopy(unwrap(model))
-    _match(
+    _check_shapes(
         path, {k: tuple(v.shape) for k, v in tensors.items()}, {k: tuple(v.shape) for k, v in thin.state_dict().items()}
     )
     thin.load_state_dict(tensors)
     return thin
 
 
-def _match(path: str | Path, found: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, ...]]) -> None:
+def _check_shapes(path: str | Path, found: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, ...]]) -> None:
     for name in dict.fromkeys((*expected, *found)):
         if found.get(name) != expected.get(name):
-            have = "nothing" if name not in found else f"shape {found[name]}"
-            want = "nothing" if name not in expected else f"shape {expected[name]}"
+            holds = "nothing" if name not in found else f"shape {found[name]}"
+            expects = "nothing" if name not in expected else f"shape {expected[name]}"
             raise SlimError(
-                f"An artifact must match its network. Got {have} for {name!r}, expected {want} ({path}). "
+                f"An artifact must match its network. Got {holds} for {name!r}, expected {expects} ({path}). "
                 "Build the dense network it was made from."
             )
 
 
-def _finite(name: str, tensor: Tensor, path: str | Path) -> None:
+def _check_finite(name: str, tensor: Tensor, path: str | Path) -> None:
     if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
         raise SlimError(
             f"Weights must be finite. Got NaN or infinity in {name} ({path}). Use the last good checkpoint."
@@ -183,5 +183,5 @@ def _checksum(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _bad(path: Path, what: str) -> SlimError:
+def _invalid(path: Path, what: str) -> SlimError:
     return SlimError(f"An artifact must be whole and written by slim.save. Got {what} ({path}). Copy or save it again.")

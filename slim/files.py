@@ -1,4 +1,4 @@
-"""Files that are either whole or not there: write beside, flush, sync, rename."""
+"""Atomic file writing (temporary file, flush, fsync, rename) and safe reading."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def write_atomic(path: str | Path, content: bytes | str | Callable[[IO[bytes]], 
     """Write ``content`` to ``path`` so that a reader sees the old file or the new one, never a part.
 
     Args:
-        path: Where the file ends up. Missing folders are made.
+        path: The final path. Missing folders are created.
         content: Bytes, text (UTF-8), or a function that writes to the binary file it is given.
 
     Returns:
@@ -36,7 +36,7 @@ def write_atomic(path: str | Path, content: bytes | str | Callable[[IO[bytes]], 
     'whole'
     """
     path = Path(path)
-    # The process id keeps two writers apart; the dot keeps the part file out of every glob for results.
+    # The process id separates two writers; the dot hides the part file from globs for results.
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -50,13 +50,13 @@ def write_atomic(path: str | Path, content: bytes | str | Callable[[IO[bytes]], 
         os.replace(part, path)
     except OSError as error:
         part.unlink(missing_ok=True)
-        raise _explained(error, path) from error
+        raise _write_error(error, path) from error
     except BaseException as error:
         part.unlink(missing_ok=True)
         # torch.save reports a failed write as a RuntimeError; the cause tells whether the disk was full.
         cause = error.__cause__ or error.__context__
         if isinstance(error, RuntimeError) and (isinstance(cause, OSError) or "unexpected pos" in str(error)):
-            raise _explained(
+            raise _write_error(
                 cause if isinstance(cause, OSError) else OSError(errno.ENOSPC, str(error)), path
             ) from error
         raise
@@ -70,7 +70,7 @@ def write_json(path: str | Path, value: Any) -> Path:
 
 
 def read_json(path: str | Path, *, what: str = "file", limit: int = 64 * 2**20) -> Any:
-    """Read a JSON file that we wrote.
+    """Read a JSON file written by slim.
 
     Raises:
         SlimError: Missing, larger than ``limit`` bytes, or no JSON.
@@ -87,10 +87,10 @@ def read_json(path: str | Path, *, what: str = "file", limit: int = 64 * 2**20) 
 
 
 def read_torch(path: str | Path, *, what: str = "file") -> Any:
-    """Read a file that ``torch.save`` wrote, onto the CPU: tensors and plain data, nothing that could run.
+    """Read a file that ``torch.save`` wrote, onto the CPU: tensors and plain data only, no code.
 
     Raises:
-        SlimError: Missing, damaged, packed (a small file that claims to be a large one), or it holds other objects.
+        SlimError: Missing, damaged, compressed (a decompression bomb), or it holds other objects.
     """
     import torch
 
@@ -99,13 +99,13 @@ def read_torch(path: str | Path, *, what: str = "file") -> Any:
         size = path.stat().st_size
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
-                # torch stores without compression; what unpacks to more than the file is a trap.
+                # torch stores without compression; larger content is a decompression bomb.
                 if sum(item.file_size for item in archive.infolist()) > size:
                     raise ValueError("its content claims to be larger than the file")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about pickle protocols: what cannot be read is refused below
             return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a hostile file raises whatever it likes
+    except Exception as error:  # a malicious file may raise anything
         # torch's advice to try weights_only=False is the last thing a user should follow.
         reason = str(error).split("\n", 1)[0].split(". In PyTorch", 1)[0][:160]
         raise SlimError(
@@ -114,7 +114,7 @@ def read_torch(path: str | Path, *, what: str = "file") -> Any:
         ) from None
 
 
-def _explained(error: OSError, path: Path) -> SlimError:
+def _write_error(error: OSError, path: Path) -> SlimError:
     reason = error.strerror or str(error)
     if error.errno in _FULL:
         return RunFailed(
@@ -124,7 +124,7 @@ def _explained(error: OSError, path: Path) -> SlimError:
 
 
 def _sync_folder(folder: Path) -> None:
-    """A rename is on the disk when its folder is; some file systems do not offer it, which is no error."""
+    """Sync the folder, which makes the rename durable; file systems without folder sync are not an error."""
     try:
         handle = os.open(folder, os.O_RDONLY)
     except OSError:

@@ -17,7 +17,7 @@ from slim.selection import Selection, select_groups
 
 @dataclass(frozen=True)
 class PruneReport:
-    """What was removed, in numbers.
+    """Numbers of a pruning step.
 
     Attributes:
         criterion: Name of the criterion that ranked the channels.
@@ -25,9 +25,9 @@ class PruneReport:
         achieved: ``ratio`` removed; fractions of ``macs`` and ``params`` kept.
         macs: (dense, thin) multiply-accumulates of one forward on the example inputs.
         params: (dense, thin) parameters.
-        input_shapes: What the MACs belong to, e.g. ``1x3x32x32``.
+        input_shapes: Shapes of the example inputs the MACs are counted on, e.g. ``1x3x32x32``.
         widths: (dense, kept) channels per module.
-        notes: One line for whatever the request could not have.
+        notes: One line for every part of the request that could not be met.
     """
 
     criterion: str
@@ -40,9 +40,9 @@ class PruneReport:
     notes: tuple[str, ...]
 
     def __str__(self) -> str:
-        asked = ", ".join(f"{k}={v:g}" for k, v in self.requested.items()) or "no target"
+        requested = ", ".join(f"{k}={v:g}" for k, v in self.requested.items()) or "no target"
         lines = [
-            f"criterion {self.criterion}, {asked}: {self.achieved['ratio']:.1%} of the channels removed",
+            f"criterion {self.criterion}, {requested}: {self.achieved['ratio']:.1%} of the channels removed",
             f"MACs   {self.macs[0]:>15,} -> {self.macs[1]:>15,}  ({self.achieved['macs']:.1%} kept;"
             f" FLOPs = 2 x MACs; input {self.input_shapes})",
             f"params {self.params[0]:>15,} -> {self.params[1]:>15,}  ({self.achieved['params']:.1%} kept)",
@@ -72,7 +72,7 @@ def prune(
     grouped: str = "balance",
     **options: Any,
 ) -> PruneResult:
-    """A thinner copy of ``model``, which is left as it was.
+    """A thinner copy of ``model``, which is not changed.
 
     Args:
         model: Any network.
@@ -108,7 +108,7 @@ def prune(
 
 
 def report(graph: ChannelGraph, selection: Selection, plan: Plan, criterion: str) -> PruneReport:
-    """The numbers of a selection."""
+    """The report of a selection in ``graph``."""
     return PruneReport(
         criterion=criterion,
         requested=selection.requested,

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from experiments.criteria.images import Images
 from slim.channels import ChannelGraph
 from slim.criteria import Scores
-from slim.sensitivity.replay import Replay, silenced
+from slim.sensitivity.forward_cache import ForwardCache, zeroed_inputs
 
 
 def correlations(graph: ChannelGraph, ranked: dict[str, Scores], images: Images) -> dict[str, float]:
@@ -26,12 +26,12 @@ def leave_one_out(graph: ChannelGraph, groups: np.ndarray, images: Images) -> np
     (x, y), *_ = images.batches(len(images))
     graph.model.eval()
     increase = np.zeros(len(groups))
-    with Replay(graph.model) as replay, torch.no_grad():
-        whole = float(F.cross_entropy(replay.record(x), y))
+    with ForwardCache(graph.model) as cache, torch.no_grad():
+        whole = float(F.cross_entropy(cache.record(x), y))
         for i, group in enumerate(groups):
             alone = np.zeros(len(graph), dtype=bool)
             alone[group] = True
-            with silenced(graph, alone) as readers:
-                first = min(replay.first[r] for r in readers)
-                increase[i] = float(F.cross_entropy(replay.run_from(first, x), y)) - whole
+            with zeroed_inputs(graph, alone) as readers:
+                first = min(cache.first[r] for r in readers)
+                increase[i] = float(F.cross_entropy(cache.run_from(first, x), y)) - whole
     return increase

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from slim.criteria.incoming import mean_incoming
+from slim.criteria.layer_inputs import mean_layer_input
 from slim.criteria.registry import Evidence, criterion
 
 if TYPE_CHECKING:
@@ -15,4 +15,4 @@ if TYPE_CHECKING:
 @criterion("activation")
 def activation(graph: ChannelGraph, loader: Iterable[Any] | None = None, batches: int = 8, seed: int = 0) -> Evidence:
     """Mean of |a| over samples and positions, where ``a`` is the channel as the next layer receives it."""
-    return mean_incoming(graph, loader, batches, seed, name="activation", measure=lambda x: x.abs())
+    return mean_layer_input(graph, loader, batches, seed, name="activation", measure=lambda x: x.abs())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from slim.criteria.incoming import mean_incoming
+from slim.criteria.layer_inputs import mean_layer_input
 from slim.criteria.registry import Evidence, criterion
 
 if TYPE_CHECKING:
@@ -18,4 +18,4 @@ def apoz(graph: ChannelGraph, loader: Iterable[Any] | None = None, batches: int 
 
     It only tells channels apart behind activations with exact zeros, such as ReLU.
     """
-    return mean_incoming(graph, loader, batches, seed, name="apoz", measure=lambda x: x != 0)
+    return mean_layer_input(graph, loader, batches, seed, name="apoz", measure=lambda x: x != 0)

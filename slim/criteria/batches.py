@@ -1,4 +1,4 @@
-"""Data for criteria that look at activations or gradients: a few batches, read once, with the model left as it was."""
+"""Batches for criteria that use activations or gradients; the model and the random generators are left unchanged."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def batches_of(
     """The first ``batches`` of ``loader`` (iterable of ``x``, ``(x, y)`` or ``{name: tensor}``), with a progress bar.
 
     Inside, the model is in eval mode, and torch's generators are seeded, so that a shuffling loader gives the same
-    batches for the same ``seed``; modes and generators are put back at the end, whatever happens.
+    batches for the same ``seed``; modes and generators are restored at the end.
 
     Raises:
         SlimError: No loader, an empty one, or (``target``) one without targets.
@@ -54,14 +54,14 @@ def batches_of(
             f"batches must be a whole number of at least 1. Got batches={batches!r}. Set criterion.batches."
         )
     device = next((p.device for p in graph.model.parameters()), torch.device("cpu"))
-    with untouched(graph.model, seed, device):
+    with eval_mode(graph.model, seed, device):
         yield _read(loader, batches, device, name, target)
 
 
 def _read(loader: Iterable[Any], batches: int, device: torch.device, name: str, target: bool) -> Iterator[Batch]:
     seen = 0
     for raw in progress(islice(iter(loader), batches), batches, f"scoring: {name}"):
-        batch = _placed(raw, device)
+        batch = _to_batch(raw, device)
         if target and batch.target is None:
             raise SlimError(
                 f"Criterion {name} needs targets. Got batches of inputs alone. Pass a loader of (x, y) pairs."
@@ -73,8 +73,8 @@ def _read(loader: Iterable[Any], batches: int, device: torch.device, name: str, 
 
 
 @contextmanager
-def untouched(model: nn.Module, seed: int, device: torch.device) -> Iterator[None]:
-    """Eval mode and seeded generators inside; modes and generators as before afterwards."""
+def eval_mode(model: nn.Module, seed: int, device: torch.device) -> Iterator[None]:
+    """Inside, eval mode and seeded generators; afterwards modes and generators are restored."""
     modes = [(m, m.training) for m in model.modules()]
     devices = [device] if device.type == "cuda" else []
     try:
@@ -97,7 +97,7 @@ def loss_of(output: Any, batch: Batch, loss: Loss | None) -> Tensor:
     return F.cross_entropy(output, batch.target)
 
 
-def _placed(raw: Any, device: torch.device) -> Batch:
+def _to_batch(raw: Any, device: torch.device) -> Batch:
     if isinstance(raw, Mapping):
         inputs = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in raw.items()}
         target = inputs.pop("target", inputs.pop("labels", None))

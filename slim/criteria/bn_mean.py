@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from slim.criteria.moments import outputs
-from slim.criteria.moments import rectified as through_relu
+from slim.criteria.norm_moments import output_moments, relu_moments
 from slim.criteria.registry import Evidence, criterion
 
 if TYPE_CHECKING:
@@ -14,11 +13,11 @@ if TYPE_CHECKING:
 
 @criterion("bn_mean")
 def bn_mean(graph: ChannelGraph, rectified: bool = False) -> Evidence:
-    """|beta|: the output's running mean is the shift; no data is needed.
+    """|beta|: the output's running mean is the shift; no data are needed.
 
     Args:
         graph: The network's channels.
         rectified: Take the mean behind a ReLU instead, the output being Gaussian with variance gamma^2 v / (v + eps).
     """
-    for groups, mean, variance in outputs(graph, "bn_mean"):
-        yield groups, through_relu(mean, variance)[0] if rectified else mean.abs()
+    for groups, mean, variance in output_moments(graph, "bn_mean"):
+        yield groups, relu_moments(mean, variance)[0] if rectified else mean.abs()

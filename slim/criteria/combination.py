@@ -1,4 +1,4 @@
-"""A weighted sum of criteria, each brought to one scale first."""
+"""A weighted sum of criteria, each scaled to a common range first."""
 
 from __future__ import annotations
 
@@ -52,9 +52,9 @@ def combination(
         if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not np.isfinite(weight):
             raise SlimError(f"A weight must be a number. Got weight={weight!r} (part {name}). Change criterion.parts.")
         shared = {"loader": loader, "batches": batches, "seed": seed}
-        found = score(graph, name, **{**_accepted(name, shared), **options})
-        total += weight * _scaled(found.values, found.covered, scale)
-        covered &= found.covered
+        scores = score(graph, name, **{**_accepted(name, shared), **options})
+        total += weight * _scaled(scores.values, scores.covered, scale)
+        covered &= scores.covered
     yield np.flatnonzero(covered), total[covered]
 
 

@@ -1,4 +1,4 @@
-"""Gates: a factor of one on every channel and sample, whose gradient says what the channel does for that sample."""
+"""Gates: a factor of one per channel and sample; its gradient is the effect of the channel on that sample's loss."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ Ints = npt.NDArray[np.int64]
 
 @contextmanager
 def gated(graph: ChannelGraph, *, beta: bool) -> Iterator[list[tuple[Ints, Tensor]]]:
-    """Put a gate behind every scale, or in a network without any behind every layer that makes channels.
+    """Put a gate after every scale, or, in a network without scales, after every layer that produces channels.
 
-    Inside, each forward appends (groups (C,), gate (N, C)) per gated call to the list that is given; the outputs are
-    what they were. With ``beta`` false a gate scales gamma's part alone, so that its gradient is gamma * dL/dgamma.
+    Inside, each forward appends (groups (C,), gate (N, C)) per gated call to the yielded list; the outputs are
+    unchanged. With ``beta`` false a gate scales gamma's part alone, so that its gradient is gamma * dL/dgamma.
     """
     places: list[tuple[str, int, str | None, Ints]] = []
     for scale in graph.scales:
@@ -38,7 +38,7 @@ def gated(graph: ChannelGraph, *, beta: bool) -> Iterator[list[tuple[Ints, Tenso
                 places.append((layer, -1 if linear else 1, None, groups))
     calls: list[tuple[Ints, Tensor]] = []
 
-    def behind(module: nn.Module, dim: int, bias: bool, groups: Ints) -> Any:
+    def make_hook(module: nn.Module, dim: int, bias: bool, groups: Ints) -> Any:
         def hook(_: nn.Module, __: Any, out: Tensor) -> Any:
             gate = out.new_ones(len(out), len(groups), requires_grad=True)
             calls.append((groups, gate))
@@ -58,7 +58,7 @@ def gated(graph: ChannelGraph, *, beta: bool) -> Iterator[list[tuple[Ints, Tenso
     try:
         for name, dim, shift, groups in places:
             module = graph.model.get_submodule(name)
-            handles.append(module.register_forward_hook(behind(module, dim, shift is not None and not beta, groups)))
+            handles.append(module.register_forward_hook(make_hook(module, dim, shift is not None and not beta, groups)))
         with torch.enable_grad():
             yield calls
     finally:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from slim.criteria.registry import Evidence, criterion
-from slim.criteria.tensors import filters, settled
+from slim.criteria.tensors import filters, round_significant
 
 if TYPE_CHECKING:
     from slim.channels import ChannelGraph
@@ -19,4 +19,4 @@ def geometric_median(graph: ChannelGraph) -> Evidence:
     for groups, rows in filters(graph):
         # Distances by differences, not by the expanded square: near-equal filters are the ones that matter.
         distances = torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist")
-        yield groups, settled(distances.sum(1, dtype=torch.float64))
+        yield groups, round_significant(distances.sum(1, dtype=torch.float64))

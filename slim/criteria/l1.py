@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from slim.criteria.registry import Evidence, criterion
-from slim.criteria.tensors import filters, settled
+from slim.criteria.tensors import filters, round_significant
 
 if TYPE_CHECKING:
     from slim.channels import ChannelGraph
@@ -17,4 +17,4 @@ if TYPE_CHECKING:
 def l1(graph: ChannelGraph) -> Evidence:
     """Sum of the absolute weights of the filter that makes a channel; the mean over the layers of a residual stream."""
     for groups, rows in filters(graph):
-        yield groups, settled(torch.linalg.vector_norm(rows, ord=1, dim=1, dtype=torch.float64))
+        yield groups, round_significant(torch.linalg.vector_norm(rows, ord=1, dim=1, dtype=torch.float64))

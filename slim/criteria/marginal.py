@@ -1,4 +1,4 @@
-"""What removing one channel group saves, for all groups at once."""
+"""MACs or parameters saved by removing one channel group, for all groups at once."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from slim.channels import ChannelGraph
 
 Ints = npt.NDArray[np.int64]
-# A product of widths: a constant, and (groups on an axis, what divides its width) per factor.
+# A product of widths: a constant, and (groups on an axis, divisor of its width) per factor.
 Product = tuple[float, Sequence[tuple[Ints, int]]]
 
 
@@ -28,7 +28,7 @@ def marginal(graph: ChannelGraph, cost: str) -> npt.NDArray[np.float64]:
 
 
 def _save(saved: npt.NDArray[np.float64], constant: float, factors: Sequence[tuple[Ints, int]]) -> None:
-    """Add what ``constant * prod(width / per)`` loses with each group alone."""
+    """Add the decrease of ``constant * prod(width / per)`` when each group alone is removed."""
     if not factors:
         return
     present = np.unique(np.concatenate([g for g, _ in factors]))

@@ -1,4 +1,4 @@
-"""Make scores of different layers comparable: raw gammas or norms of a wide and of a narrow layer need not be."""
+"""Make scores of different layers comparable."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ NORMALIZATIONS = ("none", "max", "mean", "standard", "per_mac", "per_param")
 Floats = npt.NDArray[np.float64]
 
 
-def normalized(graph: ChannelGraph, values: Floats, covered: npt.NDArray[np.bool_], how: str) -> Floats:
+def normalize_scores(graph: ChannelGraph, values: Floats, covered: npt.NDArray[np.bool_], how: str) -> Floats:
     """``values`` (n_groups,) after normalization.
 
-    ``max`` and ``mean`` divide by that of the layer (Molchanov 2017 divides by a layer's l2 norm, to the same end);
+    ``max`` and ``mean`` divide by that of the layer (Molchanov 2017 divides by the l2 norm of the layer);
     ``standard`` subtracts the layer's mean and divides by its standard deviation; ``per_mac`` and ``per_param``
-    divide by what removing the group from the dense network saves.
+    divide by the MACs or parameters that removing the group from the dense network saves.
 
     Raises:
         SlimError: Unknown normalization.

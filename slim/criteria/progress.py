@@ -1,4 +1,4 @@
-"""A progress bar where a person is watching."""
+"""A progress bar in a terminal."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""Criteria by name. A criterion is one function that says how important channels are; this file finds it by name.
+"""Criteria by name. A criterion is a function that yields the importance of channels.
 
 A criterion yields *evidence*: pairs ``(groups, values)`` with one value per channel of some axis, ``groups`` (C,) the
-channel group of every channel (-1 where there is none) and ``values`` (C,), small for what may go. Evidence about the
-same group from several places is reduced to one score by :func:`slim.criteria.score`. A group without evidence is not
-covered, and stays.
+channel group of every channel (-1 where there is none) and ``values`` (C,), small for unimportant channels. Evidence
+about the same group from several places is reduced to one score by :func:`slim.criteria.score`. A group without
+evidence is not covered, and stays.
 
     from slim.criteria import criterion
 
@@ -43,8 +43,8 @@ def criterion(name: str, *, reduce: str = "mean") -> Callable[[Rank], Rank]:
     """Register the decorated function as the criterion ``name``.
 
     Args:
-        name: What users write, as in ``slim.score(graph, "gamma")``.
-        reduce: ``mean``, ``max``, ``sum`` or ``l2`` over what is said about one group; users can override it.
+        name: The name users give, as in ``slim.score(graph, "gamma")``.
+        reduce: ``mean``, ``max``, ``sum`` or ``l2`` over the evidence about one group; users can override it.
     """
 
     def register(rank: Rank) -> Rank:

@@ -1,4 +1,4 @@
-"""One score per channel group: reduce what a criterion says about each, make layers comparable, check the result."""
+"""One score per channel group: reduce a criterion's evidence, normalize across layers, check the result."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from slim.channels import ChannelGraph
-from slim.criteria.normalize import normalized
+from slim.criteria.normalize import normalize_scores
 from slim.criteria.registry import Rank, find
 from slim.errors import SlimError, expect, nearest
 
@@ -23,9 +23,9 @@ class Scores:
 
     Attributes:
         values: (n_groups,) float64; 0 where a group is not covered.
-        covered: (n_groups,) bool; a group that the criterion says nothing about is kept.
-        counts: (n_groups,) int64; what removing the group counts against ``ratio``: its normalization scales, or 1 for
-            a covered group that has none.
+        covered: (n_groups,) bool; a group without evidence is not covered and stays.
+        counts: (n_groups,) int64; weight of the group in ``ratio``: the number of its normalization scales, or 1 for a
+            covered group without any.
         criterion: Name of the criterion.
     """
 
@@ -57,7 +57,7 @@ def score(
         graph: What :func:`slim.trace` returned.
         criterion: A registered name (``gamma``, ``l1``, ``taylor``, ...), a function, or its import path.
         normalize: How layers are made comparable: ``none``, ``max``, ``mean``, ``standard``, ``per_mac`` or
-            ``per_param``; see :func:`slim.criteria.normalize.normalized`.
+            ``per_param``; see :func:`slim.criteria.normalize.normalize_scores`.
         reduce: ``mean``, ``max``, ``sum`` or ``l2`` over the evidence about one group; the criterion's own by default.
         options: The criterion's own options, e.g. ``loader=...`` and ``batches=8`` for data-driven ones.
 
@@ -65,33 +65,33 @@ def score(
         SlimError: Unknown criterion, option or normalization; nothing to rank; scores that are not numbers.
     """
     expect("graph", graph, ChannelGraph, "Use slim.trace.")
-    found = find(criterion)
-    how = found.reduce if reduce is None else reduce
+    entry = find(criterion)
+    how = entry.reduce if reduce is None else reduce
     if how not in REDUCTIONS:
         raise SlimError(
             f"reduce must be one of {', '.join(REDUCTIONS)}. Got reduce={how!r}."
             f" {nearest(str(how), REDUCTIONS)} Set criterion.reduce."
         )
-    _check_options(found.name, found.rank, options)
-    values, covered = reduced(found.rank(graph, **options), len(graph), how)
-    _inherit(graph, values, covered)
+    _check_options(entry.name, entry.rank, options)
+    values, covered = reduce_evidence(entry.rank(graph, **options), len(graph), how)
+    _inherit_scores(graph, values, covered)
     if not covered.any():
         raise SlimError(
-            f"The criterion finds no channel to rank. Got criterion={found.name!r} on a network with {len(graph)}"
+            f"The criterion finds no channel to rank. Got criterion={entry.name!r} on a network with {len(graph)}"
             " channel groups and none that it covers. Set criterion to one that reads what this network has, like l1."
         )
-    _check_numbers(graph, found.name, values, covered)
+    _check_numbers(graph, entry.name, values, covered)
     if normalize != "none":
-        values = normalized(graph, values, covered, normalize)
-    return Scores(values, covered, counts_of(graph, covered), found.name)
+        values = normalize_scores(graph, values, covered, normalize)
+    return Scores(values, covered, scale_counts(graph, covered), entry.name)
 
 
-def reduced(
+def reduce_evidence(
     evidence: Iterable[tuple[Any, Any]], n_groups: int, how: str
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
     """Reduce evidence to (values, covered), both (n_groups,).
 
-    >>> reduced([([0, 1, -1], [3.0, 1.0, 9.0]), ([0, 0], [4.0, 2.0])], 3, "mean")
+    >>> reduce_evidence([([0, 1, -1], [3.0, 1.0, 9.0]), ([0, 0], [4.0, 2.0])], 3, "mean")
     (array([3., 1., 0.]), array([ True,  True, False]))
     """
     ids, values = [np.empty(0, np.int64)], [np.empty(0, np.float64)]
@@ -115,13 +115,13 @@ def reduced(
     return result, covered
 
 
-def _inherit(graph: ChannelGraph, values: npt.NDArray[np.float64], covered: npt.NDArray[np.bool_]) -> None:
-    """A reader of a shared stream that nothing was said about has the score of the channel it reads."""
+def _inherit_scores(graph: ChannelGraph, values: npt.NDArray[np.float64], covered: npt.NDArray[np.bool_]) -> None:
+    """A reader of a shared stream without evidence gets the score of the channel it reads."""
     if len(graph.implied):
         stream, reader = graph.implied[:, 0], graph.implied[:, 1]
-        heirs = ~covered[reader] & covered[stream]
-        values[reader[heirs]] = values[stream[heirs]]
-        covered[reader[heirs]] = True
+        inheriting = ~covered[reader] & covered[stream]
+        values[reader[inheriting]] = values[stream[inheriting]]
+        covered[reader[inheriting]] = True
 
 
 def as_float64(numbers: Any) -> npt.NDArray[np.float64]:
@@ -131,8 +131,8 @@ def as_float64(numbers: Any) -> npt.NDArray[np.float64]:
     return np.asarray(numbers, dtype=np.float64)
 
 
-def counts_of(graph: ChannelGraph, covered: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
-    """How many scales go with each group, (n_groups,); in a network without scales a covered group counts 1."""
+def scale_counts(graph: ChannelGraph, covered: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+    """Number of scales of each group, (n_groups,); in a network without scales 1 for a covered group."""
     scales = [s.groups for s in graph.scales if s.weight is not None]
     groups = np.concatenate([np.empty(0, np.int64), *scales])
     counts = np.bincount(groups[groups >= 0], minlength=len(graph)).astype(np.int64)
@@ -142,7 +142,7 @@ def counts_of(graph: ChannelGraph, covered: npt.NDArray[np.bool_]) -> npt.NDArra
 
 
 def _check_options(name: str, rank: Rank, options: dict[str, Any]) -> None:
-    """Name the option that the criterion does not have, before anything runs."""
+    """Raise for an option that the criterion does not have, before anything runs."""
     import inspect
 
     parameters = inspect.signature(rank).parameters

@@ -75,25 +75,25 @@ def taylor(
 
 
 def _slices(graph: ChannelGraph, form: str, beta: bool) -> list[tuple[str, int, Any]]:
-    """(parameter, axis, groups) of everything whose products are summed."""
+    """(parameter, axis, groups) of every parameter whose products are summed."""
     if form not in FORMS:
         raise SlimError(f"form must be one of {', '.join(FORMS)}. Got form={form!r}. Set criterion.form.")
     scales = [s for s in graph.scales if s.weight is not None]
     if form == "gamma" and not scales:
         raise SlimError("Form gamma reads normalization scales. Got a network without any. Set criterion.form=weight.")
     if form == "gamma" or (form == "auto" and scales):
-        found = [(s.weight, 0, s.groups) for s in scales if s.weight is not None]
-        return found + [(s.bias, 0, s.groups) for s in scales if beta and s.bias is not None]
+        slices = [(s.weight, 0, s.groups) for s in scales if s.weight is not None]
+        return slices + [(s.bias, 0, s.groups) for s in scales if beta and s.bias is not None]
     present = {n for n, _ in graph.model.named_parameters()}
-    found = []
+    slices = []
     for module, weight, dim in weights(graph):
         groups = out_groups(graph, weight, dim)
         if groups is None:
             continue
-        found.append((weight, dim, groups))
+        slices.append((weight, dim, groups))
         if f"{module}.bias" in present:
-            found.append((f"{module}.bias", 0, groups))
-    return found
+            slices.append((f"{module}.bias", 0, groups))
+    return slices
 
 
 def _per_channel(product: Tensor, dim: int, channels: int) -> Any:

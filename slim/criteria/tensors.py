@@ -1,4 +1,4 @@
-"""Where the numbers are: parameters by name, and the filters that make a graph's channels."""
+"""Access to parameters by name, and to the filters that produce a graph's channels."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 def tensor(graph: ChannelGraph, name: str) -> torch.Tensor:
     """The parameter or buffer ``name`` of the graph's model, detached."""
     owner, _, leaf = name.rpartition(".")
-    found: torch.Tensor = getattr(graph.model.get_submodule(owner), leaf)
-    return found.detach()
+    value: torch.Tensor = getattr(graph.model.get_submodule(owner), leaf)
+    return value.detach()
 
 
 def out_dim(module: nn.Module) -> int:
-    """The axis of ``module.weight`` that makes channels; the other one of the first two reads them."""
+    """The output axis of ``module.weight``; the other one of the first two is the input axis."""
     return 1 if getattr(module, "transposed", False) else 0
 
 
@@ -37,7 +37,7 @@ def weights(graph: ChannelGraph) -> Iterator[tuple[str, str, int]]:
 
 
 def filters(graph: ChannelGraph) -> Iterator[tuple[npt.NDArray[np.int64], torch.Tensor]]:
-    """(groups (C,), rows (C, K) float32) for every layer that makes channels: one row of weights per channel."""
+    """(groups (C,), rows (C, K) float32) for every layer that produces channels: one row of weights per channel."""
     for _, name, dim in weights(graph):
         groups = out_groups(graph, name, dim)
         if groups is not None and (groups >= 0).any():
@@ -54,12 +54,12 @@ def rows_of(weight: torch.Tensor, dim: int, channels: int) -> torch.Tensor:
     return weight.reshape(blocks, -1, per_block, weight[0, 0].numel()).transpose(1, 2).reshape(channels, -1)
 
 
-def settled(values: torch.Tensor) -> torch.Tensor:
+def round_significant(values: torch.Tensor) -> torch.Tensor:
     """``values`` (float64) to ten significant digits.
 
-    The last bits of a sum depend on how a machine orders its additions; who goes first must not.
+    The last bits of a sum depend on the order in which a machine adds; the ranking must not.
 
-    >>> settled(torch.tensor([1 / 3, 0.0], dtype=torch.float64)).tolist()
+    >>> round_significant(torch.tensor([1 / 3, 0.0], dtype=torch.float64)).tolist()
     [0.3333333333, 0.0]
     """
     scale = 10.0 ** (9 - values.abs().clamp_min(1e-300).log10().floor())
@@ -80,9 +80,9 @@ def in_groups(graph: ChannelGraph, weight: str, dim: int) -> npt.NDArray[np.int6
 
 
 def _axes_of(graph: ChannelGraph, weight: str) -> list[tuple[int, npt.NDArray[np.int64]]]:
-    found = []
+    axes = []
     for dim in (0, 1):
         groups = graph.axes.get((weight, dim))  # type: ignore[call-overload]
         if groups is not None:
-            found.append((dim, groups))
-    return found
+            axes.append((dim, groups))
+    return axes

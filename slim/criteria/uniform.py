@@ -1,4 +1,4 @@
-"""Equal share of every layer: the width multiplier (Howard et al. 2017, arXiv:1704.04861), the baseline to beat."""
+"""Equal share of every layer: the width multiplier (Howard et al. 2017, arXiv:1704.04861), a baseline."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from slim.criteria.registry import CRITERIA, Evidence, Rank, criterion, find
-from slim.criteria.scores import reduced
+from slim.criteria.scores import reduce_evidence
 
 if TYPE_CHECKING:
     from slim.channels import ChannelGraph
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @criterion("uniform")
 def uniform(graph: ChannelGraph, by: str | Rank | None = None) -> Evidence:
-    """A group's place in the order of its own layer, in (0, 1): a global threshold then takes the same share of each.
+    """A group's place in the order of its own layer, in (0, 1): a global threshold then removes the same share of each.
 
     Args:
         graph: The network's channels.
@@ -24,10 +24,10 @@ def uniform(graph: ChannelGraph, by: str | Rank | None = None) -> Evidence:
     if by is None:
         by = "gamma" if any(s.weight is not None for s in graph.scales) else "l1"
     inner = find(by) if not isinstance(by, str) or by not in CRITERIA else CRITERIA[by]
-    values, covered = reduced(inner.rank(graph), len(graph), inner.reduce)
-    # Groups that no criterion covers keep out of the order, and pinned ones too: nobody competes with them.
-    competing = np.flatnonzero(covered & (graph.prunable | graph.inexact))
-    order = competing[np.lexsort((competing, values[competing], graph.space_of[competing]))]
+    values, covered = reduce_evidence(inner.rank(graph), len(graph), inner.reduce)
+    # Groups that are not covered, and pinned ones, are left out of the order.
+    ranked = np.flatnonzero(covered & (graph.prunable | graph.inexact))
+    order = ranked[np.lexsort((ranked, values[ranked], graph.space_of[ranked]))]
     space = graph.space_of[order]
     size = np.bincount(space, minlength=len(graph.spaces))
     start = np.cumsum(size) - size

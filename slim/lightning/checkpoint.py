@@ -1,8 +1,8 @@
 """Checkpoints of thin networks: each carries the plans of its networks, and every way of loading applies them first.
 
 Lightning offers no hook of a callback before the weights are loaded, and calls none at all where only weights are
-saved. The module's own ``on_save_checkpoint`` and ``on_load_checkpoint`` are always called, at the right moment, so they
-are extended on the instance. ``Mine.load_from_checkpoint`` builds the instance itself; there the checkpoint names
+saved. The module's own ``on_save_checkpoint`` and ``on_load_checkpoint`` are always called, and at the right moment, so
+they are extended on the instance. ``Mine.load_from_checkpoint`` builds the instance itself; there the checkpoint names
 :func:`instantiate` as the function to do so, in the place that Lightning has for it.
 """
 
@@ -71,12 +71,12 @@ def load(kind: type[Module], path: Any, **kwargs: Any) -> Module:
 
 
 def instantiate(kind: type[Module], arguments: dict[str, Any]) -> Module:
-    """Build a module for Lightning's ``load_from_checkpoint``: one that applies the checkpoint's plans when it loads."""
+    """Build a module for Lightning's ``load_from_checkpoint``; it applies the checkpoint's plans when it loads."""
     built: Any
     if arguments.pop("_slim_cli", None):
         from pytorch_lightning.cli import instantiate_module
 
-        built = instantiate_module(kind, arguments)  # type: ignore[arg-type]
+        built = instantiate_module(kind, arguments)
     else:
         built = kind(**arguments)
     prepare(built)
@@ -113,6 +113,10 @@ def averages(callbacks: Any) -> Iterator[nn.Module]:
 
 
 def _load(module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+    if module._trainer is not None:
+        for callback in callbacks_of(module.trainer):
+            if callable(watch := getattr(callback, "watch", None)):
+                watch(module.trainer, module)  # before the plans come, while the network is dense
     apply_plans(module, checkpoint)
     type(module).on_load_checkpoint(module, checkpoint)
 

@@ -52,16 +52,19 @@ def capture_example(module: pl.LightningModule, data: Any, network: Network = No
     find_network(module, network)
     twin = copy.deepcopy(module)
     part = find_network(twin, network)
-    part.register_forward_pre_hook(_stop, with_kwargs=True)
+    handle = part.register_forward_pre_hook(_stop, with_kwargs=True)
     before = getattr(data, "trainer", None)
-    try:
-        with isolate_rng(), quiet():
+    call: Captured | None = None
+    with isolate_rng(), quiet():
+        try:
             _run_one_batch(twin, data)
-    except Captured as call:
+        except Captured as caught:
+            call = caught
+    handle.remove()
+    if isinstance(data, pl.LightningDataModule):
+        data.trainer = before
+    if call is not None:
         return usable(part, as_example(part, call.args_of_call, call.kwargs_of_call))
-    finally:
-        if isinstance(data, pl.LightningDataModule):
-            data.trainer = before
     raise SlimError(
         f"A step must call the network. Got none of {type(module).__name__}'s that does, in one batch. "
         "Set network to the part that the step calls, or give example=."
@@ -130,13 +133,16 @@ def _call_step(step: Any, name: str, batch: Any) -> None:
 
 @contextmanager
 def _without_effects(module: pl.LightningModule) -> Iterator[None]:
-    """Logging and manual optimization do nothing inside."""
-    silent = {name: lambda *args, **kwargs: None for name in ("log", "log_dict", "manual_backward")}
+    """Logging and manual optimization do nothing inside, and what was frozen in a step that ended early thaws."""
+    silent = dict.fromkeys(
+        ("log", "log_dict", "manual_backward", "toggle_optimizer", "untoggle_optimizer"), _do_nothing
+    )
+    trains = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
     optimizers = [] if module._trainer is None else list(module.trainer.strategy._lightning_optimizers)
     for name, nothing in silent.items():
         object.__setattr__(module, name, nothing)
     for optimizer in optimizers:
-        optimizer.step = lambda *args, **kwargs: None  # type: ignore[method-assign]
+        optimizer.step = _do_nothing  # type: ignore[method-assign]
     try:
         yield
     finally:
@@ -144,6 +150,12 @@ def _without_effects(module: pl.LightningModule) -> Iterator[None]:
             object.__delattr__(module, name)
         for optimizer in optimizers:
             del optimizer.step
+        for parameter, trainable in trains:
+            parameter.requires_grad = trainable
+
+
+def _do_nothing(*args: Any, **kwargs: Any) -> None:
+    """Stands in for a method."""
 
 
 def as_example(network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -227,7 +239,7 @@ def quiet() -> Iterator[None]:
 
 
 def packed(example: Any) -> Any:
-    """An example as something small that checkpoints may hold; ``None`` where it is more than tensors and plain data."""
+    """An example as something small for checkpoints; ``None`` where it is more than tensors and plain data."""
     plain = (Tensor, bool, int, float, str, type(None))
     if example is None or not all(isinstance(leaf, plain) for leaf in tree_leaves(example)):
         return None

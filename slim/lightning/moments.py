@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from slim.errors import SlimError, nearest
@@ -50,7 +51,7 @@ def moments(at: Any, kind: str, amount: float, max_epochs: int | None) -> tuple[
             [at] if isinstance(at, int) else list(at) if isinstance(at, Sequence) and not isinstance(at, str) else []
         )
     whole = all(isinstance(epoch, int) and not isinstance(epoch, bool) and epoch >= 0 for epoch in epochs)
-    if not epochs or not whole or any(a >= b for a, b in zip(epochs, epochs[1:], strict=False)):
+    if not epochs or not whole or any(a >= b for a, b in pairwise(epochs)):
         raise SlimError(
             f"at must be 'end', a number of epochs done, or ascending ones. Got at={at!r}. Set at=20, at=[10, 15, 20] "
             "or at={'count': 3}."

@@ -64,7 +64,7 @@ class ChannelPruning(pl.Callback):
 
     Attributes:
         cuts: What has been cut in this process, in order.
-        history: One entry per cut of the whole training, resumed or not: ``epochs``, ``macs``, ``params``, ``channels``.
+        history: One entry per cut of the whole training, resumed or not: epochs, macs, params, channels.
 
     Raises:
         SlimError: No budget, or two; an unknown option.
@@ -132,17 +132,22 @@ class ChannelPruning(pl.Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """The network is complete now and where it will train."""
-        self.traced = traced = TracedNetwork.of(
-            pl_module, self._network, callbacks=callbacks_of(trainer), example=self._example, trace=self._trace
-        )
-        if traced.example is None:
-            traced.example = unpacked(self._saved_example)
+        self.watch(trainer, pl_module)
+        assert self.traced is not None
+        if self.traced.example is None:
+            self.traced.example = unpacked(self._saved_example)
         for callback in self._sparse(trainer):
             if isinstance(callback.law, Stochastic) and (self._every is not None or len(self._moments) > 1):
                 raise SlimError(
                     f"A law with random gates cannot follow several cuts. Got penalty={type(callback.law).__name__}. "
                     "Cut once, or use penalty='target' or 'prox'."
                 )
+
+    def watch(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Find the network, which other callbacks may know already."""
+        self.traced = TracedNetwork.of(
+            module, self._network, callbacks=callbacks_of(trainer), example=self._example, trace=self._trace
+        )
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Make up for a cut that the run was killed before."""

@@ -95,8 +95,12 @@ class SparseTraining(pl.Callback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """The network is complete now and where it will train."""
         refuse_sharded(trainer, "SparseTraining")
+        self.watch(trainer, pl_module)
+
+    def watch(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Find the network, which other callbacks may know already."""
         self.traced = TracedNetwork.of(
-            pl_module, self._network, callbacks=callbacks_of(trainer), example=self._example, trace=self._trace
+            module, self._network, callbacks=callbacks_of(trainer), example=self._example, trace=self._trace
         )
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

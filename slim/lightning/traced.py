@@ -105,9 +105,11 @@ class TracedNetwork:
                 args, kwargs = inputs_of(module, self.network, batch)
             self.example = usable(self.network, as_example(self.network, args, kwargs), **self.options)
 
-    def remember_dense(self) -> None:
-        """Keep the structure of the network, on meta, before it is cut for the first time."""
-        if self._dense is None and plan_of(self.network) is None:
+    def remember_dense(self, dense: nn.Module | None = None) -> None:
+        """Keep the structure of the dense network, on meta: of this one before its first cut, or of ``dense``."""
+        if dense is not None:
+            self._dense = on_meta(dense)
+        elif self._dense is None and plan_of(self.network) is None:
             self._dense = on_meta(self.network)
 
     def dense_graph(self, *, real: bool = False) -> ChannelGraph:

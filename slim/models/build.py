@@ -1,4 +1,4 @@
-"""From a name to a network: the families of this package, or any importable class."""
+"""Build a network by name: the families of this package, or any importable class."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ FAMILIES: dict[str, Callable[..., nn.Module]] = {
 
 Parameters = Mapping[str, inspect.Parameter]
 
-# What the data know about a network, and the other names that libraries use for it.
-OFFERED = {
+# Arguments given by the data, and the names that libraries use for them.
+ARGUMENT_NAMES = {
     "num_classes": ("num_classes", "n_classes", "num_labels"),
     "in_channels": ("in_channels", "in_chans", "num_channels", "in_chan"),
     "image_size": ("image_size", "img_size"),
@@ -50,10 +50,10 @@ def build(
     Args:
         target: ``vgg``, ``resnet``, ``preresnet``, ``densenet``, ``mlp``, ``torchvision``, or the path of any
             importable class or function that returns an ``nn.Module``, such as ``timm.create_model``.
-        num_classes: Classes of the data; handed on if the target takes it (also as ``n_classes`` or ``num_labels``).
+        num_classes: Classes of the data; passed on if the target takes it (also as ``n_classes`` or ``num_labels``).
         in_channels: Channels of the images; likewise (``in_chans``, ``num_channels``).
         image_size: Height and width of the images; likewise (``img_size``), but only if the target names it.
-        options: Further arguments of the target; they win over what the data say.
+        options: Further arguments of the target; they take precedence over the values of the data.
 
     >>> type(build("slim.models.vgg", num_classes=10, depth=11)).__name__
     'VGG'
@@ -61,19 +61,11 @@ def build(
     Raises:
         SlimError: unknown name, a path that cannot be imported, arguments the target does not take, another result.
     """
-    builder = FAMILIES.get(target) or _imported(target)
+    builder = FAMILIES.get(target) or _import_target(target)
     parameters = _parameters(builder)
-    arguments = _arguments(parameters, target, options)
-    offers = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
-    for key, value in offers.items():
-        if parameters is None:
-            break
-        taken = next((name for name in OFFERED[key] if name in parameters), None)
-        if taken is None and _takes_anything(parameters) and key != "image_size":
-            # timm's factory hands everything on to the network, under timm's names.
-            taken = "in_chans" if key == "in_channels" and builder.__module__.startswith("timm") else key
-        if taken is not None and value is not None:
-            arguments.setdefault(taken, value)
+    _check_options(parameters, target, options)
+    values = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
+    arguments = {**_data_arguments(builder, parameters, values), **options}
     try:
         model = builder(**arguments)
     except SlimError:
@@ -91,7 +83,7 @@ def build(
 
 
 def check(model: nn.Module, num_classes: int, in_channels: int, image_size: int) -> None:
-    """Run ``model`` on two images without arithmetic (meta tensors) and look at the shape of the result.
+    """Run ``model`` on two images without arithmetic (meta tensors) and check the shape of the result.
 
     The model is not changed: its tensors are replaced by meta copies for this one call.
 
@@ -117,26 +109,43 @@ def check(model: nn.Module, num_classes: int, in_channels: int, image_size: int)
     finally:
         for module, mode in modes:
             module.training = mode
-    found = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
-    if found != (2, num_classes):
+    result = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+    if result != (2, num_classes):
         raise SlimError(
-            f"the model must return one row of {num_classes} logits per image. Got {found} for 2 images of {shape}. "
+            f"the model must return one row of {num_classes} logits per image. Got {result} for 2 images of {shape}. "
             "Set another model, or its number of classes."
         )
 
 
-def _imported(target: str) -> Callable[..., nn.Module]:
+def _data_arguments(
+    builder: Callable[..., nn.Module], parameters: Parameters | None, values: Mapping[str, int | None]
+) -> dict[str, Any]:
+    """``values`` under the argument names of ``builder``; those that it does not take are left out."""
+    arguments: dict[str, Any] = {}
+    for key, value in values.items():
+        if parameters is None or value is None:
+            continue
+        name = next((name for name in ARGUMENT_NAMES[key] if name in parameters), None)
+        if name is None and _takes_anything(parameters) and key != "image_size":
+            # timm's factory passes everything on to the network, under timm's names.
+            name = "in_chans" if key == "in_channels" and builder.__module__.startswith("timm") else key
+        if name is not None:
+            arguments[name] = value
+    return arguments
+
+
+def _import_target(target: str) -> Callable[..., nn.Module]:
     parts = target.split(".")
     if len(parts) < 2 or not all(part.isidentifier() for part in parts):
         raise SlimError(
             f"the model must be a known family or an importable path. Got {target!r}. {nearest(target, FAMILIES)} "
             "Set model=<family> or model._target_."
         )
-    found: Any = None
+    target_object: Any = None
     for split in range(len(parts) - 1, 0, -1):
         module = ".".join(parts[:split])
         try:
-            found = importlib.import_module(module)
+            target_object = importlib.import_module(module)
         except ModuleNotFoundError as error:
             if error.name and (module == error.name or module.startswith(error.name + ".")):
                 continue
@@ -146,28 +155,29 @@ def _imported(target: str) -> Callable[..., nn.Module]:
                 f"model._target_ must be importable. Got {error} ({target}). Set model._target_."
             ) from error
         break
-    for part in parts[split:] if found is not None else ():
-        if not hasattr(found, part):
-            public = [name for name in dir(found) if not name.startswith("_")]
+    for part in parts[split:] if target_object is not None else ():
+        if not hasattr(target_object, part):
+            public = [name for name in dir(target_object) if not name.startswith("_")]
             raise SlimError(
                 f"model._target_ must exist. Got {target!r} without {part!r}. {nearest(part, public)} "
                 "Set model._target_."
             )
-        found = getattr(found, part)
-    if not callable(found):
+        target_object = getattr(target_object, part)
+    if not callable(target_object):
         raise SlimError(f"model._target_ must be a class or a function to call. Got {target!r}. Set model._target_.")
-    return found  # type: ignore[no-any-return]
+    return target_object  # type: ignore[no-any-return]
 
 
 def _parameters(builder: Callable[..., nn.Module]) -> Parameters | None:
-    """What ``builder`` takes; None for a built-in that does not say."""
+    """The parameters of ``builder``; None for a built-in without a signature."""
     try:
         return inspect.signature(builder).parameters
     except (TypeError, ValueError):
         return None
 
 
-def _arguments(parameters: Parameters | None, target: str, options: dict[str, Any]) -> dict[str, Any]:
+def _check_options(parameters: Parameters | None, target: str, options: dict[str, Any]) -> None:
+    """Raise for an option that the target does not take."""
     if parameters is not None and not _takes_anything(parameters):
         for key in options:
             if key not in parameters:
@@ -175,7 +185,6 @@ def _arguments(parameters: Parameters | None, target: str, options: dict[str, An
                     f"model.{key} must be an argument of {target}. Got {key}={options[key]!r}. "
                     f"{nearest(key, parameters)}"
                 )
-    return dict(options)
 
 
 def _takes_anything(parameters: Parameters) -> bool:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from slim.models.sizes import depth_of, whole
-from slim.models.start import fill_convolutions, fill_gamma
+from slim.models.checks import blocks_per_stage, integer
+from slim.models.initialization import init_convolutions, init_gamma
 
 
 class DenseLayer(nn.Module):
@@ -78,7 +78,7 @@ def densenet(
         growth: Channels that each layer adds.
         num_classes: Classes, outputs of the last layer.
         in_channels: Channels of the images.
-        gamma_init: Start of every BatchNorm scale; None leaves PyTorch's 1.
+        gamma_init: Initial value of every BatchNorm scale; None leaves PyTorch's 1.
 
     The reference implementation of Network Slimming carries a selection layer in front of every convolution, 9,360
     more entries at depth 40 (1,068,658); here selection is added when the network is rebuilt.
@@ -89,10 +89,10 @@ def densenet(
     Raises:
         SlimError: another depth, or a growth below 1.
     """
-    layers = depth_of(depth, 3, 4, "densenet", 40)
-    classes = whole("num_classes", num_classes, "num_classes")
-    channels = whole("in_channels", in_channels, "in_channels")
-    model = DenseNet(layers, whole("growth", growth, "model.growth"), classes, channels)
-    fill_convolutions(model)
-    fill_gamma(model, gamma_init)
+    layers = blocks_per_stage(depth, 3, 4, "densenet", 40)
+    classes = integer("num_classes", num_classes, "num_classes")
+    channels = integer("in_channels", in_channels, "in_channels")
+    model = DenseNet(layers, integer("growth", growth, "model.growth"), classes, channels)
+    init_convolutions(model)
+    init_gamma(model, gamma_init)
     return model

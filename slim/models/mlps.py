@@ -7,8 +7,8 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from slim.models.sizes import whole
-from slim.models.start import fill_gamma
+from slim.models.checks import integer
+from slim.models.initialization import init_gamma
 
 
 class MLP(nn.Module):
@@ -44,7 +44,7 @@ def mlp(
         image_size: Height and width of the images; the inputs are ``in_channels * image_size**2``.
         num_classes: Classes, outputs of the last layer.
         in_channels: Channels of the images.
-        gamma_init: Start of every BatchNorm scale; None leaves PyTorch's 1.
+        gamma_init: Initial value of every BatchNorm scale; None leaves PyTorch's 1.
 
     >>> [tuple(p.shape) for p in mlp().parameters() if p.ndim == 2]
     [(500, 784), (300, 500), (10, 300)]
@@ -52,14 +52,14 @@ def mlp(
     Raises:
         SlimError: a size that is not a whole number above 0, or no hidden layer.
     """
-    units = tuple(whole("hidden", size, "model.hidden") for size in hidden)
-    whole("the number of hidden layers", len(units), "model.hidden")
-    side = whole("image_size", image_size, "data.image_size")
-    inputs = whole("in_channels", in_channels, "in_channels") * side**2
-    model = MLP(inputs, units, whole("num_classes", num_classes, "num_classes"))
+    units = tuple(integer("hidden", size, "model.hidden") for size in hidden)
+    integer("the number of hidden layers", len(units), "model.hidden")
+    side = integer("image_size", image_size, "data.image_size")
+    inputs = integer("in_channels", in_channels, "in_channels") * side**2
+    model = MLP(inputs, units, integer("num_classes", num_classes, "num_classes"))
     for module in model.modules():
         if isinstance(module, nn.Linear):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
     nn.init.normal_(model.classifier.weight, std=0.01)
-    fill_gamma(model, gamma_init)
+    init_gamma(model, gamma_init)
     return model

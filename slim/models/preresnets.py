@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from slim.models.sizes import depth_of, whole
-from slim.models.start import fill_convolutions, fill_gamma
+from slim.models.checks import blocks_per_stage, integer
+from slim.models.initialization import init_convolutions, init_gamma
 
 
 class Bottleneck(nn.Module):
@@ -74,7 +74,7 @@ def preresnet(
         depth: 9n+2, such as 164.
         num_classes: Classes, outputs of the last layer.
         in_channels: Channels of the images.
-        gamma_init: Start of every BatchNorm scale; None leaves PyTorch's 1.
+        gamma_init: Initial value of every BatchNorm scale; None leaves PyTorch's 1.
 
     >>> sum(p.numel() for p in preresnet(164).parameters())
     1703258
@@ -82,9 +82,9 @@ def preresnet(
     Raises:
         SlimError: another depth.
     """
-    blocks = depth_of(depth, 9, 2, "preresnet", 164)
-    classes = whole("num_classes", num_classes, "num_classes")
-    model = PreResNet(blocks, classes, whole("in_channels", in_channels, "in_channels"))
-    fill_convolutions(model)
-    fill_gamma(model, gamma_init)
+    blocks = blocks_per_stage(depth, 9, 2, "preresnet", 164)
+    classes = integer("num_classes", num_classes, "num_classes")
+    model = PreResNet(blocks, classes, integer("in_channels", in_channels, "in_channels"))
+    init_convolutions(model)
+    init_gamma(model, gamma_init)
     return model

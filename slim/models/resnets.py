@@ -7,8 +7,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from slim.errors import SlimError
-from slim.models.sizes import depth_of, whole
-from slim.models.start import fill_convolutions, fill_gamma
+from slim.models.checks import blocks_per_stage, integer
+from slim.models.initialization import init_convolutions, init_gamma
 
 
 class PadShortcut(nn.Module):
@@ -91,7 +91,7 @@ def resnet(
         in_channels: Channels of the images.
         option: Shortcut between stages. ``"B"`` (default) is a 1x1 convolution with BatchNorm, whose channels can be
             removed like any other's. ``"A"`` is the paper's: subsample and pad with zero channels.
-        gamma_init: Start of every BatchNorm scale; None leaves PyTorch's 1.
+        gamma_init: Initial value of every BatchNorm scale; None leaves PyTorch's 1.
 
     >>> sum(p.numel() for p in resnet(20, option="A").parameters())
     269722
@@ -99,11 +99,11 @@ def resnet(
     Raises:
         SlimError: another depth or option.
     """
-    blocks = depth_of(depth, 6, 2, "resnet", 20)
+    blocks = blocks_per_stage(depth, 6, 2, "resnet", 20)
     if option not in ("A", "B"):
         raise SlimError(f"option of resnet must be A or B. Got option={option!r}. Set model.option.")
-    classes = whole("num_classes", num_classes, "num_classes")
-    model = ResNet(blocks, classes, whole("in_channels", in_channels, "in_channels"), option)
-    fill_convolutions(model)
-    fill_gamma(model, gamma_init)
+    classes = integer("num_classes", num_classes, "num_classes")
+    model = ResNet(blocks, classes, integer("in_channels", in_channels, "in_channels"), option)
+    init_convolutions(model)
+    init_gamma(model, gamma_init)
     return model

@@ -1,4 +1,4 @@
-"""Every classifier of torchvision by name, fitted to the classes, channels and size of the data."""
+"""Every classifier of torchvision by name, adapted to the classes, channels and size of the data."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from torch import nn
 
 from slim.data.downloads import socket_timeout
 from slim.errors import SlimError, nearest
-from slim.models.sizes import whole
-from slim.models.start import fill_gamma
+from slim.models.checks import integer
+from slim.models.initialization import init_gamma
 
 
 def torchvision_names() -> list[str]:
@@ -39,7 +39,7 @@ def torchvision_model(
             averaged over the colours and repeated, so that a grey image gives what it gave in colour.
         pretrained: True for torchvision's default weights (downloaded once), or their name, ``IMAGENET1K_V1``.
         image_size: Height and width of the images; needed by networks with a fixed size (vit, maxvit).
-        gamma_init: Start of every BatchNorm scale. Pretrained scales are kept.
+        gamma_init: Initial value of every BatchNorm scale. Pretrained scales are kept.
         options: Further arguments of torchvision's builder, such as ``dropout``.
 
     Auxiliary heads (googlenet, inception_v3) are left out: one image, one row of logits.
@@ -52,36 +52,42 @@ def torchvision_model(
     names = torchvision_names()
     if name not in names:
         raise SlimError(f"model.name must be a classifier of torchvision. Got name={name!r}. {nearest(name, names)}")
-    whole("num_classes", num_classes, "num_classes")
-    whole("in_channels", in_channels, "in_channels")
+    integer("num_classes", num_classes, "num_classes")
+    integer("in_channels", in_channels, "in_channels")
     builder = models.get_model_builder(name)
     weights = _weights(name, pretrained)
-    arguments: dict[str, Any] = dict(options)
-    if name in ("googlenet", "inception_v3"):
-        arguments.setdefault("aux_logits", False)
-        if weights is None:
-            arguments.setdefault("init_weights", True)
-            # Its input transform indexes three colours.
-            arguments.setdefault("transform_input", False)
+    arguments = {**_defaults(name, image_size, trained=weights is not None), **options}
     if weights is None:
         arguments["num_classes"] = num_classes
-        if image_size is not None and name.startswith("vit_"):
-            arguments.setdefault("image_size", image_size)
-        if image_size is not None and name == "maxvit_t":
-            arguments.setdefault("input_size", (image_size, image_size))
     try:
         with socket_timeout():
             model: nn.Module = builder(weights=weights, **arguments)
     except (ValueError, TypeError, RuntimeError, OSError, AssertionError) as error:
-        raise _explained(error, name, weights, arguments) from error
+        raise _build_error(error, name, weights, arguments) from error
     if weights is not None:
         if num_classes != len(weights.meta["categories"]):
             _replace_head(model, len(weights.meta["categories"]), num_classes)
     else:
-        fill_gamma(model, gamma_init)
+        init_gamma(model, gamma_init)
     if in_channels != 3:
         _replace_stem(model, in_channels, keep=weights is not None)
     return model
+
+
+def _defaults(name: str, image_size: int | None, *, trained: bool) -> dict[str, Any]:
+    """Arguments that some of torchvision's builders need; ``trained`` networks keep their own size and transform."""
+    arguments: dict[str, Any] = {}
+    if name in ("googlenet", "inception_v3"):
+        arguments["aux_logits"] = False
+        if not trained:
+            # The input transform indexes three colours.
+            arguments |= {"init_weights": True, "transform_input": False}
+    if not trained and image_size is not None:
+        if name.startswith("vit_"):
+            arguments["image_size"] = image_size
+        if name == "maxvit_t":
+            arguments["input_size"] = (image_size, image_size)
+    return arguments
 
 
 def _weights(name: str, pretrained: bool | str) -> Any:
@@ -101,7 +107,7 @@ def _weights(name: str, pretrained: bool | str) -> Any:
     return known[pretrained]
 
 
-def _explained(error: Exception, name: str, weights: Any, arguments: dict[str, Any]) -> SlimError:
+def _build_error(error: Exception, name: str, weights: Any, arguments: dict[str, Any]) -> SlimError:
     if weights is not None and isinstance(error, OSError):
         folder = f"{torch.hub.get_dir()}/checkpoints"
         file = str(weights.url).rsplit("/", 1)[-1]
@@ -117,7 +123,7 @@ def _explained(error: Exception, name: str, weights: Any, arguments: dict[str, A
 
 
 def _replace_head(model: nn.Module, before: int, after: int) -> None:
-    """Swap the last layer with ``before`` outputs for a fresh one with ``after``."""
+    """Replace the last layer with ``before`` outputs by a new one with ``after``."""
     for path, layer in reversed(list(model.named_modules())):
         fresh: nn.Module
         if isinstance(layer, nn.Linear) and layer.out_features == before:
@@ -127,7 +133,7 @@ def _replace_head(model: nn.Module, before: int, after: int) -> None:
             fresh = nn.Conv2d(layer.in_channels, after, 1)
         else:
             continue
-        _set(model, path, fresh)
+        _set_module(model, path, fresh)
         return
     raise SlimError(
         f"a pretrained network needs a last layer of {before} classes. Got none. Set model.pretrained=false."
@@ -135,7 +141,7 @@ def _replace_head(model: nn.Module, before: int, after: int) -> None:
 
 
 def _replace_stem(model: nn.Module, in_channels: int, keep: bool) -> None:
-    """Swap the first convolution for one that reads ``in_channels``."""
+    """Replace the first convolution by one that reads ``in_channels``."""
     for path, layer in model.named_modules():
         if not isinstance(layer, nn.Conv2d):
             continue
@@ -156,13 +162,13 @@ def _replace_stem(model: nn.Module, in_channels: int, keep: bool) -> None:
                 nn.init.kaiming_normal_(fresh.weight, mode="fan_out", nonlinearity="relu")
                 if fresh.bias is not None:
                     nn.init.zeros_(fresh.bias)
-        _set(model, path, fresh)
+        _set_module(model, path, fresh)
         if hasattr(model, "transform_input"):
             model.transform_input = False  # type: ignore[assignment]
         return
     raise SlimError(f"the network has no convolution to read {in_channels} channels. Set data.in_channels=3.")
 
 
-def _set(model: nn.Module, path: str, module: nn.Module) -> None:
+def _set_module(model: nn.Module, path: str, module: nn.Module) -> None:
     parent, _, name = path.rpartition(".")
     setattr(model.get_submodule(parent), name, module)

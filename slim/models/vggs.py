@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from slim.errors import SlimError
-from slim.models.sizes import whole
-from slim.models.start import fill_convolutions, fill_gamma
+from slim.models.checks import integer
+from slim.models.initialization import init_convolutions, init_gamma
 
 DEPTHS: dict[int, tuple[int | str, ...]] = {
     11: (64, "M", 128, "M", 256, 256, "M", 512, 512, "M", 512, 512),
@@ -61,7 +61,7 @@ def vgg(
         in_channels: Channels of the images.
         widths: Free form in place of ``depth``, such as ``[64, "M", 128, "M", 256, 256]``: channels of each
             convolution, ``"M"`` halves the image.
-        gamma_init: Start of every BatchNorm scale; None leaves PyTorch's 1.
+        gamma_init: Initial value of every BatchNorm scale; None leaves PyTorch's 1.
 
     Departure from the reference implementation: a global mean replaces its 2x2 one, which is the same on 32x32.
 
@@ -79,12 +79,12 @@ def vgg(
     else:
         plan = _checked(widths)
     model = VGG(
-        plan, whole("num_classes", num_classes, "num_classes"), whole("in_channels", in_channels, "in_channels")
+        plan, integer("num_classes", num_classes, "num_classes"), integer("in_channels", in_channels, "in_channels")
     )
-    fill_convolutions(model)
+    init_convolutions(model)
     nn.init.normal_(model.classifier.weight, std=0.01)
     nn.init.zeros_(model.classifier.bias)
-    fill_gamma(model, gamma_init)
+    init_gamma(model, gamma_init)
     return model
 
 

@@ -18,7 +18,7 @@ from slim import criteria, models, sparsity
 from slim.channels import ChannelGraph, Plan, plan_of
 from slim.errors import SlimError
 from slim.lightning import capture_example, find_network
-from slim.lightning.traced import thin
+from slim.lightning.traced import TracedNetwork
 from slim.runs import builders
 from slim.runs.config import read
 from slim.runs.construct import check, target
@@ -55,7 +55,7 @@ class Components:
         options = {"channels_last": self.hardware.channels_last, "compile": self.config.trainer.compile}
         module: pl.LightningModule = builders.lightning_module(self.config, self.data, kind, draw, **options)
         if plan is not None:
-            thin(module, plan, self.config.network, example=self.example, trace=self.config.prune.tracing)
+            slim.rebuild(self.network(module), plan, in_place=True)
         return module
 
     def network(self, module: pl.LightningModule) -> nn.Module:
@@ -69,6 +69,14 @@ class Components:
     def trace(self, network: nn.Module) -> ChannelGraph:
         """The channel graph of a network of this run."""
         return slim.trace(network, self.example, **self.config.prune.tracing)
+
+    def traced(self, network: nn.Module) -> TracedNetwork:
+        """A network for callbacks to share: its example, and the dense network that budgets refer to."""
+        found = TracedNetwork(network)
+        found.example, found.options = self.example, dict(self.config.prune.tracing)
+        if plan_of(network) is not None:
+            found.remember_dense(self.dense())
+        return found
 
     @property
     def takes_network(self) -> bool:

@@ -78,8 +78,11 @@ def cut_network(parts: Components, directory: Path, before: Path | None, start: 
     graph = parts.trace(parts.network(module))
     described = _gammas(graph)
     module.to(parts.hardware.device)  # where gradients are fast, and where latency counts
-    done = pruning(parts, number, recover=step.weights == "trained").cut(
+    callback = pruning(parts, number, recover=step.weights == "trained")
+    callback.traced = parts.traced(parts.network(module))
+    done = callback.cut(
         module,
+        graph=graph,
         batches=lambda: calibration_batches(parts),
         evaluate=_evaluation(parts, module) if step.weights == "trained" else None,
     )

@@ -67,6 +67,8 @@ def train(
     sparse, slimming = _sparse_callbacks(parts, kind, budget_of_law(parts, before, number))
     cut_next = pruning(parts, number) if "prune" in config.phases and kind == "sparse" else None
     forecast = None if sparse is None else CutForecast(sparse, cut_next)
+    if sparse is not None:
+        sparse.traced = parts.traced(network)  # which the other callbacks then share
     key = (config.seed, number)
     seed_all(config.seed, number, PHASES.index(kind))
     began = time.monotonic()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from slim.criteria.scores import Scores, counts_of
+from slim.criteria.scores import Scores, scale_counts
 from slim.selection.budget import Target, cost_of, target_of
 from slim.selection.limits import limits
 from slim.selection.schedules import relative
@@ -106,7 +106,7 @@ def _share(
 
 def _counts(graph: ChannelGraph) -> npt.NDArray[np.int64]:
     """What removing a group counts in ratios, (n_groups,): its scales, or 1 in a network without scales."""
-    return counts_of(graph, np.full(len(graph), not any(scale.weight is not None for scale in graph.scales)))
+    return scale_counts(graph, np.full(len(graph), not any(scale.weight is not None for scale in graph.scales)))
 
 
 def _removable(graph: ChannelGraph, inexact: bool) -> int:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from slim.channels import ChannelGraph
 
 
-def within_layers(
+def layerwise_removals(
     graph: ChannelGraph, scores: Scores, shares: Sequence[float]
 ) -> dict[str, list[npt.NDArray[np.bool_]]]:
     """Per space that can lose channels: for every share the removed groups (n_groups,), balanced, lowest scores first.

@@ -1,4 +1,4 @@
-"""Sensitivity analysis: which layer can lose how much."""
+"""Sensitivity analysis: how many channels each layer can lose."""
 
 from slim.sensitivity.figures import draw, figure
 from slim.sensitivity.measure import SHARES, measure

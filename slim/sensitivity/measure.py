@@ -9,20 +9,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from slim.criteria import Scores, score
-from slim.criteria.batches import untouched
+from slim.criteria.batches import eval_mode
 from slim.criteria.progress import progress
 from slim.errors import SlimError
-from slim.selection.layerwise import within_layers
-from slim.sensitivity.replay import Replay, silenced
+from slim.selection.layerwise import layerwise_removals
+from slim.sensitivity.forward_cache import ForwardCache, zeroed_inputs
 from slim.sensitivity.result import Sensitivity
 
 if TYPE_CHECKING:
     from slim.channels import ChannelGraph
 
+Removed = npt.NDArray[np.bool_]
 SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 
@@ -40,18 +42,18 @@ def measure(
 ) -> Sensitivity:
     """Accuracy against the share removed, for every layer that can lose channels. The model is left as it was.
 
-    BatchNorm is recalibrated for every share: it normalizes with the statistics of the held-out images themselves (no
-    labels are used), for the whole network too. Layers before the one that is thinned are not computed again.
+    BatchNorm is recalibrated for every share: it normalizes with the statistics of the held-out images (no labels are
+    used), in the whole network too. The outputs of layers before the thinned one are cached.
 
     Args:
         graph: The network's channels.
         loader: Held-out (x, y) batches; the first ``images`` are used, as one batch.
-        scores: Who goes first within a layer; by default ``gamma``, or ``l1`` in a network without scales.
+        scores: Order of removal within a layer; by default ``gamma``, or ``l1`` in a network without scales.
         shares: Shares to remove, in (0, 1).
-        images: How many held-out images, fewer when remembering the layers' outputs takes more than ``memory_mb``.
-        bf16: Run the layers in bfloat16 (autocast), on processors that are good at it two to three times as fast.
-        memory_mb: Most memory for that, in MiB.
-        path: A CSV, written after every layer; an unfinished one of the same analysis is gone on with.
+        images: Number of held-out images; fewer when the cached outputs would take more than ``memory_mb``.
+        bf16: Run the layers in bfloat16 (autocast), two to three times as fast on processors that support it.
+        memory_mb: Memory limit of the cache, in MiB.
+        path: A CSV, written after every layer; an unfinished one of the same analysis is continued.
         seed: Of torch's generators while the loader is read.
 
     Raises:
@@ -64,42 +66,49 @@ def measure(
         scores = score(graph, "gamma" if any(s.weight is not None for s in graph.scales) else "l1")
     device = next((p.device for p in graph.model.parameters()), torch.device("cpu"))
     with (
-        untouched(graph.model, seed, device),
-        _own_statistics(graph.model),
-        Replay(graph.model) as replay,
-        # Without its cache, which would go on answering with weights from before they were silenced.
+        eval_mode(graph.model, seed, device),
+        _batch_statistics(graph.model),
+        ForwardCache(graph.model) as cache,
+        # Without autocast's weight cache, which would hold weights from before they were zeroed.
         torch.autocast(device.type, torch.bfloat16, enabled=bf16, cache_enabled=False),
     ):
-        x, y = _held_out(loader, images, device)
-        x, y = _affordable(replay, x, y, memory_mb)
-        whole = _accuracy(replay.record(x), y)
-        found = Sensitivity(shares, whole, len(y), _key(graph, scores, shares, x, bf16))
+        x, y = _read_images(loader, images, device)
+        x, y = _fit_memory(cache, x, y, memory_mb)
+        whole = _accuracy(cache.record(x), y)
+        result = Sensitivity(shares, whole, len(y), _fingerprint(graph, scores, shares, x, bf16))
         if path is not None and Path(path).exists():
-            found.go_on(Path(path))
-        layers = within_layers(graph, scores, shares)
+            result.resume(Path(path))
+        layers = layerwise_removals(graph, scores, shares)
         for name, removals in progress(layers.items(), len(layers), "sensitivity"):
-            if name in found.accuracy:
+            if name in result.accuracy:
                 continue
-            row: list[float] = []
-            before = np.zeros(len(graph), dtype=bool)
-            for removed in removals:
-                if (removed == before).all():  # a thin layer has fewer channels than there are shares
-                    row.append(row[-1] if row else whole)
-                    continue
-                before = removed
-                with silenced(graph, removed) as readers:
-                    first = min((replay.first[r] for r in readers if r in replay.first), default=0)
-                    row.append(_accuracy(replay.run_from(first, x), y))
-            found.accuracy[name] = row
+            result.accuracy[name] = _layer_accuracies(graph, cache, removals, whole, x, y)
             if path is not None:
-                found.save(Path(path))
-    found.accuracy = {name: found.accuracy[name] for name in layers}
-    return found
+                result.save(Path(path))
+    result.accuracy = {name: result.accuracy[name] for name in layers}
+    return result
+
+
+def _layer_accuracies(
+    graph: ChannelGraph, cache: ForwardCache, removals: Iterable[Removed], whole: float, x: Tensor, y: Tensor
+) -> list[float]:
+    """Accuracy on (x, y) without each of the removals (n_groups,) of one layer; ``whole`` where nothing is removed."""
+    row: list[float] = []
+    before = np.zeros(len(graph), dtype=bool)
+    for removed in removals:
+        if (removed == before).all():  # a thin layer has fewer channels than there are shares
+            row.append(row[-1] if row else whole)
+            continue
+        before = removed
+        with zeroed_inputs(graph, removed) as readers:
+            first = min((cache.first[r] for r in readers if r in cache.first), default=0)
+            row.append(_accuracy(cache.run_from(first, x), y))
+    return row
 
 
 @contextmanager
-def _own_statistics(model: nn.Module) -> Iterator[None]:
-    """BatchNorm normalizes with the batch at hand, and keeps no record of it."""
+def _batch_statistics(model: nn.Module) -> Iterator[None]:
+    """Inside, BatchNorm normalizes with the statistics of the batch and leaves its running statistics alone."""
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
     try:
         for norm in norms:
@@ -111,7 +120,7 @@ def _own_statistics(model: nn.Module) -> Iterator[None]:
             norm.track_running_stats = True
 
 
-def _held_out(loader: Iterable[Any], images: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def _read_images(loader: Iterable[Any], images: int, device: torch.device) -> tuple[Tensor, Tensor]:
     xs: list[Tensor] = []
     ys: list[Tensor] = []
     for batch in loader:
@@ -126,11 +135,11 @@ def _held_out(loader: Iterable[Any], images: int, device: torch.device) -> tuple
     return torch.cat(xs)[:images], torch.cat(ys)[:images]
 
 
-def _affordable(replay: Replay, x: Tensor, y: Tensor, memory_mb: int) -> tuple[Tensor, Tensor]:
-    """As many images as can be remembered; two are run to see what one takes."""
+def _fit_memory(cache: ForwardCache, x: Tensor, y: Tensor, memory_mb: int) -> tuple[Tensor, Tensor]:
+    """As many images as fit into ``memory_mb`` MiB of cached outputs; two are run to measure what one takes."""
     probe = x[:2]
-    replay.record(probe)
-    most = int(memory_mb * 2**20 / max(1.0, replay.bytes / len(probe)))
+    cache.record(probe)
+    most = int(memory_mb * 2**20 / max(1.0, cache.bytes / len(probe)))
     if most < 2:
         raise SlimError(f"Two images must fit into memory. Got memory_mb={memory_mb}. Raise sensitivity.memory_mb.")
     return x[:most], y[:most]
@@ -142,8 +151,8 @@ def _accuracy(output: Any, y: Tensor) -> float:
     return float((output.float().argmax(1) == y).double().mean())
 
 
-def _key(graph: ChannelGraph, scores: Scores, shares: tuple[float, ...], x: Tensor, bf16: bool) -> str:
-    """A fingerprint of everything that the numbers depend on."""
+def _fingerprint(graph: ChannelGraph, scores: Scores, shares: tuple[float, ...], x: Tensor, bf16: bool) -> str:
+    """A fingerprint of everything that the accuracies depend on."""
     digest = hashlib.sha256(scores.values.tobytes())
     digest.update(repr((scores.criterion, shares, bf16, tuple(x.shape), float(x.double().sum()))).encode())
     for name, p in graph.model.named_parameters():

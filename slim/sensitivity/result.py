@@ -1,4 +1,4 @@
-"""What a sensitivity analysis found: a table, a CSV that can be gone on with, and caps for the selection."""
+"""The result of a sensitivity analysis: a table, a CSV from which it can resume, and caps for the selection."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ class Sensitivity:
         Raises:
             SlimError: ``max_drop`` out of range.
 
-        >>> found = Sensitivity((0.1, 0.5), 0.9, 512, "", {"conv1": [0.9, 0.4], "conv2": [0.91, 0.89]})
-        >>> found.to_caps(max_drop=0.05)
+        >>> result = Sensitivity((0.1, 0.5), 0.9, 512, "", {"conv1": [0.9, 0.4], "conv2": [0.91, 0.89]})
+        >>> result.to_caps(max_drop=0.05)
         {'conv1': {'max_layer_ratio': 0.1}, 'conv2': {'max_layer_ratio': 0.5}}
         """
         if isinstance(max_drop, bool) or not isinstance(max_drop, (int, float)) or not 0 <= max_drop <= 1:
@@ -55,7 +55,7 @@ class Sensitivity:
         return caps
 
     def to_csv(self) -> str:
-        """One row per layer and share; the first line says what it belongs to."""
+        """One row per layer and share; the first line identifies the analysis."""
         out = io.StringIO()
         out.write(f"# key={self.key} images={self.images} whole={self.whole!r}\n")
         writer = csv.writer(out, lineterminator="\n")
@@ -65,11 +65,11 @@ class Sensitivity:
         return out.getvalue()
 
     def save(self, path: Path) -> None:
-        """Write the CSV, whole or not at all."""
+        """Write the CSV atomically."""
         write_atomic(path, self.to_csv())
 
-    def go_on(self, path: Path) -> None:
-        """Take over the layers that an earlier run wrote to ``path``.
+    def resume(self, path: Path) -> None:
+        """Load the layers that an earlier run wrote to ``path``.
 
         Raises:
             SlimError: The file belongs to another network, ranking, set of shares or images.
@@ -83,9 +83,9 @@ class Sensitivity:
                 rows.setdefault(row["layer"], []).append((float(row["share"]), float(row["accuracy"])))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise SlimError(
-                f"A sensitivity file is gone on with only by the same analysis. Got {path} ({error})."
+                f"A sensitivity file can be resumed only by the same analysis. Got {path} ({error})."
                 " Delete it, or set sensitivity.csv to another path."
             ) from error
-        for layer, found in rows.items():
-            if tuple(share for share, _ in found) == self.shares:
-                self.accuracy[layer] = [accuracy for _, accuracy in found]
+        for layer, points in rows.items():
+            if tuple(share for share, _ in points) == self.shares:
+                self.accuracy[layer] = [accuracy for _, accuracy in points]

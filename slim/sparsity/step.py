@@ -37,8 +37,8 @@ def install(law: Penalty, optimizer: Optimizer) -> Handle:
     before the step); ``law.before_step(lr)``; the update; ``law.after_step(lr)``. ``lr`` is that of the parameter group
     which holds the law's scales, or most of them.
 
-    Gradients that a ``GradScaler`` leaves scaled for a fused optimizer are unscaled first. A step that it skips, because
-    a gradient is infinite, is none for the law either.
+    Gradients that a ``GradScaler`` leaves scaled for a fused optimizer are unscaled first. A step that it skips,
+    because a gradient is infinite, is none for the law either.
 
     Args:
         law: Attached to its network before the first step.
@@ -157,7 +157,7 @@ def group_of(law: Penalty, optimizer: Optimizer) -> int:
 
 
 def _unscale(optimizer: Optimizer) -> None:
-    """Divide the gradients by the scale that a ``GradScaler`` left to a fused optimizer; the optimizer then has none."""
+    """Divide the gradients by the scale that a ``GradScaler`` left to a fused optimizer, which then has none."""
     scale = getattr(optimizer, "grad_scale", None)
     if scale is None:
         return

@@ -86,7 +86,7 @@ LOADERS: dict[str, Loader] = {
     "weights.pt": lambda place: _network(place / "weights.pt"),
     "legacy.pt": lambda place: _network(place / "legacy.pt"),
     "state.json": State.load,
-    "sensitivity.csv": lambda place: _sensitivity().go_on(place / "sensitivity.csv"),
+    "sensitivity.csv": lambda place: _sensitivity().resume(place / "sensitivity.csv"),
     "job/report.json": sweep.rows,
     "job/.hydra/overrides.yaml": sweep.rows,
     "cache.bin": lambda place: cache._read(place / "cache.bin", "abc", SHAPE),

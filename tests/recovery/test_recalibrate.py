@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -49,18 +52,29 @@ def test_nothing_else_changes():
     assert all(p.grad is None for p in net.parameters())
 
 
-def test_the_same_seed_gives_the_same_bits_whatever_came_before():
+class Drawn:
+    """Batches that draw from every generator a loader may use."""
+
+    def __iter__(self):
+        for _ in range(3):
+            yield torch.randn(8, 3, 8, 8) + float(np.random.rand()) + random.random()
+
+
+@pytest.mark.parametrize("kind", ["loader", "drawn"])
+def test_the_same_seed_gives_the_same_bits_whatever_came_before(kind):
     data = TensorDataset(torch.randn(40, 3, 8, 8))
-    loader = DataLoader(data, batch_size=8, shuffle=True)
-    results = []
-    for waste in (0, 7):
-        torch.rand(waste)
+    loader = DataLoader(data, batch_size=8, shuffle=True) if kind == "loader" else Drawn()
+    found = []
+    for waste, seed in ((0, 0), (7, 0), (0, 1)):
         net = network()
-        state = torch.get_rng_state()
-        recalibrate(net, loader, 3)
-        assert torch.equal(torch.get_rng_state(), state)
-        results.append(net[1].running_mean)
-    assert torch.equal(*results)
+        torch.rand(waste), np.random.rand(waste), [random.random() for _ in range(waste)]
+        states = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
+        recalibrate(net, loader, 3, seed=seed)
+        assert torch.equal(torch.get_rng_state(), states[0])
+        assert np.array_equal(np.random.get_state()[1], states[1]) and random.getstate() == states[2]
+        found.append(net[1].running_mean)
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])
 
 
 def test_any_loader():

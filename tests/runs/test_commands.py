@@ -9,7 +9,7 @@ import pytest
 
 import slim
 import train
-from slim.sensitivity.replay import Replay
+from slim.sensitivity.forward_cache import ForwardCache
 from tests.runs.tiny import TINY, run
 
 
@@ -31,7 +31,7 @@ def test_sensitivity_of_a_run_goes_on_and_its_caps_are_obeyed(
     def never(*_: object) -> None:
         raise AssertionError("what is in the table is not measured again")
 
-    monkeypatch.setattr(Replay, "run_from", never)
+    monkeypatch.setattr(ForwardCache, "run_from", never)
     assert train.main(line) == 0
     assert (place / "sensitivity.csv").read_bytes() == before
     assert json.loads(capfd.readouterr().out) == first
@@ -55,14 +55,14 @@ def test_sensitivity_of_a_fresh_network(tmp_path: Path, capfd: pytest.CaptureFix
 def test_ctrl_c_keeps_what_is_measured(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    answer, calls = Replay.run_from, iter(range(100))
+    answer, calls = ForwardCache.run_from, iter(range(100))
 
-    def stopping(self: Replay, *args: object) -> object:
+    def stopping(self: ForwardCache, *args: object) -> object:
         if next(calls) == 1:
             raise KeyboardInterrupt
         return answer(self, *args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(Replay, "run_from", stopping)
+    monkeypatch.setattr(ForwardCache, "run_from", stopping)
     table = tmp_path / "s.csv"
     line = [*TINY, "task=sensitivity", "sensitivity.shares=[0.5]", f"sensitivity.csv={table}"]
     assert train.main(line) == 130

@@ -8,7 +8,7 @@ from torch import nn
 
 import slim
 from slim.criteria import Scores, marginal
-from slim.criteria.scores import counts_of
+from slim.criteria.scores import scale_counts
 from slim.selection import select_groups
 from slim.selection.balanced_sets import balanced_sets
 from tests.selection.networks import INPUTS, network
@@ -70,7 +70,7 @@ def test_no_piece_of_a_split_is_emptied():
     for balance in graph.balance:
         values = np.ones(len(graph))
         values[np.concatenate(balance.blocks)] = 0
-        scores = Scores(values, covered, counts_of(graph, covered), "aimed")
+        scores = Scores(values, covered, scale_counts(graph, covered), "aimed")
         for ratio in (0.5, 0.8, 0.95):
             plan = graph.plan(select_groups(graph, scores, ratio=ratio).removed)
             assert all(kept > 0 for _, kept in plan.widths.values())

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 import slim
 from slim.channels import count_macs, count_params
 from slim.criteria import Scores
-from slim.criteria.scores import counts_of
+from slim.criteria.scores import scale_counts
 from slim.errors import SlimError
 from slim.selection import select_groups
 from tests.selection.networks import INPUTS, NETWORKS, network
@@ -38,7 +38,7 @@ def random_scores(graph, seed, ties=False):
     else:
         covered[:] = True
     values = generator.integers(0, 3, len(graph)).astype(float) if ties else generator.random(len(graph))
-    return Scores(np.where(covered, values, 0.0), covered, counts_of(graph, covered), "drawn")
+    return Scores(np.where(covered, values, 0.0), covered, scale_counts(graph, covered), "drawn")
 
 
 def widths_kept(graph, removed):

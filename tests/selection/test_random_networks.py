@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import slim
 from slim.channels import count_macs
 from slim.criteria import Scores
-from slim.criteria.scores import counts_of
+from slim.criteria.scores import scale_counts
 from slim.errors import SlimError
 from slim.selection import select_groups
 from tests.channels.pieces import Einsum
@@ -34,7 +34,7 @@ def test_selections_can_be_rebuilt(
     graph = slim.trace(network, x, residual=residual, grouped=grouped)
     everything = np.ones(len(graph), dtype=bool)
     values = np.random.default_rng(seed).random(len(graph))
-    scores = Scores(values, everything, counts_of(graph, everything), "drawn")
+    scores = Scores(values, everything, scale_counts(graph, everything), "drawn")
     try:
         found = select_groups(graph, scores, ratio=ratio, round_to=round_to, strategy=strategy)
     except SlimError as error:

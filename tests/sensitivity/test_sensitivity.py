@@ -12,10 +12,10 @@ from torch import nn
 import slim
 from slim import sensitivity
 from slim.errors import SlimError
-from slim.selection.layerwise import within_layers
+from slim.selection.layerwise import layerwise_removals
 from slim.sensitivity.figures import figure
-from slim.sensitivity.measure import _own_statistics
-from slim.sensitivity.replay import Replay, silenced
+from slim.sensitivity.forward_cache import ForwardCache, zeroed_inputs
+from slim.sensitivity.measure import _batch_statistics
 from tests.selection.networks import NETWORKS, Plain, network
 
 
@@ -35,18 +35,18 @@ def test_replayed_and_silenced_is_masked_and_run_in_full(name):
     scores = slim.score(graph, "l1" if name == "plain" else "gamma")
     before = copy.deepcopy(model.state_dict())
     skipped = 0
-    with Replay(model) as replay, torch.no_grad():
-        whole = replay.record(x)
-        for masks in within_layers(graph, scores, (0.5,)).values():
-            with silenced(graph, masks[0]) as readers:
-                first = min(replay.first[r] for r in readers)
-                mine = replay.run_from(first, x)
+    with ForwardCache(model) as cache, torch.no_grad():
+        whole = cache.record(x)
+        for masks in layerwise_removals(graph, scores, (0.5,)).values():
+            with zeroed_inputs(graph, masks[0]) as readers:
+                first = min(cache.first[r] for r in readers)
+                mine = cache.run_from(first, x)
                 skipped += first
             full = slim.mask(model, graph.plan(masks[0]))
             for layer in full.modules():
                 layer.__dict__.pop("forward", None)  # the twin was copied with our answers in place
             assert torch.allclose(mine, full(x), atol=1e-4)
-        assert torch.equal(replay.run_from(0, x), whole)
+        assert torch.equal(cache.run_from(0, x), whole)
     assert skipped > 0
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert not any("forward" in vars(m) for m in model.modules())
@@ -63,16 +63,16 @@ def test_outputs_that_are_written_over_are_remembered_as_they_were():
         nn.Linear(64, 2),
     )
     x = torch.randn(4, 3, 8, 8)
-    with Replay(model) as replay:
-        whole = replay.record(x)
-        assert torch.equal(replay.run_from(2, x), whole)
-        assert torch.equal(replay.run_from(2, x), whole)
+    with ForwardCache(model) as cache:
+        whole = cache.record(x)
+        assert torch.equal(cache.run_from(2, x), whole)
+        assert torch.equal(cache.run_from(2, x), whole)
 
 
 def test_statistics_are_the_batch_s_own_and_leave_no_trace():
     norm = nn.BatchNorm1d(2).eval()
     before = copy.deepcopy(norm.state_dict())
-    with _own_statistics(norm):
+    with _batch_statistics(norm):
         out = norm(torch.randn(100, 2) * 5 + 3)
     assert out.mean().abs() < 1e-5
     assert all(torch.equal(v, before[k]) for k, v in norm.state_dict().items())
@@ -87,8 +87,8 @@ def test_the_analysis_goes_on_where_it_stopped(tmp_path, monkeypatch):
     lines = text.splitlines()
     path.write_text("\n".join(lines[:5]) + "\n")  # one layer whole, the second cut in half
     calls = []
-    run = Replay.run_from
-    monkeypatch.setattr(Replay, "run_from", lambda self, *a: calls.append(1) or run(self, *a))
+    run = ForwardCache.run_from
+    monkeypatch.setattr(ForwardCache, "run_from", lambda self, *a: calls.append(1) or run(self, *a))
     again = sensitivity.measure(graph, held_out(), shares=(0.25, 0.5), path=path)
     assert again.accuracy == whole.accuracy
     assert len(calls) == 2 * (len(whole.accuracy) - 1)
@@ -117,7 +117,7 @@ def test_bfloat16_sees_what_was_silenced():
     model = nn.Sequential(*(m for part in parts for m in part), nn.Flatten(), nn.Linear(256, 4))
     graph = slim.trace(model, torch.zeros(1, 3, 8, 8))
     x = torch.cat([b[0] for b in held_out(256)])
-    with torch.no_grad(), _own_statistics(model.eval()):
+    with torch.no_grad(), _batch_statistics(model.eval()):
         y = model(x).argmax(1)
     exact, rough = (sensitivity.measure(graph, [(x, y)], shares=(0.5,), bf16=bf16) for bf16 in (False, True))
     assert exact.whole == 1.0 and rough.whole > 0.95
@@ -129,8 +129,8 @@ def test_bfloat16_sees_what_was_silenced():
 def test_shares_that_take_the_same_channels_are_measured_once(monkeypatch):
     _, graph = network("residual")
     calls = []
-    run = Replay.run_from
-    monkeypatch.setattr(Replay, "run_from", lambda self, *a: calls.append(1) or run(self, *a))
+    run = ForwardCache.run_from
+    monkeypatch.setattr(ForwardCache, "run_from", lambda self, *a: calls.append(1) or run(self, *a))
     found = sensitivity.measure(graph, held_out(), shares=(0.001, 0.5, 0.501))
     assert len(calls) == len(found.accuracy)
     assert all(row[0] == found.whole and row[1] == row[2] for row in found.accuracy.values())

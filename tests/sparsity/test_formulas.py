@@ -86,6 +86,17 @@ def test_group_is_the_norm_over_the_members_of_a_stream():
     assert slope[2] == 0
 
 
+@pytest.mark.parametrize("size", [1.0, 1e-3, 1e-8, 1e-15])
+def test_group_pulls_equally_at_a_group_of_any_size(size):
+    """The subgradient of a norm does not depend on how small the group is; only at exactly zero there is none."""
+    net, small = started(Residual), started(Residual)
+    for module in (small.bn0, small.abn1, small.abn2):
+        module.weight.data.mul_(size)
+    expected, _ = added_gradient("group", net, lam=LAM)
+    slope, _ = added_gradient("group", small, lam=LAM)
+    torch.testing.assert_close(slope, expected)
+
+
 def test_prox_is_the_soft_threshold():
     net = started(chain)
     penalty = build("prox", lam=4.0)

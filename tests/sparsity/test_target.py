@@ -102,6 +102,32 @@ def test_the_score_is_the_joint_effect_of_a_group():
     assert len(np.unique(np.concatenate([s.groups for s in graph.scales]))) < first  # some groups have several scales
 
 
+@pytest.mark.parametrize("criterion", ["taylor", "gamma"])
+@pytest.mark.parametrize(
+    ("budget", "shared"), [({"ratio": 0.5}, True), ({"macs": 0.8}, False), ({"params": 0.8}, False)]
+)
+def test_a_group_counts_once_and_for_a_ratio_per_scale(criterion, budget, shared):
+    """A group's score is what removing it costs, divided among its scales where the budget counts scales."""
+    net = started(Residual)
+    graph = graph_of(net)
+    penalty = build("target", **budget, start=0.5, end=1.0, memory=0.0, balance=0.0, criterion=criterion)
+    penalty.attach(net, graph, TOTAL)
+    torch.nn.functional.cross_entropy(net(torch.randn(4, 3, 8, 8)), torch.arange(4) % 2).backward()
+    effect, gammas_of, count = np.zeros(len(graph)), np.zeros(len(graph)), np.zeros(len(graph))
+    for scale in graph.scales:
+        weight = net.get_parameter(scale.weight)
+        np.add.at(gammas_of, scale.groups, weight.detach().abs().numpy())
+        np.add.at(count, scale.groups, 1)
+        for p in (weight, net.get_parameter(scale.bias)):
+            np.add.at(effect, scale.groups, (p.detach() * p.grad).numpy())
+    penalty.before_step(0.1)
+    expected = effect**2 if criterion == "taylor" else gammas_of
+    own = count > 0
+    expected = expected[own] / count[own] if shared else expected[own]
+    assert count.max() > 1
+    np.testing.assert_allclose(penalty._scores()[own], expected, rtol=1e-4, atol=1e-12)
+
+
 def test_the_power_says_how_early_channels_go():
     options = {"start": 0.0, "end": 1.0, "window": 0.025, "rankings": TOTAL}
     for power in (1.0, 2.0, 3.0):

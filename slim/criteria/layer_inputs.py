@@ -1,4 +1,4 @@
-"""What consumers see: every convolution and linear layer knows the group of each of its inputs, behind activations."""
+"""Statistics of the inputs of convolution and linear layers, per channel group: the values behind activations."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from slim.channels import ChannelGraph
 
 
-def mean_incoming(
+def mean_layer_input(
     graph: ChannelGraph,
     loader: Iterable[Any] | None,
     batches: int,
@@ -32,18 +32,18 @@ def mean_incoming(
     Yields:
         (groups (C_in,), means (C_in,)) per layer that was called.
     """
-    places: dict[str, npt.NDArray[np.int64]] = {}
+    groups_of: dict[str, npt.NDArray[np.int64]] = {}
     for module, weight, dim in weights(graph):
         groups = in_groups(graph, weight, dim)
         if groups is not None and (groups >= 0).any():
-            places[module] = groups
-    sums = {m: torch.zeros(len(g), dtype=torch.float64) for m, g in places.items()}
-    counts = dict.fromkeys(places, 0)
+            groups_of[module] = groups
+    sums = {m: torch.zeros(len(g), dtype=torch.float64) for m, g in groups_of.items()}
+    counts = dict.fromkeys(groups_of, 0)
 
-    def ahead(module: str, dim: int) -> Any:
+    def make_hook(module: str, dim: int) -> Any:
         def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
             x = args[0].detach()
-            if x.shape[dim] == len(places[module]):
+            if x.shape[dim] == len(groups_of[module]):
                 rest = [d for d in range(x.ndim) if d != dim % x.ndim]
                 sums[module] += measure(x).sum(rest, dtype=torch.float64).cpu()
                 counts[module] += x.numel() // x.shape[dim]
@@ -52,15 +52,17 @@ def mean_incoming(
 
     handles = []
     try:
-        for module in places:
+        for module in groups_of:
             layer = graph.model.get_submodule(module)
-            handles.append(layer.register_forward_pre_hook(ahead(module, -1 if isinstance(layer, nn.Linear) else 1)))
+            handles.append(
+                layer.register_forward_pre_hook(make_hook(module, -1 if isinstance(layer, nn.Linear) else 1))
+            )
         with batches_of(graph, loader, batches, seed, name=name) as read, torch.no_grad():
             for batch in read:
                 graph.model(*batch.args, **batch.kwargs)
     finally:
         for handle in handles:
             handle.remove()
-    for module, groups in places.items():
+    for module, groups in groups_of.items():
         if counts[module]:
             yield groups, sums[module] / counts[module]

@@ -1,14 +1,14 @@
-"""Checks of the sizes every builder takes."""
+"""Validation of the sizes that builders take."""
 
 from __future__ import annotations
 
 from slim.errors import SlimError
 
 
-def whole(name: str, value: object, key: str, least: int = 1) -> int:
+def integer(name: str, value: object, key: str, least: int = 1) -> int:
     """``value`` as a whole number of at least ``least``.
 
-    >>> whole("depth", 19, "model.depth")
+    >>> integer("depth", 19, "model.depth")
     19
 
     Raises:
@@ -19,16 +19,16 @@ def whole(name: str, value: object, key: str, least: int = 1) -> int:
     return value
 
 
-def depth_of(depth: object, step: int, rest: int, family: str, example: int) -> int:
+def blocks_per_stage(depth: object, step: int, rest: int, family: str, example: int) -> int:
     """Blocks per stage of a network whose depth is ``step * n + rest``.
 
-    >>> depth_of(164, 9, 2, "preresnet", 164)
+    >>> blocks_per_stage(164, 9, 2, "preresnet", 164)
     18
 
     Raises:
         SlimError: the depth has another form.
     """
-    count = whole("depth", depth, "model.depth")
+    count = integer("depth", depth, "model.depth")
     if count <= rest or (count - rest) % step:
         raise SlimError(
             f"depth of {family} must be {step}n+{rest}. Got depth={depth!r}. Set model.depth, for example to {example}."

@@ -1,4 +1,4 @@
-"""Moments of a normalization layer's output, from its own parameters: no data is needed."""
+"""Moments of a normalization layer's output, from its own parameters: no data are needed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from slim.channels import ChannelGraph
 
 
-def outputs(graph: ChannelGraph, name: str) -> Iterator[tuple[npt.NDArray[np.int64], Tensor, Tensor]]:
+def output_moments(graph: ChannelGraph, name: str) -> Iterator[tuple[npt.NDArray[np.int64], Tensor, Tensor]]:
     """(groups (C,), mean (C,), variance (C,)) of the output of every normalization layer, float64.
 
     With running statistics m, v the output has mean beta and variance gamma^2 v / (v + eps): a channel that hardly
@@ -42,10 +42,10 @@ def outputs(graph: ChannelGraph, name: str) -> Iterator[tuple[npt.NDArray[np.int
         yield scale.groups, beta, variance
 
 
-def rectified(mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+def relu_moments(mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and variance of relu(z) for Gaussian z.
 
-    >>> mean, variance = rectified(torch.zeros(1, dtype=torch.float64), torch.ones(1, dtype=torch.float64))
+    >>> mean, variance = relu_moments(torch.zeros(1, dtype=torch.float64), torch.ones(1, dtype=torch.float64))
     >>> round(float(mean), 4), round(float(variance), 4)
     (0.3989, 0.3408)
     """

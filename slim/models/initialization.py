@@ -1,4 +1,4 @@
-"""Initial weights of the networks that are trained from nothing."""
+"""Initial weights of networks trained from scratch."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from slim.errors import SlimError
 
 
-def fill_gamma(model: nn.Module, gamma_init: float | None) -> None:
+def init_gamma(model: nn.Module, gamma_init: float | None) -> None:
     """Set every BatchNorm's gamma to ``gamma_init`` and its beta to 0, in place.
 
     Network Slimming (Liu et al. 2017, arXiv:1708.06519, section 4.2) starts all scales at 0.5 instead of 1: a smaller
-    start leaves less way to zero and was found to cost no accuracy. ``None`` leaves the layers as they are.
+    value is closer to zero and was found to cost no accuracy. ``None`` leaves the layers as they are.
 
     Raises:
         SlimError: ``gamma_init`` is not a positive finite number.
@@ -30,8 +30,8 @@ def fill_gamma(model: nn.Module, gamma_init: float | None) -> None:
             nn.init.zeros_(module.bias)
 
 
-def fill_convolutions(model: nn.Module) -> None:
-    """Draw every convolution from N(0, 2 / fan_out), biases 0, in place (He et al. 2015, arXiv:1502.01852)."""
+def init_convolutions(model: nn.Module) -> None:
+    """Initialize every convolution from N(0, 2 / fan_out), biases 0, in place (He et al. 2015, arXiv:1502.01852)."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

@@ -1,4 +1,4 @@
-"""Run a network from the middle: what comes before the change is remembered, not computed again."""
+"""Repeated forwards of a network in which some layers changed: outputs of the layers before them are cached."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from slim.channels import ChannelGraph
 
 
-class Replay:
-    """Remembers the output of every convolution and linear layer of one forward, and answers with it later.
+class ForwardCache:
+    """Caches the output of every convolution and linear layer of one forward and reuses it in later ones.
 
-    The forward itself runs in full each time, so that no structure is assumed; the layers called before the first one
-    that changed cost nothing. Use it as a context: inside, the layers' ``forward`` is ours.
+    The model's own ``forward`` runs in full each time, so that no structure is assumed; the layers called before the
+    first changed one return their cached output. A context manager: inside, the layers' ``forward`` is replaced.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -29,12 +29,12 @@ class Replay:
         self.first: dict[str, int] = {}  # the first call of every layer
         self._layers = {n: m for n, m in model.named_modules() if isinstance(m, (nn.modules.conv._ConvNd, nn.Linear))}
         self._outputs: list[Tensor] = []
-        self._written: set[int] = set()  # outputs that what follows writes over
+        self._written: set[int] = set()  # outputs that later operations modify in place
         self._from, self._call, self._recording = 0, 0, False
 
-    def __enter__(self) -> Replay:
+    def __enter__(self) -> ForwardCache:
         for name, layer in self._layers.items():
-            layer.forward = self._answering(name, layer.forward)  # type: ignore[method-assign]
+            layer.forward = self._wrapped(name, layer.forward)  # type: ignore[method-assign]
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -43,7 +43,7 @@ class Replay:
         self._outputs.clear()
 
     def record(self, *args: Any, **kwargs: Any) -> Any:
-        """One whole forward, remembered."""
+        """One complete forward whose outputs are cached."""
         self._outputs, self._written, self.first = [], set(), {}
         out = self._run(0, True, args, kwargs)
         self._written = {i for i, t in enumerate(self._outputs) if t._version > 0}
@@ -53,12 +53,12 @@ class Replay:
         return out
 
     def run_from(self, call: int, *args: Any, **kwargs: Any) -> Any:
-        """A forward in which the layers called before the ``call``-th answer from memory."""
+        """A forward in which the layers called before the ``call``-th return their cached output."""
         return self._run(call, False, args, kwargs)
 
     @property
     def bytes(self) -> int:
-        """Memory held."""
+        """Size of the cache in bytes."""
         return sum(t.numel() * t.element_size() for t in self._outputs)
 
     def _run(self, start: int, recording: bool, args: Any, kwargs: Any) -> Any:
@@ -66,8 +66,8 @@ class Replay:
         with torch.no_grad():
             return self.model(*args, **kwargs)
 
-    def _answering(self, name: str, forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        def answer(*args: Any, **kwargs: Any) -> Tensor:
+    def _wrapped(self, name: str, forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def wrapped(*args: Any, **kwargs: Any) -> Tensor:
             call, self._call = self._call, self._call + 1
             if call < self._from:
                 kept = self._outputs[call]
@@ -78,15 +78,15 @@ class Replay:
                 self._outputs.append(out.clone() if call in self._written else out)
             return out
 
-        return answer
+        return wrapped
 
 
 @contextmanager
-def silenced(graph: ChannelGraph, removed: npt.NDArray[np.bool_]) -> Iterator[list[str]]:
-    """Let no layer read the ``removed`` groups (n_groups,): their columns are zero inside, and as before afterwards.
+def zeroed_inputs(graph: ChannelGraph, removed: npt.NDArray[np.bool_]) -> Iterator[list[str]]:
+    """Inside, the weight columns that read the ``removed`` groups (n_groups,) are zero; afterwards they are restored.
 
     Yields:
-        The layers that read any of them. This is what the masked network computes, for groups that may go exactly.
+        The layers that read any of them. For exactly removable groups the network equals the masked one.
     """
     saved: list[tuple[Tensor, Tensor]] = []
     readers: list[str] = []

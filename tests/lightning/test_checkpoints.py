@@ -1,0 +1,131 @@
+"""Checkpoints of thin networks: every way in gives the thin network, and a resumed fit has the same bits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import EMAWeightAveraging, ModelCheckpoint
+from torch import nn
+
+from slim import SlimError
+from slim.lightning import ChannelPruning, SparseTraining, load
+from slim.lightning.example import quiet
+
+from .modules import Plain, convnet, fit, images, same, trainer
+
+
+class Whole(Plain):
+    """All hyperparameters are one argument."""
+
+    def __init__(self, config: Any) -> None:
+        nn.Module.__init__(self)
+        super(Plain, self).__init__()
+        self.save_hyperparameters()
+        self.net, self.lr = convnet(config["width"]), config["lr"]
+
+
+class Silent(Plain):
+    """Saves no hyperparameters."""
+
+    def __init__(self) -> None:
+        super(Plain, self).__init__()
+        self.net, self.lr = convnet(), 0.1
+
+
+class Anything(Plain):
+    """Takes any argument."""
+
+    def __init__(self, **options: Any) -> None:
+        super(Plain, self).__init__()
+        self.save_hyperparameters()
+        self.net, self.lr = convnet(options["width"]), 0.1
+
+
+def callbacks(folder: Path, **options: Any) -> list[Any]:
+    return [
+        SparseTraining("prox", lam=0.5),
+        ChannelPruning(ratio=0.5, at=[1, 2], recover={"batches": 2}),
+        ModelCheckpoint(folder, filename="{epoch}", save_top_k=-1, **options),
+    ]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda: Plain(width=12), lambda: Whole({"width": 12, "lr": 0.1}), Silent, lambda: Anything(width=12)],
+    ids=["hyperparameters", "one_argument", "none", "any"],
+)
+@pytest.mark.parametrize("weights_only", [False, True])
+def test_every_way_in_gives_the_thin_network(make: Any, weights_only: bool, tmp_path: Path) -> None:
+    module = make()
+    run = fit(module, *callbacks(tmp_path, save_weights_only=weights_only), epochs=3, val=images())
+    path = tmp_path / "epoch=2.ckpt"
+    assert torch.load(path, weights_only=True)["slim"]["networks"].keys() == {"net"}
+    with quiet():
+        loaded = [type(module).load_from_checkpoint(path), load(type(module), path, map_location="cpu")]
+    for other in loaded:
+        assert type(other) is type(module)
+        assert same(other, module)
+        assert other.hparams == module.hparams
+    if not weights_only:
+        fresh = make()
+        tester = trainer(*callbacks(tmp_path))
+        with quiet():
+            figures = tester.test(fresh, images(), ckpt_path=path, verbose=False)
+            assert figures == run.test(module, images(), verbose=False)
+            # A checkpoint from before the cut makes the network dense again.
+            run.test(module, images(), ckpt_path=tmp_path / "epoch=0.ckpt", verbose=False)
+        assert same(fresh, loaded[0])
+        first = torch.load(tmp_path / "epoch=0.ckpt", weights_only=True)["state_dict"]
+        assert all(torch.equal(value, first[name]) for name, value in module.state_dict().items())
+
+
+@pytest.mark.parametrize("epoch", [0, 1, 2])
+def test_a_killed_fit_goes_on_with_the_same_bits(epoch: int, tmp_path: Path) -> None:
+    whole, resumed = Plain(width=12), Plain(width=12)
+    average = [EMAWeightAveraging(decay=0.5) for _ in range(2)]
+    fit(whole, average[0], *callbacks(tmp_path), epochs=4)
+    again = callbacks(tmp_path / "again")
+    fit(resumed, average[1], *again, epochs=4, ckpt=tmp_path / f"epoch={epoch}.ckpt")
+    assert same(whole, resumed)
+    assert [entry["epochs"] for entry in again[1].history] == [1, 2]
+    a, b = (torch.load(folder / "epoch=3.ckpt", weights_only=True) for folder in (tmp_path, tmp_path / "again"))
+    assert str(a["optimizer_states"]) == str(b["optimizer_states"])
+    assert str(a["averaging_state"]) == str(b["averaging_state"])
+
+
+def test_a_fit_killed_between_its_checkpoint_and_the_cut_makes_the_cut_up(tmp_path: Path) -> None:
+    """Checkpoints of a validation come before the end of the epoch, and so before its cut."""
+    options = {"monitor": "val_loss", "save_on_train_epoch_end": False}
+    fit(Plain(), *callbacks(tmp_path, **options), epochs=2, val=images())
+    assert "slim" not in torch.load(tmp_path / "epoch=0.ckpt", weights_only=True)
+    again = callbacks(tmp_path / "again", **options)
+    fit(Plain(), *again, epochs=2, val=images(), ckpt=tmp_path / "epoch=0.ckpt")
+    assert [entry["epochs"] for entry in again[1].history] == [1, 2]
+
+
+def test_random_gates_are_saved_at_their_deterministic_values(tmp_path: Path) -> None:
+    sparse = SparseTraining("l0", lam=3.0, gate_lr=0.5)
+    looked = []
+
+    class Save(pl.Callback):
+        def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
+            if trainer.current_epoch == 0:
+                sampled = module.net[1].weight.clone()
+                trainer.save_checkpoint(tmp_path / "first.ckpt")
+                saved = torch.load(tmp_path / "first.ckpt", weights_only=True)["state_dict"]["net.1.weight"]
+                assert torch.equal(module.net[1].weight, sampled)
+                with sparse.deterministic_scales():
+                    looked.append(torch.equal(saved, module.net[1].weight) and not torch.equal(saved, sampled))
+
+    fit(Plain(), sparse, Save(), epochs=2)
+    assert looked == [True]
+
+
+def test_a_plan_of_another_network_is_refused_in_one_line(tmp_path: Path) -> None:
+    fit(Plain(width=12), *callbacks(tmp_path), epochs=2)
+    with pytest.raises(SlimError, match="match its network"), quiet():
+        load(Plain, tmp_path / "epoch=1.ckpt", width=8)

@@ -1,0 +1,193 @@
+"""A cut in the middle of a fit: what it removes, and that everything that knows the network follows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from pytorch_lightning.callbacks import EMAWeightAveraging
+from torch import nn
+
+import slim
+from slim import SlimError
+from slim.channels import plan_of
+from slim.lightning import ChannelPruning, SparseTraining
+
+from .modules import Plain, convnet, fit, images, same, trainer
+
+
+class Adam(Plain):
+    """Two parameter groups, Adam's two states, a scheduler."""
+
+    def configure_optimizers(self) -> Any:
+        groups = [{"params": self.net[:6].parameters()}, {"params": self.net[6:].parameters(), "lr": 0.02}]
+        optimizer = torch.optim.Adam(groups, lr=0.01)
+        return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 1)]
+
+
+def held_once(module: nn.Module, optimizers: Any) -> bool:
+    known = [id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
+    return all(known.count(id(p)) == 1 for p in module.parameters())
+
+
+def test_a_cut_in_the_middle_takes_everything_along() -> None:
+    module, seen = Adam(16), {}
+    pruning = ChannelPruning(macs=0.5, at=1, recover=False)
+    sparse, average = SparseTraining("l1", lam=0.01), EMAWeightAveraging(decay=0.5)
+
+    original = pruning._execute
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        optimizer = args[0].trainer.optimizers[0]
+        seen["before"] = {p: {k: v.clone() for k, v in s.items()} for p, s in optimizer.state.items()}
+        seen["average"] = {k: v.clone() for k, v in average._average_model.module.net.state_dict().items()}
+        seen["step"] = sparse.law.state_dict()["step"]
+        cut = original(*args, **kwargs)
+        seen["after"] = {p: {k: v.clone() for k, v in s.items()} for p, s in optimizer.state.items()}
+        seen["thin_average"] = {k: v.clone() for k, v in average._average_model.module.net.state_dict().items()}
+        return cut
+
+    pruning._execute = watched  # type: ignore[method-assign]
+    run = fit(module, sparse, pruning, average, epochs=3)
+    cut = pruning.cuts[0]
+    assert cut.difference < 1e-5
+    assert cut.after["macs"] <= 0.5 * cut.before["macs"]
+    assert slim.trace(module.net, torch.zeros(1, 3, 6, 6)).macs() == cut.after["macs"]
+    assert plan_of(module.net) == cut.plan
+    assert held_once(module, run.optimizers)
+    named = dict(module.net.named_parameters())
+    for name, parameter in named.items():
+        for key, value in seen["after"][parameter].items():
+            before = seen["before"][parameter][key]
+            axes = {dim: keep.kept for (param, dim), keep in cut.plan.axes.items() if param == name}
+            for dim, kept in axes.items() if before.dim() else ():
+                before = before.index_select(dim, torch.as_tensor(kept))
+            assert torch.equal(value, before), (name, key)
+    thin = slim.rebuild(filled(convnet(16), seen["average"]), cut.plan).state_dict()
+    assert all(torch.equal(value, thin[name]) for name, value in seen["thin_average"].items())
+    # The law is off after the last cut, and the rest is a fine-tune at the scheduler's rates.
+    assert sparse.stopped
+    assert sparse.law.state_dict()["step"] == seen["step"] == 3
+    assert run.optimizers[0].param_groups[0]["lr"] == pytest.approx(1e-5)
+    assert run.global_step == 9
+
+
+def filled(net: nn.Module, state: Any) -> nn.Module:
+    net.load_state_dict(state)
+    return net
+
+
+def test_a_cut_with_recovery_leaves_generators_and_modes_as_they_were() -> None:
+    def run(*callbacks: Any) -> torch.Tensor:
+        torch.manual_seed(7)
+        fit(Plain(), *callbacks, data=images(shuffle=True), epochs=2)
+        return torch.rand(1)
+
+    plain = run()
+    pruning = ChannelPruning(ratio=0.25, at=1, criterion={"name": "taylor", "batches": 1}, recover={"batches": 2})
+    assert torch.equal(run(SparseTraining("l1"), pruning), plain)
+    assert [step.name for step in pruning.cuts[0].recovery] == ["absorb", "recalibrate"]
+
+
+def test_several_cuts_meet_budgets_of_the_dense_network_and_copies_follow() -> None:
+    class Siamese(Plain):
+        """A momentum encoder beside the network."""
+
+        def __init__(self) -> None:
+            super().__init__(16)
+            self.target = convnet(16).requires_grad_(False)
+
+        def on_train_batch_end(self, *args: Any) -> None:
+            with torch.no_grad():
+                for mine, other in zip(self.target.parameters(), self.net.parameters(), strict=True):
+                    mine.lerp_(other, 0.1)
+
+    module = Siamese()
+    pruning = ChannelPruning(
+        ratio=0.5,
+        at={"count": 2, "every": 1},
+        min_channels=4,
+        network="net",
+        copies=["target"],
+        recover={"absorb": True},
+    )
+    sparse = SparseTraining("target", ratio=0.5, network="net")
+    fit(module, sparse, pruning, epochs=3)
+    assert [entry["epochs"] for entry in pruning.history] == [1, 2]
+    assert [entry["channels"] for entry in pruning.history] == [24, 16]
+    assert min(module.net[0].out_channels, module.net[3].out_channels) >= 4
+    assert [p.shape for p in module.target.parameters()] == [p.shape for p in module.net.parameters()]
+
+
+def test_exact_zeros_go_while_training_goes_on() -> None:
+    module = Plain()
+    pruning = ChannelPruning(zeros=True, every=1)
+    sparse = SparseTraining("target", macs=0.5, start=0.0, end=0.6, select={"min_channels": 2})
+    fit(module, sparse, pruning, epochs=6, val=images())
+    assert pruning.history
+    assert not sparse.stopped
+    assert sparse.law.state_dict()["step"] == 18
+    assert module.net[1].num_features < 8
+    assert all((norm.weight != 0).any() for norm in (module.net[1], module.net[4]))
+
+
+def test_the_end_is_a_moment_too_and_random_gates_are_cut_at_their_deterministic_values() -> None:
+    module = Plain()
+    pruning, sparse = ChannelPruning(ratio=0.5, recover=False), SparseTraining("l0", lam=1.0, gate_lr=0.5)
+    fit(module, sparse, pruning, epochs=3, val=images())
+    assert pruning.history[0]["epochs"] == 3
+    assert sparse.stopped
+    assert pruning.history[0]["channels"] == 8
+
+
+def test_a_cut_outside_of_a_fit() -> None:
+    module = Plain()
+    pruning = ChannelPruning(macs=0.5)
+    cut = pruning.cut(module, batches=images(), evaluate=lambda net: 0.5)
+    assert [(step.name, step.kept) for step in cut.recovery] == [("absorb", True), ("recalibrate", False)]
+    assert plan_of(module.net) == cut.plan
+    again = pruning.cut(module, batches=images())
+    assert again.plan.is_identity
+    dense, twin = Plain(), ChannelPruning(macs=0.5, example=torch.zeros(1, 3, 6, 6), recover=False)
+    twin.cut(dense)
+    assert same(dense.net, slim.prune(convnet(), torch.zeros(1, 3, 6, 6), macs=0.5).model)
+
+
+def test_compiled_networks_are_cut_and_run_on() -> None:
+    module = Plain()
+    module.net = torch.compile(module.net, backend="eager")  # type: ignore[assignment]
+    pruning = ChannelPruning(ratio=0.5, at=1)
+    fit(module, SparseTraining("l1"), pruning)
+    assert module(torch.zeros(1, 3, 6, 6)).shape == (1, 3)
+    assert pruning.history
+
+
+def test_misuse_is_one_line() -> None:
+    class Bare(Plain):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Sequential(nn.Flatten(), nn.Linear(108, 3))
+
+    sharded = trainer()
+    sharded.strategy.__class__ = type("FSDPStrategy", (type(sharded.strategy),), {})
+    for misuse, words in (
+        (lambda: ChannelPruning(), "none"),
+        (lambda: ChannelPruning(macs=0.5, ratio=0.5), "ratio=0.5, macs=0.5"),
+        (lambda: ChannelPruning(macs=0.5, every=1), "every=1"),
+        (lambda: ChannelPruning(zeros=True), "every=None"),
+        (lambda: ChannelPruning(macs=0.5, min_chanels=2), "min_channels"),
+        (lambda: ChannelPruning(macs=0.5, recover={"batch": 2}), "batches"),
+        (lambda: fit(Plain(), ChannelPruning(macs=0.5, at=3)), "max_epochs=2"),
+        (lambda: fit(Plain(), ChannelPruning(macs=0.5, at=[2, 1])), "ascending"),
+        (lambda: fit(Bare(), ChannelPruning(macs=0.5)), "convolutions"),
+        (lambda: fit(Plain(), SparseTraining("l0"), ChannelPruning(macs=0.5, at=[1, 2])), "random gates"),
+        (
+            lambda: fit(Plain(), SparseTraining("l1", trace={"residual": "keep"}), ChannelPruning(macs=0.5, trace={})),
+            "trace",
+        ),
+        (lambda: ChannelPruning(macs=0.5).setup(sharded, Plain(), "fit"), "FSDP"),
+    ):
+        with pytest.raises(SlimError, match=words) as caught:
+            misuse()
+        assert "\n" not in str(caught.value)
