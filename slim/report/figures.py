@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from slim.report import words
-from slim.report.metric import Metric, metric_of
 from slim.report.cuts import by_layer, distribution, widths
+from slim.report.metric import Metric, metric_of
 from slim.report.style import CUT, DENSE, FAINT, INK, THIN, blank, legend, png, say, style
 
 if TYPE_CHECKING:
@@ -59,7 +59,13 @@ def summary(record: Mapping[str, Any]) -> Figure:
         )
         for bar, (label, _) in zip(bars, shown, strict=True):
             bar.set_color(DENSE if label in ("dense", "sparse") else THIN)
-        for text in left.bar_label(bars, [f"{value:.1f}" if metric.percent else f"{value:.3g}" for value in values], padding=3, color=INK, fontsize=9):
+        for text in left.bar_label(
+            bars,
+            [f"{value:.1f}" if metric.percent else f"{value:.3g}" for value in values],
+            padding=3,
+            color=INK,
+            fontsize=9,
+        ):
             text.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.6})
         left.set_ylim(0, max(values) * 1.13 or 1)
         left.set_ylabel(metric.label)

@@ -36,7 +36,10 @@ def render(record: Mapping[str, Any], figures: Sequence[str]) -> str:
     if recovery := _recovery(record):
         parts += ["## Recovery", recovery]
     if kept := record.get("kept_because"):
-        parts += ["## What stayed, and why", _grid(("reason", "channels", "what can be done"), [[str(cell) for cell in row] for row in kept])]
+        parts += [
+            "## What stayed, and why",
+            _grid(("reason", "channels", "what can be done"), [[str(cell) for cell in row] for row in kept]),
+        ]
     if notes := record.get("notes"):
         parts += ["## Notes", _list(*notes)]
     for name in figures:
@@ -105,7 +108,13 @@ def _recovery(record: Mapping[str, Any]) -> str:
     """The steps after the cut, on held-out data, and which of them stayed."""
     metric = metric_of(record)
     rows = [
-        [step["name"], metric.shown(step["before"]), metric.shown(step["after"]), "yes" if step["kept"] else "no", step["reason"]]
+        [
+            step["name"],
+            metric.shown(step["before"]),
+            metric.shown(step["after"]),
+            "yes" if step["kept"] else "no",
+            step["reason"],
+        ]
         for step in record.get("recovery") or []
     ]
     return _grid(("step", "before", "after", "kept", "because"), rows) if rows else ""

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+
 def columns(record: Mapping[str, Any]) -> tuple[str, ...]:
     """Heads of the table's columns; the second is the run's metric."""
     return ("network", metric_of(record).name, "channels", "params", "MACs", "FLOPs", "ms, batch 1", "ms, batch 64")

@@ -194,7 +194,9 @@ def _steps(value: Any, total: int, name: str) -> Any:
     if isinstance(value, list):
         found = [_steps(item, total, name) for item in value]
         if name == "milestones" and found != sorted(found):
-            raise SlimError(f"milestones must be ascending. Got milestones={value}. Set scheduler.milestones=[50%,75%].")
+            raise SlimError(
+                f"milestones must be ascending. Got milestones={value}. Set scheduler.milestones=[50%,75%]."
+            )
         return found
     if not isinstance(value, str) or not value.endswith("%"):
         return value

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.plugins.io import CheckpointIO
 
-from slim.runs.signals import Interrupted, Signals
 from slim.errors import SlimError
 from slim.files import read_torch, write_atomic
+from slim.lightning.random_state import generators, set_generators
+from slim.runs.signals import Interrupted, Signals
 
 
 class SafeFiles(CheckpointIO):
@@ -93,7 +92,7 @@ class Saver(Checkpoint):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Adds what is beside, and the state of every random generator."""
-        checkpoint["run"] = {**self._beside(), "generators": _generators()}
+        checkpoint["run"] = {**self._beside(), "generators": generators()}
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -107,7 +106,7 @@ class Saver(Checkpoint):
         self._signals.waiting = True
         self._saved_at = time.monotonic()
         if self._generators is not None:
-            _set_generators(self._generators)
+            set_generators(self._generators)
             self._generators = None
 
     def on_train_batch_end(
@@ -172,25 +171,3 @@ class Saver(Checkpoint):
     def _leave(self, stop: str | None) -> None:
         if stop is not None:
             raise Interrupted(stop)
-
-
-def _generators() -> dict[str, Any]:
-    """State of all random generators as plain data and tensors."""
-    version, state, gauss = random.getstate()
-    kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
-    return {
-        "python": [version, list(state), gauss],
-        "numpy": [str(kind), [int(key) for key in keys], int(position), int(has_gauss), float(cached)],
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-    }
-
-
-def _set_generators(state: dict[str, Any]) -> None:
-    version, numbers, gauss = state["python"]
-    random.setstate((version, tuple(numbers), gauss))
-    kind, keys, position, has_gauss, cached = state["numpy"]
-    np.random.set_state((kind, np.array(keys, dtype=np.uint32), position, has_gauss, cached))
-    torch.set_rng_state(state["torch"])
-    if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state["cuda"])

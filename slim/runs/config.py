@@ -216,7 +216,7 @@ def _line(fault: Any) -> str:
 
 def _shown(value: Any) -> str:
     text = {None: "null", True: "true", False: "false"}.get(value) if not isinstance(value, dict | list) else None
-    text = str(value) if text is None or value == 0 or value == 1 and not isinstance(value, bool) else text
+    text = str(value) if text is None or value == 0 or (value == 1 and not isinstance(value, bool)) else text
     return text if len(text) <= 60 else f"{text[:60]}..."
 
 

@@ -102,7 +102,9 @@ class ResumableLoader:
 
 
 @contextmanager
-def resumable(data: Any, key: tuple[int, ...], limit: int | None, position: dict[str, int] | None) -> Iterator[Position]:
+def resumable(
+    data: Any, key: tuple[int, ...], limit: int | None, position: dict[str, int] | None
+) -> Iterator[Position]:
     """Inside, the loaders of a data module are :class:`ResumableLoader`, and begin at ``position``.
 
     Args:

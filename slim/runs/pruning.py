@@ -23,7 +23,7 @@ from slim.runs import weights
 from slim.runs.components import Components
 from slim.runs.evaluation import bottleneck, evaluate, validation_batches
 from slim.runs.loaders import seed_all
-from slim.runs.schedules import restarted
+from slim.runs.restart import restarted
 from slim.selection import Selection
 
 
@@ -113,23 +113,25 @@ def cut_network(parts: Components, directory: Path, before: Path | None, start: 
 
 def pruning(parts: Components, number: int, *, recover: bool = True) -> ChannelPruning:
     """The callback of the configuration, with the budget of the pass ``number``."""
+    recovery = parts.config.recovery
+    options = {"absorb": bool(recovery.get("absorb")), "batches": int(recovery.get("recalibrate_batches", 0))}
+    return ChannelPruning(recover=options if recover else False, **pruning_options(parts, number))
+
+
+def pruning_options(parts: Components, number: int) -> dict[str, Any]:
+    """Budget of the pass ``number``, criterion, limits and network, as callbacks of :mod:`slim.lightning` take them."""
     config = parts.config
     criterion = dict(config.criterion)
     if criteria.needs_data(criterion["name"]):
         criterion["loader"] = _ranking_pairs(parts, parts.module(), None, criterion.get("batches", 8))
-    recovery = config.recovery
-    options: dict[str, Any] = {
-        "absorb": bool(recovery.get("absorb")), "batches": int(recovery.get("recalibrate_batches", 0)),
-    }  # fmt: skip
-    return ChannelPruning(
-        **{config.budget[0]: config.passes[number].amount},
-        criterion=criterion,
-        recover=options if recover else False,
-        network=config.network,
-        example=parts.example,
-        trace=config.prune.tracing,
+    return {
+        config.budget[0]: config.passes[number].amount,
+        "criterion": criterion,
+        "network": config.network,
+        "example": parts.example,
+        "trace": config.prune.tracing,
         **config.prune.limits,
-    )
+    }
 
 
 def rehearse(parts: Components, graph: ChannelGraph) -> None:

@@ -11,19 +11,14 @@ from typing import Any
 import pytorch_lightning as pl
 
 from slim.channels import Plan
-from slim.lightning import ChannelPruning, Distillation, GammaDashboard, SparseTraining
-from slim.runs import teachers, weights
+from slim.runs import weights
 from slim.runs.checkpoint import Saver, read
 from slim.runs.components import Components, plan_json
 from slim.runs.curves import Curves
-from slim.runs.cut_forecast import CutForecast
 from slim.runs.failures import explained, quiet
-from slim.runs.finite import Finite
 from slim.runs.loaders import resumable, seed_all
-from slim.runs.progress import Progress
-from slim.runs.pruning import pruning
-from slim.runs.schedules import budget_of_law, schedule_callbacks
-from slim.runs.schema import PHASES, Sparse
+from slim.runs.phase_callbacks import PhaseCallbacks
+from slim.runs.schema import PHASES
 from slim.runs.signals import Signals
 from slim.runs.trainer import training_trainer
 
@@ -63,18 +58,15 @@ def train(
     module = _begin(parts, kind, before, saved)
     network = parts.network(module)
     run = {} if saved is None else saved["run"]
-    earlier, curves = run.get("seconds", 0.0), Curves()
-    sparse, slimming = _sparse_callbacks(parts, kind, budget_of_law(parts, before, number))
-    cut_next = pruning(parts, number) if "prune" in config.phases and kind == "sparse" else None
-    forecast = None if sparse is None else CutForecast(sparse, cut_next)
-    if sparse is not None:
-        sparse.traced = parts.traced(network)  # which the other callbacks then share
+    earlier = run.get("seconds", 0.0)
+    callbacks = PhaseCallbacks(parts, directory, name, number, before, network)
     key = (config.seed, number)
     seed_all(config.seed, number, PHASES.index(kind))
     began = time.monotonic()
 
     def forecast_line() -> str | None:
         """Of the network that the phase began with, also when it goes on with a thinner one: the same line."""
+        sparse = callbacks.sparse
         known = None if sparse is None or sparse.forecast is None else sparse.forecast.line
         line: str | None = run.get("forecast") or known
         return line
@@ -95,24 +87,16 @@ def train(
             signals=signals,
             every_steps=config.trainer.checkpoint_every,
         )
-        callbacks: list[pl.Callback | None] = [
-            Finite(kind),
-            _distillation(parts, directory, kind, number),
-            sparse,
-            *schedule_callbacks(parts, directory, name, number),
-            forecast,
-            slimming,
-            GammaDashboard(network=config.network),
-            curves,
-            Progress(name, config.metric, config.trainer.progress, None if forecast is None else forecast.line),
-            saver,
-        ]
         # Points after the checkpoint belong to a past that did not happen; a phase that was killed before its first
         # checkpoint may have left points, too.
         first_step = 0 if saved is None else int(saved["global_step"]) + 1
-        present = [callback for callback in callbacks if callback is not None]
         trainer = training_trainer(
-            parts, config.training(kind).epochs, directory, name, first_step=first_step, callbacks=present
+            parts,
+            config.training(kind).epochs,
+            directory,
+            name,
+            first_step=first_step,
+            callbacks=[*callbacks.all, saver],
         )
         trainer.fit(module, datamodule=parts.data, ckpt_path=checkpoint if saved is not None else None)
     parts.data.trainer = None  # which holds the module
@@ -120,9 +104,9 @@ def train(
         note(line)
     module.cpu().eval()
     seconds = earlier + time.monotonic() - began
-    figures = _figures(parts, curves, config.training(kind).epochs, trainer.global_step, seconds)
-    if slimming is not None and slimming.history:
-        figures["slimmed"] = [{"epoch": cut["epochs"], **cut} for cut in slimming.history]
+    figures = _figures(parts, callbacks.curves, config.training(kind).epochs, trainer.global_step, seconds)
+    if callbacks.slimming is not None and callbacks.slimming.history:
+        figures["slimmed"] = [{"epoch": cut["epochs"], **cut} for cut in callbacks.slimming.history]
     return Trained(module, figures)
 
 
@@ -140,36 +124,6 @@ def _begin(parts: Components, kind: str, before: Path | None, saved: dict[str, A
     return module
 
 
-def _sparse_callbacks(
-    parts: Components, kind: str, budget: dict[str, float]
-) -> tuple[SparseTraining | None, ChannelPruning | None]:
-    """The penalty of a sparse phase, with the ``budget`` of a law that is told one, and rebuilds in the middle of it."""
-    config = parts.config
-    training = config.training(kind)
-    if not isinstance(training, Sparse):
-        return None, None
-    place: dict[str, Any] = {"network": config.network, "example": parts.example, "trace": config.prune.tracing}
-    options = {**config.penalty, **budget}
-    # A law that is told its target has no lam to scale.
-    shrink = training.shrink if options.get("lam") else None
-    sparse = SparseTraining(options.pop("name"), shrink=shrink, **place, **options)
-    if not training.slim_every:
-        return sparse, None
-    floor = config.prune.min_channels
-    # Statistics follow by themselves while training goes on; the constants of removed channels would be lost.
-    recover = {"absorb": True, "batches": 0}
-    every = training.slim_every
-    return sparse, ChannelPruning(zeros=True, every=every, recover=recover, min_channels=floor, **place)
-
-
-def _distillation(parts: Components, directory: Path, kind: str, number: int) -> Distillation | None:
-    teacher = teachers.load(parts, directory, kind, number)
-    if teacher is None:
-        return None
-    told = parts.config.teachers[kind]
-    return Distillation(teacher, network=parts.config.network, temperature=told.temperature, weight=told.weight)
-
-
 def _figures(parts: Components, curves: Curves, epochs: int, steps: int, seconds: float) -> dict[str, Any]:
     figures: dict[str, Any] = {"epochs": epochs, "steps": steps, "seconds": seconds, "history": curves.history}
     metric = parts.config.metric
@@ -178,5 +132,3 @@ def _figures(parts: Components, curves: Curves, epochs: int, steps: int, seconds
         best = max(range(len(values)), key=lambda epoch: values[epoch] * (1 if metric.mode == "max" else -1))
         figures |= {"val": values[-1], "best_val": values[best], "best_epoch": best + 1}
     return figures
-
-

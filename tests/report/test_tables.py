@@ -72,7 +72,7 @@ def test_what_a_record_lacks_is_a_dash_not_an_error(record: dict[str, Any]) -> N
 
 def test_a_value_that_is_no_number_is_a_dash(make_record: Any) -> None:
     record = make_record()
-    record["rows"]["finetuned"].update(accuracy=float("nan"), macs=None, latency_ms_b1=float("inf"))
+    record["rows"]["finetuned"].update(metric=float("nan"), macs=None, latency_ms_b1=float("inf"))
     row = tables.cells(record)[-1]
     assert [cell.value for cell in (row[1], row[4], row[5], row[6])] == ["-"] * 4
 

@@ -14,7 +14,18 @@ from tests.runs.tiny import run
 
 CONF = Path(__file__).parents[2] / "conf"
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
-GROUPS = ("data", "model", "module", "criterion", "penalty", "recovery", "schedule", "optimizer", "scheduler", "trainer")
+GROUPS = (
+    "data",
+    "model",
+    "module",
+    "criterion",
+    "penalty",
+    "recovery",
+    "schedule",
+    "optimizer",
+    "scheduler",
+    "trainer",
+)
 OPTIONS = [
     f"{group}={path.stem}"
     for group in GROUPS

@@ -17,8 +17,8 @@ from PIL import Image
 
 import train
 from experiments.chaos.harness import start
-from slim.runs.checkpoint import Saver
 from slim.errors import RunFailed
+from slim.runs.checkpoint import Saver
 from slim.runs.failures import explained
 from slim.runs.record import timeless
 from tests.runs.tiny import TINY, run

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 from pathlib import Path
@@ -14,11 +13,11 @@ from safetensors.torch import load_file
 
 import train
 from experiments.chaos.harness import curves
-from slim.runs.checkpoint import Saver
-from slim.runs.signals import Interrupted
 from slim.runs import builders, teachers
-from slim.runs.record import timeless
+from slim.runs.checkpoint import Saver
 from slim.runs.config import read
+from slim.runs.record import timeless
+from slim.runs.signals import Interrupted
 from tests.runs.tiny import run
 
 HEARD = ("finetune.distill.teacher=sparse", "finetune.distill.temperature=2", "finetune.distill.weight=0.7")

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from slim.runs.checkpoint import read
 from slim.errors import RunFailed
+from slim.runs.checkpoint import read
 from slim.runs.failures import explained
 from tests.runs.tiny import run
 

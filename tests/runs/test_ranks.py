@@ -16,16 +16,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from slim.callbacks.slimming import agreed
+from slim.pipeline import ranks
 
 import slim
 import train
 from experiments.chaos.harness import Outcome, compare, start
-from slim.runs.checkpoint import Saver, read
-from slim.runs.signals import Signals
-from slim.callbacks.slimming import agreed
 from slim.channels import plan_of
 from slim.errors import RunFailed
-from slim.pipeline import ranks
+from slim.runs.checkpoint import Saver, read
+from slim.runs.signals import Signals
 from slim.runs.state import State
 from tests.runs.networks import watched
 from tests.runs.tiny import TINY, run

@@ -13,11 +13,11 @@ from pytorch_lightning import Trainer
 
 import train
 from experiments.chaos.harness import Outcome, chaos, compare, curves, start
-from slim.runs.checkpoint import Saver, read
-from slim.runs.signals import Interrupted
 from slim.errors import SlimError
 from slim.runs import pruning
+from slim.runs.checkpoint import Saver, read
 from slim.runs.record import timeless
+from slim.runs.signals import Interrupted
 from slim.runs.state import Lock, State, differences
 from tests.runs.tiny import TINY, run
 

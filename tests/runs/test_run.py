@@ -17,9 +17,9 @@ import slim
 import train
 from slim.channels import Plan, plan_of
 from slim.models import vgg
+from slim.report import environment
 from slim.runs import pruning
 from slim.runs.record import timeless
-from slim.report import environment
 from tests.runs.tiny import run
 
 PHASES = "phases=[baseline,sparse,prune,finetune]"

@@ -11,11 +11,11 @@ import torch
 
 import slim
 import train
-from slim.runs.checkpoint import Saver
-from slim.runs.signals import Interrupted
 from slim.channels import count_macs, plan_of
 from slim.models import vgg
+from slim.runs.checkpoint import Saver
 from slim.runs.record import timeless
+from slim.runs.signals import Interrupted
 from tests.runs.tiny import run
 
 SHORT = ("sparse.epochs=1", "finetune.epochs=1")

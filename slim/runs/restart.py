@@ -1,7 +1,6 @@
-"""What the schedule asks of a pass: callbacks of its training phases, its budget, and the weights after its cut."""
+"""Controls: the thin network goes on from rewound or fresh weights instead of the trained ones."""
 
 from __future__ import annotations
-
 
 from pathlib import Path
 from typing import Any
@@ -9,31 +8,14 @@ from typing import Any
 import pytorch_lightning as pl
 
 import slim
-from slim.artifact import read_header
 from slim.channels import plan_of
 from slim.errors import SlimError
-from slim.lightning import SoftPruning, find_network
+from slim.lightning import find_network
 from slim.runs import weights
 from slim.runs.components import Components
-from slim.runs.schema import BUDGETS
-from slim.selection import remaining_budget
 
 EARLY = "early.safetensors"
 """The dense module at the epoch that ``rewind`` goes back to; in the run directory."""
-
-
-def schedule_callbacks(parts: Components, directory: Path, name: str, number: int) -> list[pl.Callback]:
-    """For the training phase ``name`` of the pass ``number``; they come before surgery in place."""
-    config = parts.config
-    step = config.passes[number]
-    found: list[pl.Callback] = []
-    if step.soft_every and name.partition("-")[0] == "sparse":
-        from slim.runs.pruning import pruning
-
-        found.append(SoftPruning(pruning(parts, number), every=step.soft_every))
-    if step.weights == "rewound" and step.rewind_epoch and name == config.first:
-        found.append(EarlyWeights(directory / EARLY, step.rewind_epoch, config.network))
-    return found
 
 
 class EarlyWeights(pl.Callback):
@@ -49,30 +31,6 @@ class EarlyWeights(pl.Callback):
         """Write them when it is time."""
         if trainer.current_epoch + 1 == self._epoch and trainer.is_global_zero:
             weights.save(self._path, pl_module, find_network(pl_module, self._network))
-
-
-def budget_of_law(parts: Components, before: Path | None, number: int) -> dict[str, float]:
-    """The budget of a law that is told one (``target``), for the pass ``number``, as its option.
-
-    Such a law takes the network it meets first for the dense one; so its budget is put in terms of that, also when the
-    phase goes on with a network that has become thinner since.
-
-    Args:
-        parts: Of the run.
-        before: Weights that the phase begins with; ``None``: the untrained ones.
-        number: 0-based.
-    """
-    config = parts.config
-    given = [(kind, config.penalty[kind]) for kind in BUDGETS if config.penalty.get(kind) is not None]
-    if "prune" not in config.phases or len(given) != 1 or not 0 <= given[0][1] <= 1:
-        return {}
-    ((kind, amount),) = given
-    amount = config.passes_to(kind, amount)[number].amount
-    plan = None if before is None else read_header(before).plan
-    if plan is None:
-        return {kind: amount}
-    dense, thin = parts.trace(parts.dense()), parts.trace(parts.network(parts.module(plan=plan)))
-    return {kind: remaining_budget(dense, thin, kind, amount)}
 
 
 def restarted(
@@ -118,5 +76,3 @@ def restarted(
             " it needs as many."
         )
     return module, line
-
-
