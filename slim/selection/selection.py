@@ -1,4 +1,4 @@
-"""From scores to a plan: one global order of steps, cut off where the budget is met."""
+"""From scores to a plan: one global order of removal steps, of which the budget takes the first."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Selection:
 
 
 def select(graph: ChannelGraph, scores: Scores, **options: Any) -> Plan:
-    """The plan that :func:`select_groups` arrives at; same arguments."""
+    """The plan for the groups that :func:`select_groups` removes; same arguments."""
     removed = select_groups(graph, scores, **options).removed
     return graph.plan(removed)
 
@@ -231,7 +231,7 @@ def _out_of_reach(target: Target, limit: float, whole: float, least: float) -> S
 def _order(
     graph: ChannelGraph, scores: Scores, steps: RemovalSteps, bounds: Limits, strategy: str
 ) -> tuple[npt.NDArray[np.int64], int]:
-    """Steps in the order in which they go, and how many of the first go whatever the budget is."""
+    """The steps in the order of their removal, and how many of the first are removed whatever the budget is."""
     key = steps.value
     if strategy == "layer":
         key = steps.share
