@@ -1,4 +1,4 @@
-"""Criteria: how important is a channel group? Each file holds one, and registers it by name."""
+"""Criteria: the importance of channel groups. Each file holds one criterion and registers it by name."""
 
 # Importing a criterion's file registers it; the order is the one in which ``names()`` lists them.
 from slim.criteria import (  # noqa: F401

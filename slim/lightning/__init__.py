@@ -15,9 +15,13 @@ from typing import TYPE_CHECKING, Any
 from slim.lightning.checkpoint import instantiate, load
 
 if TYPE_CHECKING:
+    from slim.lightning.dashboard import GammaDashboard as GammaDashboard
+    from slim.lightning.distillation import Distillation as Distillation
     from slim.lightning.example import capture_example as capture_example
     from slim.lightning.network import find_network as find_network
     from slim.lightning.pruning import ChannelPruning as ChannelPruning
+    from slim.lightning.random_state import RandomState as RandomState
+    from slim.lightning.soft import SoftPruning as SoftPruning
     from slim.lightning.sparse import SparseTraining as SparseTraining
 
 _LAZY = {
@@ -25,12 +29,27 @@ _LAZY = {
     "GammaDashboard": "slim.lightning.stub",
     "SoftPruning": "slim.lightning.stub",
     "ChannelPruning": "slim.lightning.pruning",
+    "Distillation": "slim.lightning.distillation",
+    "GammaDashboard": "slim.lightning.dashboard",
+    "RandomState": "slim.lightning.random_state",
+    "SoftPruning": "slim.lightning.soft",
     "SparseTraining": "slim.lightning.sparse",
     "capture_example": "slim.lightning.example",
     "find_network": "slim.lightning.network",
 }
 
-__all__ = ["ChannelPruning", "SparseTraining", "capture_example", "find_network", "instantiate", "load"]
+__all__ = [
+    "ChannelPruning",
+    "Distillation",
+    "GammaDashboard",
+    "RandomState",
+    "SoftPruning",
+    "SparseTraining",
+    "capture_example",
+    "find_network",
+    "instantiate",
+    "load",
+]
 
 
 def __getattr__(name: str) -> Any:

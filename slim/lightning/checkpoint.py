@@ -105,10 +105,11 @@ def apply_plans(module: pl.LightningModule, checkpoint: Mapping[str, Any]) -> No
 def averages(callbacks: Any) -> Iterator[nn.Module]:
     """The averaged copies of the module that callbacks keep (EMA, SWA)."""
     for callback in callbacks:
-        for value in vars(callback).values():
+        # Lightning's own callbacks (WeightAveraging, EMA, SWA) have it here; others hold an AveragedModel anywhere.
+        for name, value in vars(callback).items():
             if isinstance(value, AveragedModel):
                 yield value.module
-            elif isinstance(value, pl.LightningModule):
+            elif name == "_average_model" and isinstance(value, nn.Module):
                 yield value
 
 

@@ -136,7 +136,7 @@ class ChannelPruning(pl.Callback):
         assert self.traced is not None
         if self.traced.example is None:
             self.traced.example = unpacked(self._saved_example)
-        for callback in self._sparse(trainer):
+        for callback in sparse_of(trainer, self.traced):
             if isinstance(callback.law, Stochastic) and (self._every is not None or len(self._moments) > 1):
                 raise SlimError(
                     f"A law with random gates cannot follow several cuts. Got penalty={type(callback.law).__name__}. "
@@ -185,14 +185,14 @@ class ChannelPruning(pl.Callback):
     def _cut(self, trainer: pl.Trainer, module: pl.LightningModule, amount: float | None, epochs: int) -> None:
         last = amount is not None and self._done + 1 == len(self._moments)
         with contextlib.ExitStack() as stack:
-            for callback in self._sparse(trainer):
+            for callback in sparse_of(trainer, self.traced):
                 if last:
                     callback.stop()
                 else:
                     stack.enter_context(callback.deterministic_scales())
             cut = self.cut(module, amount=amount, trainer=trainer, epochs=epochs)
         self._done += amount is not None
-        for callback in self._sparse(trainer):
+        for callback in sparse_of(trainer, self.traced):
             callback.resize()
         if cut.plan.is_identity and self._every is not None:
             return
@@ -253,7 +253,7 @@ class ChannelPruning(pl.Callback):
         elif trainer is None or trainer.is_global_zero:
             ((kind, whole),) = self.budget.items()
             budget = {kind: whole if amount is None else amount}
-            loader = (lambda count: list(calibration.pairs(count))) if calibration else None
+            loader = calibration.batches if calibration else None
             found = select(traced, self.criterion, budget, self.limits, loader)
         else:
             found = Selection(nothing(graph), {}, {})
@@ -323,19 +323,10 @@ class ChannelPruning(pl.Callback):
             traced.learn_example(module, batch)
             return
 
-    def _sparse(self, trainer: pl.Trainer) -> list[SparseTraining]:
-        mine = self.traced.network if self.traced is not None else None
-        return [
-            callback
-            for callback in callbacks_of(trainer)
-            if isinstance(callback, SparseTraining)
-            and (
-                callback.traced.network
-                if callback.traced
-                else find_network(trainer.lightning_module, callback._network)
-            )
-            is mine
-        ]
+    def serves(self, trainer: pl.Trainer, traced: TracedNetwork) -> bool:
+        """Whether it cuts that network."""
+        mine = self.traced.network if self.traced else find_network(trainer.lightning_module, self._network)
+        return mine is traced.network
 
     # A look ahead
 
@@ -379,6 +370,15 @@ class ChannelPruning(pl.Callback):
         """Counterpart of :meth:`state_dict`."""
         self._done, self._saved_example = int(state_dict["done"]), state_dict["example"]
         self.history = [dict(entry) for entry in state_dict["history"]]
+
+
+def sparse_of(trainer: pl.Trainer, traced: TracedNetwork | None) -> list[SparseTraining]:
+    """The sparse training of a network in a Trainer."""
+    if traced is None:
+        return []
+    module = trainer.lightning_module
+    found = [callback for callback in callbacks_of(trainer) if isinstance(callback, SparseTraining)]
+    return [callback for callback in found if callback.network_of(module) is traced.network]
 
 
 def _check_arguments(
