@@ -25,9 +25,6 @@ if TYPE_CHECKING:
     from slim.lightning.sparse import SparseTraining as SparseTraining
 
 _LAZY = {
-    "Distillation": "slim.lightning.stub",
-    "GammaDashboard": "slim.lightning.stub",
-    "SoftPruning": "slim.lightning.stub",
     "ChannelPruning": "slim.lightning.pruning",
     "Distillation": "slim.lightning.distillation",
     "GammaDashboard": "slim.lightning.dashboard",

@@ -27,7 +27,7 @@ def data_module(config: Config) -> pl.LightningDataModule:
     data = construct(config.data, "data")
     if not isinstance(data, pl.LightningDataModule):
         raise SlimError(
-            f"data._target_ must give a LightningDataModule. Got {type(data).__name__}. Set data=<name> or data._target_."
+            f"data._target_ must give a LightningDataModule. Got {type(data).__name__}. Set data or data._target_."
         )
     return data
 

@@ -89,7 +89,7 @@ def analyze(parts: Components, directory: Path) -> dict[str, Any]:
         torch.set_num_threads(config.trainer.threads)
     network = parts.network(module).to(hardware.device)
     if hardware.channels_last:
-        network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        network = network.to(memory_format=torch.channels_last)
     graph = parts.trace(network)
     try:
         found = sensitivity.measure(

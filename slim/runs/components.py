@@ -35,8 +35,8 @@ class Components:
         config: What the user wants.
         hardware: What the machine offers.
         data: LightningDataModule, set up.
-        example: The network's input: one image of zeros ``(1, C, H, W)`` where the data say its size, else recorded from
-            a batch. MACs are counted on it.
+        example: The network's input: one image of zeros ``(1, C, H, W)`` where the data say its size, else recorded
+            from a batch. MACs are counted on it.
     """
 
     config: Config

@@ -149,7 +149,7 @@ class Position:
 
 
 def _wrappable(loader: Any) -> bool:
-    """One loader with a length. In several processes Lightning gives each its share of a DataLoader, not of a wrapper."""
+    """One loader with a length. Lightning splits a DataLoader among several processes, but not a wrapper."""
     if isinstance(loader, list | tuple | dict) or not hasattr(loader, "__len__"):
         return False
     several = torch.distributed.is_available() and torch.distributed.is_initialized()

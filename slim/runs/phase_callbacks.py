@@ -61,7 +61,7 @@ class PhaseCallbacks:
 def _sparse_callbacks(
     parts: Components, kind: str, budget: dict[str, float]
 ) -> tuple[SparseTraining | None, ChannelPruning | None]:
-    """The penalty of a sparse phase, with the ``budget`` of a law that is told one, and rebuilds in the middle of it."""
+    """The penalty of a sparse phase, with the ``budget`` of a law that is told one, and rebuilds in between."""
     config = parts.config
     training = config.training(kind)
     if not isinstance(training, Sparse):

@@ -164,7 +164,7 @@ class _Run:
         classes = getattr(self.parts.data, "num_classes", None)
         if self.parts.config.metric.name != "accuracy" or not classes:
             return False
-        return cut.validation.get("recovered", 1.0) < 1.5 / classes <= cut.validation["sparse"]
+        return bool(cut.validation.get("recovered", 1.0) < 1.5 / classes <= cut.validation["sparse"])
 
     # Keeping
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Callable
@@ -83,10 +84,8 @@ class Progress(Checkpoint):
         loss = next((logged[tag] for tag in ("train/loss", "train_loss") if tag in logged), None)
         figures = [] if loss is None else [f"loss {loss:.3f}"]
         held_out = {tag: value for tag, value in logged.items() if not tag.startswith("train")}
-        try:
+        with contextlib.suppress(SlimError):  # where nothing is held out
             figures.append(f"val {self._metric.shown(lookup(self._metric, held_out, 'val'))}")
-        except SlimError:
-            pass  # nothing is held out
         note = "" if self._note is None else self._note()
         return [*figures, note] if note else figures
 

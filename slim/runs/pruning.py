@@ -1,4 +1,4 @@
-"""The prune phase: one cut by :class:`slim.lightning.ChannelPruning`, and the metric before and after every step of it."""
+"""The prune phase: one cut by :class:`slim.lightning.ChannelPruning`, and the metric before and after every step."""
 
 from __future__ import annotations
 
@@ -159,21 +159,23 @@ def _ranking_pairs(parts: Components, module: Any, batches: Iterable[Any] | None
     """What the module's step would give its network, and the targets: for criteria that look at data."""
     count = count if isinstance(count, int) else 1  # which the criterion then refuses
     given = ranking_batches(parts, count) if batches is None else batches
-    return list(Calibration(module, parts.network(module), given, None).pairs(count))
+    return Calibration(module, parts.network(module), given, None).batches(count)
 
 
 def calibration_batches(parts: Components) -> Iterable[Any]:
-    """Batches of the training distribution, augmented as trained on, the same every time: for BatchNorm's statistics."""
+    """Batches as trained on, augmented, the same every time: for BatchNorm's statistics."""
     count = int(parts.config.recovery.get("recalibrate_batches", 0))
     if hasattr(parts.data, "calibration_batches"):
-        return parts.data.calibration_batches(count)
+        found: Iterable[Any] = parts.data.calibration_batches(count)
+        return found
     return _first_batches(parts, count)
 
 
 def ranking_batches(parts: Components, count: int) -> Iterable[Any]:
-    """``count`` training batches without augmentation, where the data module knows how: for criteria that look at data."""
+    """``count`` training batches for criteria, without augmentation where the data module knows how."""
     if hasattr(parts.data, "plain_batches"):
-        return parts.data.plain_batches(count)
+        plain: Iterable[Any] = parts.data.plain_batches(count)
+        return plain
     return _first_batches(parts, count)
 
 

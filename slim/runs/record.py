@@ -23,8 +23,9 @@ Keys (a missing one means: not known in this run)::
     environment       versions, processor, device, git revision
     paths             {artifact, report, tensorboard}
 
-Metrics are as the module logs them: accuracies are fractions in [0, 1]. Everything but ``seconds``, latencies, ``environment`` and ``paths`` is a function
-of configuration and seed (on one machine): a resumed run ends with the same values as one that was left alone.
+Metrics are as the module logs them: accuracies are fractions in [0, 1]. Everything but ``seconds``, latencies,
+``environment`` and ``paths`` is a function of configuration and seed (on one machine): a resumed run ends with the same
+values as one that was left alone.
 """
 
 from __future__ import annotations

@@ -95,6 +95,7 @@ def _model_name(parts: Components) -> str:
 def _modules(parts: Components, directory: Path, state: State) -> Iterator[tuple[str, Any]]:
     """The run's networks by row, in the table's order, one at a time: from the files that the phases left."""
     files: dict[str, tuple[Path | None, Plan | None, bool]] = {}
+    plan: Plan | None
     before = directory / "start" / NETWORK if "start" in state.phases else None
     for phase in state.phases:
         kind, file = phase.partition("-")[0], directory / phase / NETWORK
@@ -142,14 +143,15 @@ def _phases(state: State, rows: Mapping[str, Mapping[str, Any]]) -> dict[str, di
     last = {name.partition("-")[0]: name for name in phases}
     for kind, name in last.items():
         of_row = _row_after_cut(state.phases[name]) if kind == "prune" else ROW_OF.get(kind)
-        if of_row in rows and rows[of_row].get("metric") is not None:
+        if of_row is not None and (rows.get(of_row) or {}).get("metric") is not None:
             phases[name]["metric"] = rows[of_row]["metric"]
     return phases
 
 
 CUT_KEYS = (
-    "requested", "achieved", "plan_hash", "widths", "layer_macs", "gammas", "removed", "cut", "recovery", "kept_because",
-)  # fmt: skip
+    *("requested", "achieved", "plan_hash", "widths", "layer_macs", "gammas", "removed", "cut"),
+    *("recovery", "kept_because"),
+)
 
 
 def _cut(state: State) -> dict[str, Any] | None:

@@ -65,12 +65,11 @@ def _plan_in(body: Any) -> Plan | None:
     if isinstance(body.get("run"), dict):
         text = body["run"].get("plan")
         return None if text is None else Plan.from_json(text)
-    from slim.lightning.checkpoint import plans
-
-    found = list(plans(body).values())
-    if len(found) > 1:
-        raise SlimError(f"checkpoint must hold one thin network. Got {len(found)} plans. Give a file with one network.")
-    return found[0] if found else None
+    carried = body.get("slim")
+    texts = list(carried.get("networks", {}).values()) if isinstance(carried, dict) else []
+    if len(texts) > 1:
+        raise SlimError(f"checkpoint must hold one thin network. Got {len(texts)} plans. Give a file with one network.")
+    return Plan.from_json(texts[0]) if texts else None
 
 
 def _state_dict(body: Any, path: Path) -> dict[str, Tensor]:

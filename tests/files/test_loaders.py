@@ -22,15 +22,15 @@ from torch import nn
 
 import slim
 from slim.artifact import read_header
-from slim.runs.checkpoint import read
 from slim.channels import Plan
 from slim.data import cache
 from slim.errors import SlimError
 from slim.files import read_json
 from slim.models import vgg
-from slim.runs import weights
-from slim.runs.state import State
 from slim.report import sweep
+from slim.runs import weights
+from slim.runs.checkpoint import read
+from slim.runs.state import State
 from slim.sensitivity.result import Sensitivity
 
 SHAPE = (2, 1, 4, 4)
@@ -46,7 +46,8 @@ def plan() -> Plan:
 
 def _network(path: Path) -> object:
     parts: Any = SimpleNamespace(
-        module=lambda kind, plan: dense() if plan is None else slim.rebuild(dense(), plan), network=lambda module: module
+        module=lambda kind, plan: dense() if plan is None else slim.rebuild(dense(), plan),
+        network=lambda module: module,
     )
     return weights.load(parts, path)
 

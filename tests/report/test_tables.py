@@ -63,9 +63,7 @@ def test_paths_and_the_command_stand_unbroken_on_a_line(make_record: Any) -> Non
     assert any("tensorboard --logdir 'out dir'" in line for line in lines)
 
 
-@pytest.mark.parametrize(
-    "record", [{}, {"rows": {}}, {"rows": {"dense": {"metric": None}}}, {"rows": {"dense": None}}]
-)
+@pytest.mark.parametrize("record", [{}, {"rows": {}}, {"rows": {"dense": {"metric": None}}}, {"rows": {"dense": None}}])
 def test_what_a_record_lacks_is_a_dash_not_an_error(record: dict[str, Any]) -> None:
     assert "MACs" in text(record, 80)
 
