@@ -22,7 +22,7 @@ from slim.lightning.example import packed, unpacked
 from slim.lightning.moments import END, Moment, moments
 from slim.lightning.network import Network, find_network, path_of
 from slim.lightning.sparse import SparseTraining
-from slim.lightning.surgery import after_surgery, agreed, cut_in_place, refuse_sharded, synchronize
+from slim.lightning.surgery import after_surgery, agreed, cut_in_place, refuse_sharded, refuse_spawned, synchronize
 from slim.lightning.traced import TracedNetwork, callbacks_of
 from slim.recovery import Step, recover
 from slim.selection import Selection, exact_zeros, select_groups
@@ -128,6 +128,7 @@ class ChannelPruning(pl.Callback):
         prepare(pl_module)
         if stage == "fit":
             refuse_sharded(trainer, "ChannelPruning")
+            refuse_spawned(trainer, "ChannelPruning")
             self._moments = self._planned(trainer)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
