@@ -113,7 +113,7 @@ def _zeroed(tensor: Tensor, name: str, cuts: list[tuple[int, Keep]], plan: Plan)
 
 
 def mask(model: nn.Module, plan: Plan, *, in_place: bool = False) -> nn.Module:
-    """A twin of ``model`` in which everything the plan removes is zero; shapes stay.
+    """A copy of ``model`` in which everything the plan removes is zero; shapes stay.
 
     Args:
         model: Not changed, unless ``in_place``.
@@ -126,13 +126,13 @@ def mask(model: nn.Module, plan: Plan, *, in_place: bool = False) -> nn.Module:
     model = unwrap(model)
     expect("plan", plan, Plan, "Use slim.select, or Plan.from_json.")
     plan.validate(model)
-    twin = model if in_place else copy.deepcopy(model)
+    masked = model if in_place else copy.deepcopy(model)
     with torch.no_grad():
         cuts = _cuts(plan)
-        for name, tensor in _named(twin):
+        for name, tensor in _named(masked):
             if name in cuts:
                 _zeroed(tensor, name, cuts[name], plan)
-    return twin
+    return masked
 
 
 def rebuild(

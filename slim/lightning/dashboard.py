@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from slim.errors import SlimError
 from slim.lightning.network import Network
 from slim.lightning.pruning import sparse_of
 from slim.lightning.traced import TracedNetwork, callbacks_of
@@ -58,6 +59,7 @@ class GammaDashboard(pl.Callback):
         self._last_step = 0
         self._lr = 0.0
         self._macs: tuple[Any, int] = (None, 0)
+        self._traceable, self._graph_due = False, True
         self._began, self._ended, self._images = 0.0, 0.0, 0
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -77,7 +79,8 @@ class GammaDashboard(pl.Callback):
             self._histograms(trainer)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """The clock starts."""
+        """The clock starts; the network may have been cut."""
+        self._graph_due = True
         self._began, self._ended, self._images = time.monotonic(), 0.0, 0
 
     def on_train_batch_start(
@@ -87,12 +90,17 @@ class GammaDashboard(pl.Callback):
         assert self.traced is not None
         if trainer.optimizers:
             self._lr = float(trainer.optimizers[0].param_groups[0]["lr"])
-        if batch_idx == 0 or self._macs[0] is None:
+        if not self._graph_due:
+            return
+        self._graph_due = False
+        try:
             self.traced.learn_example(pl_module, batch)
-            # Surgery comes at the end of an epoch, so these are the MACs of all its steps.
-            graph = self.traced.graph
-            if self._macs[0] is not graph:
-                self._macs = (graph, graph.macs())
+            graph, self._traceable = self.traced.graph, True
+        except SlimError:
+            return  # there are curves without it
+        # Surgery comes at the end of an epoch, so these are the MACs of all its steps.
+        if self._macs[0] is not graph:
+            self._macs = (graph, graph.macs())
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -147,7 +155,7 @@ class GammaDashboard(pl.Callback):
         """Scale ``(C,)`` of every normalization layer, by module; found anew each time, for a cut changes them."""
         assert self.traced is not None
         network = self.traced.network
-        if self.traced.ready:
+        if self._traceable:
             parameters = dict(network.named_parameters())
             scales = self.traced.graph.scales
             return {scale.module: parameters[scale.weight] for scale in scales if scale.weight in parameters}

@@ -97,6 +97,10 @@ class Distillation(pl.Callback):
             pl_module.__dict__.pop("training_step", None)
         self._calls.clear()
 
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Likewise, where a fit does not come to its end."""
+        self.teardown(trainer, pl_module, "fit")
+
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """A new mean."""
         self._sum, self._count = None, 0

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -43,6 +45,16 @@ class RandomState(pl.Callback):
         if self._loaded is not None and not hasattr(trainer.fit_loop, "is_resuming"):
             set_generators(self._loaded)
         self._loaded = None
+
+
+@contextmanager
+def preserved() -> Iterator[None]:
+    """Whatever is drawn inside, the generators go on afterwards as if it had not been, exceptions or not."""
+    before = generators()
+    try:
+        yield
+    finally:
+        set_generators(before)
 
 
 def generators() -> dict[str, Any]:

@@ -9,12 +9,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.utilities.seed import isolate_rng
 
 from slim.errors import SlimError
 from slim.lightning.cut import Calibration, nothing, select
 from slim.lightning.network import Network
 from slim.lightning.pruning import ChannelPruning, sparse_of
+from slim.lightning.random_state import preserved
 from slim.lightning.surgery import agreed, refuse_sharded
 from slim.lightning.traced import TracedNetwork, callbacks_of
 from slim.selection import soften
@@ -93,7 +93,7 @@ class SoftPruning(pl.Callback):
         removed = nothing(traced.graph)
         if trainer.is_global_zero:
             calibration = Calibration(pl_module, traced.network, None, trainer)
-            with isolate_rng():
+            with preserved():
                 removed = select(traced, pruning.criterion, pruning.budget, pruning.limits, calibration.batches).removed
         soften(traced.graph, agreed(trainer, traced.graph, removed), self._leak)
 

@@ -111,6 +111,8 @@ class SparseTraining(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin, where the network's inputs are known already."""
         assert self.traced is not None
+        if self.attached and self._saved is None and trainer.global_step:
+            self._saved = self.state_dict()  # a second fit that goes on with the first
         if self._saved is not None and self.traced.example is None:
             self.traced.example = unpacked(self._saved.get("example"))
         if self.traced.ready and not self.stopped:
@@ -135,6 +137,10 @@ class SparseTraining(pl.Callback):
         for handle in self._handles:
             handle.remove()
         self._handles = []
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Likewise, where a fit does not come to its end."""
+        self.teardown(trainer, pl_module, "fit")
 
     def stop(self) -> None:
         """Turn the law off for good; random gates stay at their deterministic values."""

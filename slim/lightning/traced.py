@@ -8,7 +8,6 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.utilities.seed import isolate_rng
 from torch import nn
 
 from slim.channels import ChannelGraph, plan_of, rebuild, trace
@@ -16,6 +15,7 @@ from slim.channels.plan import Plan
 from slim.errors import SlimError
 from slim.lightning.example import as_example, eager, inputs_of, usable
 from slim.lightning.network import Network, find_network, path_of
+from slim.lightning.random_state import preserved
 
 
 def callbacks_of(trainer: pl.Trainer) -> list[pl.Callback]:
@@ -101,7 +101,7 @@ class TracedNetwork:
     def learn_example(self, module: pl.LightningModule, batch: Any) -> None:
         """Take what the module's step gives the network for ``batch`` as the example, if there is none."""
         if not self.ready:
-            with isolate_rng():
+            with preserved():
                 args, kwargs = inputs_of(module, self.network, batch)
             self.example = usable(self.network, as_example(self.network, args, kwargs), **self.options)
 

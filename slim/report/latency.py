@@ -1,7 +1,7 @@
-"""Measured latency, and what bounds it.
+"""Measured latency, and a roofline that explains it.
 
-MACs are not time. A thin network is timed beside its dense twin, in alternating repetitions on the same machine, and a
-small roofline, probed on that machine, says which of three things its time goes to:
+MACs are not time. A thin network is timed beside the dense network, in alternating repetitions on the same machine, and
+a small roofline, probed on that machine, says which of three things its time goes to:
 
 - *launch*: the fixed cost of starting an operator. Thinner layers do not lower it.
 - *bandwidth*: bytes read and written. Halving every width halves it, though it takes the MACs to a quarter.

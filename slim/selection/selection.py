@@ -214,7 +214,7 @@ def _select_cost(ranking: _Ranking, target: Target, table: Any) -> tuple[Removed
     if target.kind != "latency":
         return removed, {}, []
     note = (
-        f"latency: {limit:.3f} ms wanted, {table.cost(removed):.3f} ms predicted, {measured:.3f} ms measured on"
+        f"latency: {limit:.3f} ms requested, {table.cost(removed):.3f} ms predicted, {measured:.3f} ms measured on"
         f" the rebuilt network, {table.dense:.3f} ms before the cut (this machine, input {graph.input_shapes})."
     )
     return removed, {"latency": measured / table.dense}, [note]

@@ -259,12 +259,12 @@ def test_hostile_files_are_refused_at_once(name: str, content: Callable[[], byte
     tracemalloc.start()
     began = time.process_time()
     try:
-        told = refusal(name, place, spoiled)
+        message = refusal(name, place, spoiled)
         assert time.process_time() - began < 1.0
         assert tracemalloc.get_traced_memory()[1] < 2 * len(spoiled) + 10_000_000
     finally:
         tracemalloc.stop()
-    assert says in told and one_line(told)
+    assert says in message and one_line(message)
 
 
 def test_a_large_json_is_not_read(tmp_path: Path) -> None:

@@ -53,11 +53,14 @@ class Dropping(Plain):
         self.net = nn.Sequential(*convnet()[:7], nn.Flatten(), nn.Dropout(0.5), nn.Linear(8, 3))
 
 
-def test_a_fit_that_shuffles_and_drops_out_goes_on_with_the_same_bits(tmp_path: Path) -> None:
+@pytest.mark.parametrize("law", ["l1", "l0", "target"])
+def test_a_fit_that_shuffles_and_drops_out_goes_on_with_the_same_bits(law: str, tmp_path: Path) -> None:
+    chosen = {"ratio": 0.4} if law == "target" else {"lam": 0.01}
+
     def run(folder: Path, **options: Any) -> Plain:
         torch.manual_seed(3)
         module = Dropping()
-        callbacks = [SparseTraining("l1", lam=0.01), ChannelPruning(macs=0.6, at=2), RandomState()]
+        callbacks = [SparseTraining(law, **chosen), ChannelPruning(macs=0.6, at=2), RandomState()]
         saver = ModelCheckpoint(folder, filename="{epoch}", save_top_k=-1)
         fit(module, *callbacks, saver, data=images(shuffle=True), epochs=4, **options)
         return module

@@ -1,4 +1,4 @@
-"""The final table tells every number and cuts nothing off."""
+"""The final table shows every number in full."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def test_changes_are_against_the_dense_network(make_record: Any) -> None:
     record = make_record()
     dense, _, _, thin = tables.cells(record)
     assert all(cell.change == "" for cell in dense)
-    told = dict(zip(tables.columns({}), thin, strict=True))
-    assert told["MACs"].change == told["FLOPs"].change == "-70.0%"
-    assert told["accuracy"].change == "-0.50 pt"
-    assert told["ms, batch 64"].change == "-60.0%"
+    cells = dict(zip(tables.columns({}), thin, strict=True))
+    assert cells["MACs"].change == cells["FLOPs"].change == "-70.0%"
+    assert cells["accuracy"].change == "-0.50 pt"
+    assert cells["ms, batch 64"].change == "-60.0%"
 
 
 def test_without_a_baseline_accuracy_is_against_the_sparse_network(make_record: Any) -> None:
