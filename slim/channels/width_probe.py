@@ -2,12 +2,13 @@
 
 A view that splits an axis, a chunk or a slice looks the same in one trace whether its numbers come from ``x.shape`` or
 stand in the source. So trace a second network in which every removable channel is doubled in place (on meta tensors, no
-arithmetic). If the forward follows its widths, ids meet exactly as before; where it does not, what was assumed is
-pinned.
+arithmetic). If the forward follows its widths, ids meet exactly as before. Where it does not, attributes of its modules
+are tried that hold the number it used (:mod:`slim.channels.settings`); where none helps, what was assumed is pinned.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,10 +19,16 @@ from torch import nn
 from slim.channels.constraints import pinned_ids, propagate_balance_pins
 from slim.channels.dispatch import run_forward
 from slim.channels.duplicate import duplicate
-from slim.channels.ids import IntArray
+from slim.channels.ids import IntArray, compress, varying
+from slim.channels.meta_forward import tensors_in
+from slim.channels.numbering import BoolArray
+from slim.channels.settings import Outcome, Settings, set_number, settings_that_help
 from slim.channels.surgery import set_attributes
 from slim.channels.trace_record import Axis, TraceRecord
 from slim.channels.tracer import Tracer
+
+FIXES_WIDTH = "the forward fixes the width or the position of its channels"
+ATTEMPTS = 40  # verdicts on the assumptions of one network; each settles one place in the code of its modules
 
 
 def probe_widths(
@@ -32,36 +39,126 @@ def probe_widths(
     residual: str,
     grouped: str,
 ) -> None:
-    """Decide every assumption of ``record``: confirmed, or its ids are pinned."""
-    for attempt in range(6):
+    """Decide every assumption of ``record``: confirmed, made true by module attributes, or its ids are pinned."""
+    options = {"residual": residual, "grouped": grouped}
+    for attempt in range(ATTEMPTS):
         free = ~pinned_ids(record)
         open_ = [(where, ids) for where, ids in record.assumptions if free[record.ids.find(ids)].any()]
         if not open_ or record.real:
             _pin(record, open_, "the forward cannot be probed on meta tensors")
             propagate_balance_pins(record)
             return
-        wide, wide_record = _widen(model, record, free)
-        tracer = Tracer(wide, residual=residual, grouped=grouped, record=wide_record, probing=True)
-        blamed = open_
-        try:
-            run_forward(tracer, example_inputs, meta=True)
-        except Exception:
-            if attempt < 4:
-                blamed = [(w, ids) for w, ids in open_ if w == tracer.failed] or open_
-        else:
-            conflicts = [c[free[record.ids.find(c)]] for c in tracer.conflicts if c.size]
-            conflicts += _scalar_conflicts(record, tracer)
-            conflicts = [c for c in conflicts if c.size]
-            if not conflicts:
-                return
-            blamed = [("", c) for c in conflicts]
-        _pin(record, blamed, "the forward fixes the width or the position of its channels")
+
+        def outcome_of(settings: Settings, free: BoolArray = free) -> Outcome:
+            return _run(model, example_inputs, record, free, settings, options)
+
+        outcome = outcome_of(record.settings)
+        if outcome.passed:
+            return
+        found = settings_that_help(model, record, outcome, outcome_of)
+        if found is not None:
+            record.settings = found
+            continue
+        last = attempt >= ATTEMPTS - 2
+        _pin(record, open_ if last else _blamed(model, record, outcome, open_, free), FIXES_WIDTH)
         propagate_balance_pins(record)
 
 
 def _pin(record: TraceRecord, what: list[tuple[str, IntArray]], reason: str) -> None:
     for where, ids in what:
         record.ids.pin(ids.ravel(), f"{reason} ({where})" if where else reason)
+
+
+def _blamed(
+    model: nn.Module, record: TraceRecord, outcome: Outcome, open_: list[tuple[str, IntArray]], free: BoolArray
+) -> list[tuple[str, IntArray]]:
+    """What has to stay after a failure: the ids that met it, and the same assumptions of modules of the same class."""
+    where = outcome.modules[0] if outcome.modules else ""
+    if not outcome.ids:
+        near = [(w, ids) for w, ids in open_ if w in outcome.modules[:2]]
+        return near or open_
+    blamed = [(where, ids) for ids in outcome.ids]
+    mine = np.zeros(len(record.ids), dtype=bool)
+    for ids in outcome.ids:
+        mine[record.ids.find(ids)] = True
+    modules = dict(model.named_modules())
+    seen: Counter[str] = Counter()
+    ordinals = []
+    for w, ids in record.assumptions:
+        ordinals.append((type(modules.get(w)), seen[w]))
+        seen[w] += 1
+    guilty = {
+        ordinal
+        for ordinal, (w, ids) in zip(ordinals, record.assumptions, strict=True)
+        if w in outcome.modules[:2] and mine[record.ids.find(ids)].any()
+    }
+    for ordinal, (w, ids) in zip(ordinals, record.assumptions, strict=True):
+        if ordinal in guilty:
+            stays = ids[free[record.ids.find(ids)]]
+            if stays.size:
+                blamed.append((w, stays))
+    return blamed
+
+
+def _run(
+    model: nn.Module,
+    example_inputs: Any,
+    record: TraceRecord,
+    free: BoolArray,
+    settings: Settings,
+    options: dict[str, str],
+) -> Outcome:
+    """One forward of the widened network: how far it came as it should, and what stood in its way."""
+    wide, wide_record = _widen(model, record, free, settings)
+    tracer = Tracer(wide, record=wide_record, probing=True, **options)
+    tracer.free = free
+    failed = None
+    try:
+        run_forward(tracer, example_inputs, meta=True)
+    except Exception as error:
+        failed = error
+    shapes = _shape_conflicts(record, wide_record, free)
+    ends: list[tuple[int, tuple[str, ...], list[IntArray]]] = [(s, m, [ids]) for s, m, ids in shapes]
+    if tracer.first_conflict is not None:
+        ends.append((*tracer.first_conflict, tracer.conflicts))
+    if failed is not None:
+        ids = [layer.ravel() for t in tensors_in(tracer.operands) for layer in tracer.shadow_of(t)]
+        ids = [i[free[record.ids.find(i)]] for i in ids]
+        modules = tracer.failing or ((tracer.failed,) if tracer.failed else ())
+        ends.append((tracer.steps, modules, [i for i in ids if i.size]))
+    elif not ends:
+        scalars = [ids[free[record.ids.find(ids)]] for ids in _scalar_conflicts(record, tracer)]
+        scalars = [ids for ids in scalars if ids.size]
+        if scalars:
+            ends.append((tracer.steps, (), scalars))
+    if not ends:
+        return Outcome(True, tracer.steps, (), [])
+    first = min(end[0] for end in ends)
+    steps, modules, ids = next(end for end in ends if end[0] == first)
+    return Outcome(False, steps, modules, ids)
+
+
+def _shape_conflicts(
+    record: TraceRecord, wide: TraceRecord, free: BoolArray
+) -> list[tuple[int, tuple[str, ...], IntArray]]:
+    """Views that split an axis into other sizes than they should: (operations before, modules, ids)."""
+    found = []
+    for before, after in zip(record.split_views, wide.split_views, strict=False):
+        roots = record.ids.find(before.table)
+        if before.modules != after.modules or not free[roots].any():
+            continue
+        rows = roots.reshape(roots.shape[0], -1)
+        if (rows != rows[:1]).any():
+            continue  # part of a split that is checked itself
+        axes = [d for d in varying(compress(roots)) if d]
+        if len(axes) != 1:
+            continue
+        along = np.moveaxis(roots, axes[0], 0).reshape(roots.shape[axes[0]], -1)[:, 0]
+        expected = list(roots.shape)
+        expected[axes[0]] += int(free[along].sum())
+        if expected[1:] != list(after.table.shape[1:]):
+            found.append((after.step, after.modules, along[free[along]]))
+    return found
 
 
 def _scalar_conflicts(record: TraceRecord, tracer: Tracer) -> list[IntArray]:
@@ -76,7 +173,9 @@ def _scalar_conflicts(record: TraceRecord, tracer: Tracer) -> list[IntArray]:
     ]
 
 
-def _widen(model: nn.Module, record: TraceRecord, free: Any) -> tuple[nn.Module, TraceRecord]:
+def _widen(
+    model: nn.Module, record: TraceRecord, free: BoolArray, settings: Settings
+) -> tuple[nn.Module, TraceRecord]:
     """A copy of the modules around meta parameters in which every free id stands twice."""
     ids = record.ids
     fixed = np.concatenate(
@@ -84,10 +183,11 @@ def _widen(model: nn.Module, record: TraceRecord, free: Any) -> tuple[nn.Module,
     )
     held = np.zeros(len(ids), dtype=bool)
     held[ids.find(fixed)] = True
-    repeats = {axis: 1 + (free & ~held)[ids.find(a)].astype(np.int64) for axis, a in record.axes.items()}
+    doubled = free & ~held
+    repeats = {axis: 1 + doubled[ids.find(a)].astype(np.int64) for axis, a in record.axes.items()}
     wide = TraceRecord(
         ids,
-        axes={axis: np.repeat(a, repeats[axis]) for axis, a in record.axes.items()},
+        axes={axis: np.repeat(ids.find(a), repeats[axis]) for axis, a in record.axes.items()},
         grouped=dict(record.grouped),
         regroup=dict(record.regroup),
         selects=record.selects,
@@ -109,6 +209,8 @@ def _widen(model: nn.Module, record: TraceRecord, free: Any) -> tuple[nn.Module,
     for name in changed:
         if name in modules:
             set_attributes(modules[name])
+    for (module, attribute), widths in settings.items():
+        set_number(modules[module], attribute, len(widths) + int(doubled[ids.find(widths)].sum()))
     return twin, wide
 
 
