@@ -104,7 +104,8 @@ def _pin_streams(implied: IntArray, pinned: BoolArray, inexact: BoolArray, reaso
 def _layer(work: Contraction, groups: GroupsOf) -> Layer:
     """A contraction of the record, in groups."""
     terms = {i: (groups(t.ids), t.per) for i, t in enumerate(work.terms)}
-    factor, nested = work.factor, {}
+    factor = work.factor
+    nested: dict[int, IntArray] = {}
     for ids in work.nest:
         found = _single_axis(ids, groups)
         if found is not None:

@@ -83,15 +83,16 @@ def resolve_split_views(record: TraceRecord) -> None:
         for split in record.split_views:
             table = ids.find(split.table)
             axes = [d for d in varying(compress(table)) if d]
-            if (table != table[:1]).any():  # part of another split, which goes in slices of its own
-                if axes:
-                    ids.join(table, table.reshape(len(table), -1)[:, :1].reshape(-1, *[1] * (table.ndim - 1)), "")
-                    settled = False
+            if (table != table[:1]).any():
+                best = 0  # part of another split, which goes in slices of its own
             elif len(axes) > 1:
                 apart = {d: components(table, d) for d in axes}
                 best = axes[-1] if apart[axes[-1]] > 1 else max(axes, key=lambda d: apart[d])
-                ids.join(table, np.take(np.moveaxis(table, best, -1).reshape(-1, table.shape[best]), [0], 0).reshape(
-                    [table.shape[best] if d == best else 1 for d in range(table.ndim)]), "")
+            else:
+                continue
+            if axes and axes != [best]:
+                first = tuple(slice(None) if d == best else slice(0, 1) for d in range(table.ndim))
+                ids.join(table, table[first], "meets fixed data in a view")
                 settled = False
         if settled:
             return

@@ -121,7 +121,7 @@ def run_forward(tracer: Tracer, example_inputs: Any, *, meta: bool, training: bo
         with temporary_state(tracer.model, meta=meta, training=training):
             try:
                 watch = _NoteFailure(tracer) if tracer.probing else nullcontext()
-                with module_stack(tracer.stack, failed), watch, TracingMode(tracer, meta=meta):
+                with module_stack(tracer.stack, failed, tracer.note_inputs), watch, TracingMode(tracer, meta=meta):
                     out = tracer.model(*args, **kwargs)
             except Exception:
                 tracer.failed = tracer.names.get(id(failed[-1]), "") if failed else ""

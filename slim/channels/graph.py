@@ -31,6 +31,7 @@ class ChannelGraph:
     axes: dict[Axis, IntArray]
     grouped: dict[str, int]
     regroup: dict[str, Axis]
+    settings: dict[tuple[str, str], IntArray]  # (module, attribute) -> the groups that it counts
     prunable: BoolArray
     inexact: BoolArray
     reasons: dict[int, str]

@@ -30,6 +30,18 @@ class Ids:
     def __len__(self) -> int:
         return self._count
 
+    def copy(self) -> Ids:
+        """An independent copy."""
+        other = Ids()
+        other._parent, other._count, other.pins = self._parent.copy(), self._count, list(self.pins)
+        return other
+
+    def restore(self, earlier: Ids) -> None:
+        """Be again what ``earlier`` (a copy) was; ids handed out since stay, each alone."""
+        self._parent[: len(earlier._parent)] = earlier._parent
+        self._parent[earlier._count : self._count] = np.arange(earlier._count, self._count)
+        self.pins = earlier.pins
+
     def fresh(self, count: int) -> IntArray:
         """``count`` ids that nobody has met yet."""
         start, self._count = self._count, self._count + count

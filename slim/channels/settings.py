@@ -8,18 +8,19 @@ used, is tried: with it set to the new width, does the forward get further?
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+import numpy as np
 from torch import nn
 
 from slim.channels.ids import IntArray, compress, varying
 from slim.channels.trace_record import SizeUse, TraceRecord
 
-Settings = Mapping[tuple[str, str], IntArray]
+Settings = dict[tuple[str, str], IntArray]
 """(module, attribute) -> the ids whose number it is; ``attribute[2]`` is an entry of a list."""
 
-MOST_TOGETHER = 3  # attributes that are tried at once
+MOST_TOGETHER = 2  # attributes that are tried at once
 MOST_CANDIDATES = 8
 
 
@@ -41,22 +42,33 @@ class Candidate(NamedTuple):
 
 
 def settings_that_help(
-    model: nn.Module, record: TraceRecord, outcome: Outcome, outcome_of: Callable[[Settings], Outcome]
+    model: nn.Module,
+    record: TraceRecord,
+    outcome: Outcome,
+    outcome_of: Callable[[Settings], Outcome],
+    hopeless: set[tuple[Candidate, ...]],
 ) -> Settings | None:
-    """The settings so far and the fewest others with which the forward gets further than ``outcome``; None without."""
+    """The settings so far and the fewest others with which the forward gets further than ``outcome``; None without.
+
+    ``hopeless`` gathers what did not help, so that it is not tried in the next module of the same class.
+    """
     modules = dict(model.named_modules())
     uses = _uses(record)
-    found = list(dict.fromkeys(_candidates(outcome.modules, modules, uses, record)))[:MOST_CANDIDATES]
+    found = list(dict.fromkeys(_candidates(outcome, modules, uses, record)))[:MOST_CANDIDATES]
+    done: set[frozenset[tuple[tuple[str, str], bytes]]] = set()
     for count in range(1, MOST_TOGETHER + 1):
         for chosen in itertools.combinations(found, count):
-            if len({(c.kind, c.attribute) for c in chosen}) < count:
+            if len({(c.kind, c.attribute) for c in chosen}) < count or chosen in hopeless:
                 continue
-            settings = {**record.settings, **_of_all(chosen, modules, uses, record)}
-            if len(settings) == len(record.settings):
+            added = _of_all(chosen, modules, uses, record)
+            key = frozenset((name, widths.tobytes()) for name, widths in added.items())
+            if not added or key in done:
                 continue
-            tried = outcome_of(settings)
+            done.add(key)
+            tried = outcome_of({**record.settings, **added})
             if tried.passed or tried.steps > outcome.steps:
-                return settings
+                return {**record.settings, **added}
+            hopeless.add(chosen)
     return None
 
 
@@ -69,22 +81,33 @@ def _uses(record: TraceRecord) -> dict[str, list[SizeUse]]:
     return uses
 
 
-def _widths(use: SizeUse, record: TraceRecord) -> IntArray | None:
+def widths_of(use: SizeUse, record: TraceRecord) -> IntArray | None:
     """The ids that the size counts, (n,); None where they do not vary along its axis alone."""
     tight = compress(record.ids.find(use.layer))
     return tight.ravel() if varying(tight) == (use.axis,) else None
 
 
 def _candidates(
-    running: tuple[str, ...], modules: dict[str, nn.Module], uses: dict[str, list[SizeUse]], record: TraceRecord
+    outcome: Outcome, modules: dict[str, nn.Module], uses: dict[str, list[SizeUse]], record: TraceRecord
 ) -> Iterator[Candidate]:
-    for name in running[:3]:
+    """Attributes that hold a size of ids that met the failure: another stream may have the same number of channels."""
+    met = np.unique(np.concatenate([record.ids.find(ids) for ids in outcome.ids])) if outcome.ids else None
+    seen: set[tuple[type, str, bytes]] = set()
+    for name in outcome.modules[:3]:
         module = modules.get(name)
+        if type(module).__module__.startswith("torch.nn."):
+            continue  # their widths are those of their parameters
         for attribute, value in numbers(module):
             if (name, attribute) in record.settings:
                 continue
             for i, use in enumerate(uses.get(name, [])):
-                if value == use.layer.shape[use.axis] > 1 and _widths(use, record) is not None:
+                if value != use.layer.shape[use.axis] or value < 2:
+                    continue
+                widths = widths_of(use, record)
+                if widths is None or not (met is None or np.isin(widths, met).any()):
+                    continue
+                if (type(module), attribute, widths.tobytes()) not in seen:
+                    seen.add((type(module), attribute, widths.tobytes()))
                     yield Candidate(type(module), attribute, i)
 
 
@@ -102,7 +125,7 @@ def _of_all(
             if type(module) is not candidate.kind or candidate.use >= len(mine):
                 continue
             use = mine[candidate.use]
-            widths = _widths(use, record)
+            widths = widths_of(use, record)
             if widths is not None and dict(numbers(module)).get(candidate.attribute) == len(widths):
                 settings[name, candidate.attribute] = widths
     return settings

@@ -97,5 +97,6 @@ class TraceRecord:
     unknown: dict[str, str] = dataclasses.field(default_factory=dict)
     split_views: list[SplitView] = dataclasses.field(default_factory=list)
     sizes: list[SizeUse] = dataclasses.field(default_factory=list)
+    inputs: dict[str, list[IntArray]] = dataclasses.field(default_factory=dict)  # module -> ids along axes it is given
     settings: dict[tuple[str, str], IntArray] = dataclasses.field(default_factory=dict)  # (module, attribute) -> ids
     real: bool = False

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_map_only
 
-from slim.channels.ids import IntArray, Shadow, axis_layer, compress, varying
+from slim.channels.ids import FIXED, IntArray, Shadow, axis_layer, compress, varying
 from slim.channels.trace_record import Axis, NormCall, SizeUse, SplitView, TraceRecord
 
 
@@ -126,7 +126,8 @@ class Tracer:
 
     def conflict(self, ids: IntArray) -> None:
         """While probing: these ids do not meet as they did before."""
-        free = ids[self.free[self.ids.find(ids)]]
+        roots = self.ids.find(ids)
+        free = ids[self.free[np.where(roots < len(self.free), roots, FIXED)]]  # newer ids: reached by nothing before
         if free.size:
             self.conflicts.append(free)
             if self.first_conflict is None:
@@ -135,6 +136,11 @@ class Tracer:
     def modules_running(self) -> tuple[str, ...]:
         """Names of the modules whose forward is running, innermost first."""
         return tuple(self.names[id(m)] for m in reversed(self.stack) if id(m) in self.names)
+
+    def note_inputs(self, module: nn.Module, args: Any) -> None:
+        """A module is called: note the ids along every axis of what it is given."""
+        layers = [layer.ravel() for t in args if isinstance(t, torch.Tensor) for layer in self.shadow_of(t)]
+        self.record.inputs[self.names.get(id(module), "")] = layers
 
     def tight(self, layer: IntArray) -> IntArray:
         """``layer`` without the axes along which its ids have been joined."""

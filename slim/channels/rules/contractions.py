@@ -265,11 +265,11 @@ def _samples(
 ) -> tuple[list[IntArray], list[IntArray]]:
     """Heads folded into the samples: what both operands carry along axis 0 meets."""
     for mine, other, theirs in ((left, b, right), (right, a, left)):
-        if other.ndim == 3 and other.shape[0] > 1 and not along(theirs, 0):
+        if other.ndim == 3 and other.shape[0] > 1 and not along(tuple(theirs), 0):
             reason = "a product with data that is not the network's own channels"
             mine[:] = [tr.keep_whole(x, (0,), reason) for x in mine]
-    for x in along(left, 0):
-        for y in along(right, 0):
+    for x in along(tuple(left), 0):
+        for y in along(tuple(right), 0):
             tr.join(x, y)
     return [tr.tight(x) for x in left], [tr.tight(y) for y in right]
 

@@ -27,6 +27,9 @@ def reshape(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any], 
             tr.assume_ids(layer)
     for table in splits:
         tr.split_view(table)
+    for layer in shadow:
+        if len(out.shape) < args[0].ndim and layer.size > max(args[0].shape):
+            tr.assume_ids(layer)  # several axes became one: its size may be a number of the author's
     tr.note_sizes(shadow)
     tr.set_shadow(out, shadow)
 
@@ -134,6 +137,7 @@ def _cut(tr: Tracer, layer: IntArray, d: int, stops: Sequence[int], what: str) -
     if layer.shape[d] > 1 and len(varying(layer)) > 1:
         return tr.keep_whole(layer, (d,), f"{what} takes channels by their position")
     if layer.shape[d] > 1:
+        tr.note_sizes((layer,))
         tr.assume(layer, d, stops, what)
     return layer
 
