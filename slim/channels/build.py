@@ -127,7 +127,7 @@ def _layer(work: Contraction, groups: GroupsOf) -> Layer:
 
 
 def _single_axis(layer: IntArray, groups: GroupsOf) -> tuple[int, IntArray] | None:
-    """The axis along which a layer's groups vary, and the groups along it (n,); None where they vary along none or more.
+    """The axis of a layer, and the groups along it (n,); None where they vary along no axis or more.
 
     A layer of one axis is taken as it is, varying or not.
     """

@@ -149,8 +149,8 @@ def view(shadow: Shadow, old: Sequence[int], new: Sequence[int]) -> tuple[Shadow
     """Carry a shadow through a view.
 
     Returns:
-        The new shadow, and for every axis of ids that was split into several the array of ids (rest, outer, ..., inner).
-        Removing channels keeps the meaning of such a split only if whole slices along one of its axes go.
+        The new shadow, and for every axis of ids that was split the array of ids (rest, outer, ..., inner). Removing
+        channels keeps the meaning of such a split only if whole slices along one of its axes go.
     """
     if not shadow:
         return (), []

@@ -59,7 +59,7 @@ class Plan:
         regroup: module name -> its new number of groups.
         selects: normalization module name -> what stays of the stream it reads.
         widths: module name -> (dense, kept) output channels, for every layer that makes channels.
-        attributes: module name -> attribute -> the number of channels (heads, ...) it holds now; ``name[i]`` is an entry.
+        attributes: module name -> attribute -> the number of channels or heads it holds now (``name[i]`` is an entry).
         inputs: shapes and dtypes of the example input (nested lists and dicts), for a check forward; None when unknown.
     """
 

@@ -26,8 +26,8 @@ class Term(NamedTuple):
 class Contraction:
     """Multiply-accumulates of one contraction: ``factor`` times the kept width of every term.
 
-    A product has its channels in ``nest`` instead: layers over (batch, rows, contracted, columns), each of which thins one
-    of the four axes, and ``factor`` is the whole product's work.
+    A product has its channels in ``nest`` instead: layers over (batch, rows, contracted, columns), each of which thins
+    one of the four axes, and ``factor`` is the whole product's work.
     """
 
     module: str
@@ -41,7 +41,7 @@ class Contraction:
 
 @dataclasses.dataclass
 class SplitView:
-    """An axis of channels seen as several: ``table`` (rest, outer, ..., inner). Whole slices along one of them can go."""
+    """An axis of channels seen as several: ``table`` (rest, outer, ..., inner). Whole slices along one can go."""
 
     modules: tuple[str, ...]  # whose forwards are running, innermost first
     step: int  # operations before it
@@ -50,7 +50,7 @@ class SplitView:
 
 @dataclasses.dataclass
 class SizeUse:
-    """A size that a forward gave to an operation: the width of ``axis`` of ``layer``, in the innermost of ``modules``."""
+    """A size that a forward gave to an operation: that of ``axis`` of ``layer``, in the innermost of ``modules``."""
 
     modules: tuple[str, ...]
     layer: IntArray

@@ -172,6 +172,7 @@ def _join_that_helps(
     uses: dict[str, list[SizeUse]] = {}
     for use in record.sizes:
         uses.setdefault(use.modules[0] if use.modules else "", []).append(use)
+    inexact = record.ids.find(np.concatenate([ids for ids, _ in record.inexact] or [np.zeros(0, np.int64)]))
     modules = dict(model.named_modules())
     like = [n for n, m in modules.items() if type(m) is type(modules.get(name))]
     for i, use in enumerate(uses.get(name, [])):
@@ -179,7 +180,8 @@ def _join_that_helps(
         if mine is None or not np.isin(mine, met).any():
             continue
         for j, given in enumerate(record.inputs.get(name, [])):
-            if len(given) != len(mine) or (record.ids.find(given) == record.ids.find(mine)).all():
+            roots = record.ids.find(given)
+            if len(given) != len(mine) or (roots == record.ids.find(mine)).all() or np.isin(roots, inexact).any():
                 continue
             before = record.ids.copy()
             for other in like:

@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 
 from slim.channels.ids import IntArray, Shadow, alive, along, axis_layer, varying
@@ -228,7 +227,7 @@ def multiply(tr: Tracer, a: torch.Tensor, b: torch.Tensor, out: torch.Tensor, tr
     ka, kb = a.ndim - 1, (b.ndim - 1 if transposed else b.ndim - 2)
     read, left = _contracted(tr, a, ka)
     columns, right = _contracted(tr, b, kb)
-    # To the axes of the product: the contracted axis, of size 1 in all of these, last on the left, before it on the right.
+    # To the axes of the product: the contracted one is of size 1 in all of these.
     right = [x if transposed is False else x.swapaxes(-1, -2) for x in right]
     right = [x.reshape((1,) * (rank - x.ndim) + x.shape) for x in right]
     if read is not None:
