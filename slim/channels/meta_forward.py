@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -145,11 +145,15 @@ def temporary_state(model: nn.Module, *, meta: bool, training: bool) -> Iterator
 
 
 @contextmanager
-def module_stack(stack: list[nn.Module], failed: list[nn.Module]) -> Iterator[None]:
+def module_stack(
+    stack: list[nn.Module], failed: list[nn.Module], entered: Callable[[nn.Module, Any], None] | None = None
+) -> Iterator[None]:
     """Keep ``stack`` the modules whose forward is running; on an exception note the innermost one in ``failed``."""
 
-    def enter(module: nn.Module, _: Any) -> None:
+    def enter(module: nn.Module, args: Any) -> None:
         stack.append(module)
+        if entered is not None:
+            entered(module, args)
 
     def leave(module: nn.Module, _: Any, __: Any) -> None:
         # A forward that raised and was caught by its caller leaves its modules behind: drop down to this one.

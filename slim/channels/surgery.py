@@ -18,6 +18,7 @@ from slim.channels.ids import IntArray
 from slim.channels.meta_forward import call_arguments, call_on_meta, module_stack, move_to_meta, temporary_state, unwrap
 from slim.channels.plan import Keep, Plan
 from slim.channels.select_layer import set_select
+from slim.channels.settings import set_number
 from slim.errors import SlimError, expect
 
 PLAN = "_slim_plan"
@@ -225,6 +226,9 @@ def _update_modules(model: nn.Module, plan: Plan) -> None:
         else:
             module.groups = groups
             set_attributes(module)
+    for name, values in plan.attributes.items():
+        for attribute, value in values.items():
+            set_number(modules[name], attribute, value)
     for name, stream in plan.selects.items():
         norm: Any = modules[name]
         own = plan.axes.get((f"{name}.weight" if name else "weight", 0))

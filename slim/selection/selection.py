@@ -137,7 +137,7 @@ def select_groups(
         **costs,
     }
     requested = {target.kind: target.amount} if target is not None else {}
-    return Selection(removed, requested, achieved, tuple(notes))
+    return Selection(removed, requested, achieved, (*notes, *scores.notes))
 
 
 @dataclass(frozen=True)
