@@ -112,15 +112,19 @@ def _run(config: dict[str, Any], directory: Path, overrides: list[str], composed
     from slim.runs import processes
     from slim.runs.components import check_writable, make, prepare
     from slim.runs.phases import run
+    from slim.runs.teachers import check_files
 
     processes.connect()
     directory = Path(processes.shared(str(directory)))  # its name holds the time at which a process began
     check_writable(directory)
-    parts = prepare(config, begun=(directory / "state.json").is_file())
+    begun = (directory / "state.json").is_file()
+    parts = prepare(config, begun=begun)
     if parts.config.task != "train":
         from slim.runs.commands import perform
 
         return perform(parts, directory)
+    if not begun:
+        check_files(parts)
     if processes.rank() != 0:
         run(parts, directory.absolute(), overrides)
         return 0

@@ -46,6 +46,8 @@ class SparseTraining(pl.Callback):
         forecast: What the law can do in this fit, known from the first step on.
         attached: Whether it acts on the network already.
         stopped: Whether the law's time is over.
+        next_cut: The :class:`ChannelPruning` that will cut after this fit, where it is none of this Trainer's; previews
+            are its.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class SparseTraining(pl.Callback):
             )
         self.forecast: Forecast | None = None
         self.stopped = False
+        self.next_cut: Any = None
         self.traced: TracedNetwork | None = None
         self._network, self._example, self._trace = network, example, trace
         self._shrink, self._epochs = shrink, epochs
@@ -198,7 +201,8 @@ class SparseTraining(pl.Callback):
             found = dict(self.law.summary())
             if "target" not in found and trainer is not None:
                 with self.deterministic_scales():
-                    for callback in self._of_network(trainer, "preview"):
+                    for callback in [self.next_cut] if self.next_cut else self._of_network(trainer, "preview"):
+                        callback.traced = self.traced
                         found |= callback.preview()
             self._summary = (step, found)
         return self._summary[1]

@@ -99,6 +99,8 @@ def scheduler(config: Config, made: Optimizer, total_steps: int) -> dict[str, An
     if interval not in ("step", "epoch"):
         raise SlimError(f"interval must be step or epoch. Got interval={interval}. Set scheduler.interval=step.")
     steps = {name: _steps(value, total_steps, name) for name, value in options.items()}
+    if not isinstance(steps.get("milestones", []), list):
+        raise SlimError(f"milestones must be a list. Got milestones={steps['milestones']}. Set [50%,75%].")
     found = construct(steps, "scheduler", made)
     rise = round(warmup * total_steps)
     if rise:
@@ -193,6 +195,8 @@ def _steps(value: Any, total: int, name: str) -> Any:
     """
     if isinstance(value, list):
         found = [_steps(item, total, name) for item in value]
+        if name == "milestones" and not all(isinstance(item, int) for item in found):
+            raise SlimError(f"milestones must be steps or shares. Got milestones={value}. Set [50%,75%].")
         if name == "milestones" and found != sorted(found):
             raise SlimError(
                 f"milestones must be ascending. Got milestones={value}. Set scheduler.milestones=[50%,75%]."

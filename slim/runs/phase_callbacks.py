@@ -13,7 +13,6 @@ from slim.lightning import ChannelPruning, Distillation, GammaDashboard, SoftPru
 from slim.runs import teachers
 from slim.runs.components import Components
 from slim.runs.curves import Curves
-from slim.runs.cut_forecast import CutForecast
 from slim.runs.finite import Finite
 from slim.runs.progress import Progress
 from slim.runs.pruning import pruning, pruning_options
@@ -38,22 +37,18 @@ class PhaseCallbacks:
         config, kind = parts.config, name.partition("-")[0]
         self.sparse, self.slimming = _sparse_callbacks(parts, kind, budget_of_law(parts, before, number))
         self.curves = Curves()
-        forecast = None
         if self.sparse is not None:
             self.sparse.traced = parts.traced(network)  # which the other callbacks then share
-            cut = pruning(parts, number) if "prune" in config.phases else None
-            forecast = CutForecast(self.sparse, cut)
-        note = None if forecast is None else forecast.line
+            self.sparse.next_cut = pruning(parts, number) if "prune" in config.phases else None
         found: list[pl.Callback | None] = [
             Finite(kind),
             _distillation(parts, directory, kind, number),
             self.sparse,
             *_schedule_callbacks(parts, directory, name, number),
-            forecast,
             self.slimming,
             GammaDashboard(network=config.network, example=parts.example),
             self.curves,
-            Progress(name, config.metric, config.trainer.progress, note),
+            Progress(name, config.metric, config.trainer.progress, self.sparse),
         ]
         self.all = [callback for callback in found if callback is not None]
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Checkpoint
 
 from slim.errors import SlimError
+from slim.lightning import SparseTraining
 from slim.runs.curves import epoch_metrics
 from slim.runs.evaluation import lookup
 from slim.runs.schema import Metric
@@ -24,11 +25,11 @@ class Progress(Checkpoint):
         phase: Name of the phase.
         metric: Shown after every epoch.
         style: ``bar``, ``lines``, ``none``, or ``auto``: a bar where stderr is a terminal.
-        note: Gives more to show, or an empty text.
+        sparse: The penalty of a sparse phase, which knows how far the network is on its way to the cut.
     """
 
-    def __init__(self, phase: str, metric: Metric, style: str = "auto", note: Callable[[], str] | None = None) -> None:
-        self._phase, self._metric, self._note = phase, metric, note
+    def __init__(self, phase: str, metric: Metric, style: str = "auto", sparse: SparseTraining | None = None) -> None:
+        self._phase, self._metric, self._sparse = phase, metric, sparse
         self._style = ("bar" if sys.stderr.isatty() else "lines") if style == "auto" else style
         self._bar: Any = None
         self._task: Any = None
@@ -86,7 +87,7 @@ class Progress(Checkpoint):
         held_out = {tag: value for tag, value in logged.items() if not tag.startswith("train")}
         with contextlib.suppress(SlimError):  # where nothing is held out
             figures.append(f"val {self._metric.shown(lookup(self._metric, held_out, 'val'))}")
-        note = "" if self._note is None else self._note()
+        note = "" if self._sparse is None else forecast_line(self._sparse.summary(trainer))
         return [*figures, note] if note else figures
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -106,3 +107,20 @@ class Progress(Checkpoint):
 def _duration(seconds: float) -> str:
     whole = round(seconds)
     return f"{whole} s" if whole < 60 else f"{whole // 60} min {whole % 60:02d} s"
+
+
+def forecast_line(summary: Mapping[str, float]) -> str:
+    """What :meth:`slim.lightning.SparseTraining.summary` says, in words.
+
+    >>> forecast_line({"zero": 0.41, "target": 0.5, "macs": 0.62, "ready": 0.0})
+    'zero 0.41 of 0.50, macs 0.62 after the cut'
+    """
+    found = []
+    if "zero" in summary:
+        of = f" of {summary['target']:.2f}" if "target" in summary else ""
+        found.append(f"zero {summary['zero']:.2f}{of}")
+    if "macs" in summary:
+        found.append(f"macs {summary['macs']:.2f} after the cut")
+    if summary.get("ready"):
+        found.append("ready to prune")
+    return ", ".join(found)

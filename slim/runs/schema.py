@@ -49,7 +49,7 @@ def _ascending_fractions(values: list[float]) -> bool:
 
 
 Positive = Annotated[float, _rule("above 0. Set {key} above 0", lambda value: 0 < value < math.inf)]
-Fraction = Annotated[float, _rule("in [0, 1]", lambda value: 0 <= value <= 1)]
+Fraction = Annotated[float, _rule("in [0, 1]. Set {key} to 0.5", lambda value: 0 <= value <= 1)]
 BelowOne = Annotated[float, _rule("in [0, 1). Set {key} below 1", lambda value: 0 <= value < 1)]
 Kept = Annotated[
     float, _rule("in (0, 1], the fraction kept, or an absolute number above 1", lambda value: 0 < value < math.inf)

@@ -51,6 +51,16 @@ def from_files(parts: Components, start: Any = None) -> dict[str, Any]:
     return found
 
 
+def check_files(parts: Components) -> None:
+    """Read the files that a run begins with or learns from, before anything is written.
+
+    Raises:
+        SlimError: A checkpoint or a teacher that is missing, damaged, or of another architecture.
+    """
+    checkpoint = parts.config.checkpoint
+    from_files(parts, None if checkpoint is None else weights.load(parts, Path(checkpoint)))
+
+
 def keep(parts: Components, directory: Path) -> None:
     """Before anything trains: copy the teachers from files into the run directory, unless they are there."""
     named = [kind for kind in parts.config.teachers if source(parts.config, kind, 0) == copy_name(kind)]

