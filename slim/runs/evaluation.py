@@ -8,6 +8,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.utilities.model_helpers import is_overridden
+from torch.utils.data import DataLoader
 
 from slim.errors import SlimError
 from slim.runs.components import Components
@@ -47,7 +48,9 @@ def metrics(parts: Components, module: pl.LightningModule, split: str, limit: in
             trainer.validate(module, datamodule=parts.data, verbose=False)
         else:
             trainer = evaluation_trainer(parts, limit_val_batches=limit)
-            trainer.validate(module, dataloaders=_training_batches(parts.data), verbose=False)
+            # As a loader: Lightning takes a list for several of them.
+            batches = DataLoader(_training_batches(parts.data), batch_size=None)
+            trainer.validate(module, dataloaders=batches, verbose=False)
     parts.data.trainer = None  # which holds the module
     return {tag: float(value) for tag, value in trainer.callback_metrics.items()}
 

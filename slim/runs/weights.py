@@ -111,7 +111,7 @@ def _fill(module: pl.LightningModule, network: nn.Module, weights: Mapping[str, 
     if missing or extra or wrong:
         first = (missing or extra or sorted(wrong))[0]
         raise SlimError(
-            f"checkpoint must belong to the configured model. Got {path}: {len(missing)} weights missing, "
+            f"checkpoint must hold a network of the configured model. Got {path}: {len(missing)} weights missing, "
             f"{len(extra)} unknown, {len(wrong)} of another shape, such as {first}. Set model as it was trained."
         )
     for key, value in weights.items():

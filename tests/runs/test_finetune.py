@@ -36,7 +36,7 @@ def test_a_weight_of_zero_is_plain_training(tmp_path: Path) -> None:
 
 
 def test_a_teacher_changes_the_network_and_its_loss_is_logged(tmp_path: Path) -> None:
-    report = run(tmp_path, *HEARD, "phases=[baseline,sparse,prune,finetune]")
+    run(tmp_path, *HEARD, "phases=[baseline,sparse,prune,finetune]")
     heard = [value for _, value in curves(tmp_path / "finetune")["distillation/loss"]]
     assert len(heard) == 2
     assert all(value > 0 for value in heard)
