@@ -111,10 +111,11 @@ def _run(config: dict[str, Any], directory: Path, overrides: list[str], composed
     from slim import report
     from slim.runs import processes
     from slim.runs.components import check_writable, make, prepare
+    from slim.runs.config import read
     from slim.runs.phases import run
     from slim.runs.teachers import check_files
 
-    processes.connect()
+    processes.connect(read(config).trainer)
     directory = Path(processes.shared(str(directory)))  # its name holds the time at which a process began
     check_writable(directory)
     begun = (directory / "state.json").is_file()

@@ -19,6 +19,7 @@ from slim.runs.components import Components
 from slim.runs.config import plain
 from slim.runs.failures import explained
 from slim.runs.pruning import Cut, cut_network
+from slim.runs.schema import Hardware
 from slim.runs.signals import Interrupted, Signals
 from slim.runs.state import Lock, State, check_same
 from slim.runs.training import train
@@ -48,7 +49,7 @@ def run(parts: Components, directory: Path, overrides: list[str], say: Say | Non
     first = processes.rank() == 0
     lock = Lock(directory) if first else contextlib.nullcontext()
     with lock, Signals() as signals:
-        state = _state(parts, directory, overrides, first)
+        state = _state(parts, directory, overrides, first, say)
         try:
             with explained(parts.config.data.get("eval_batch_size"), "data.eval_batch_size"), processes.explained():
                 return _Run(parts, directory, state, signals, say if first else (lambda line: None)).all()
@@ -64,7 +65,7 @@ def run(parts: Components, directory: Path, overrides: list[str], say: Say | Non
             raise error if isinstance(error, RunFailed) else RunFailed(str(error)) from error
 
 
-def _state(parts: Components, directory: Path, overrides: list[str], first: bool) -> State:
+def _state(parts: Components, directory: Path, overrides: list[str], first: bool, say: Say) -> State:
     """What is done so far; only the first process writes it."""
     settings = plain(parts.config)
     if not first:
@@ -74,12 +75,27 @@ def _state(parts: Components, directory: Path, overrides: list[str], first: bool
     if (directory / "state.json").is_file():
         state = State.load(directory)
         check_same(state.config, settings)
+        if (line := _other_processes(state.config["trainer"], parts.config.trainer)) is not None:
+            say(line)
+            state.note(line)
         state.config = settings
     else:
         state = State(directory, settings, overrides)
     state.save()
     (directory / "error.txt").unlink(missing_ok=True)
     return state
+
+
+def _other_processes(before: Mapping[str, Any], now: Hardware) -> str | None:
+    """What is and what is not the same when a run goes on with another number of processes; ``None``: it does not."""
+    then = before.get("devices", 1) * before.get("num_nodes", 1)
+    if then == now.processes:
+        return None
+    return (
+        f"Goes on with {now.processes} processes instead of {then}. The same: weights, plan, optimizer, epochs, and the "
+        f"order of the images. Not the same: a step sees {now.processes} batches instead of {then}, so there are other "
+        "steps to an epoch and other bits from here on."
+    )
 
 
 class _Run:

@@ -14,6 +14,7 @@ from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 
 from slim.errors import RunFailed, SlimError
+from slim.runs.schema import Hardware
 
 
 def environment() -> ClusterEnvironment | None:
@@ -38,12 +39,24 @@ def rank() -> int:
     return found.global_rank()
 
 
-def connect() -> None:
+def connect(trainer: Hardware) -> None:
     """Join the other processes before the run directory is chosen, where an environment has started them all.
 
     Lightning's own launcher starts the others later, with the first training phase, and tells them the directory.
+
+    Args:
+        trainer: How many processes the configuration counts on.
+
+    Raises:
+        SlimError: Another number was started.
     """
     found = environment()
+    if found is not None and not isinstance(found, LightningEnvironment) and found.world_size() != trainer.processes:
+        raise SlimError(
+            "trainer.devices x trainer.num_nodes must be the processes that were started. "
+            f"Got {trainer.devices} x {trainer.num_nodes}, and {found.world_size()} were started "
+            f"({type(found).__name__.removesuffix('Environment')}). Set trainer.devices per node and trainer.num_nodes."
+        )
     several = found is not None and not isinstance(found, LightningEnvironment) and found.world_size() > 1
     if found is None or not several or torch.distributed.is_initialized():
         return

@@ -8,6 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from slim.runs import processes
+
 
 class Watched(nn.Sequential):
     """Appends all gammas to ``$GAMMAS/<rank>`` as bytes, a line of hexadecimal for every training step.
@@ -20,7 +22,7 @@ class Watched(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = super().forward(x)
         if self.training and x.device.type == "cpu" and len(x) > 1:
-            rank = os.environ.get("LOCAL_RANK", "0")
+            rank = str(processes.rank())
             gammas = [m.weight.detach().numpy().tobytes().hex() for m in self if isinstance(m, nn.BatchNorm2d)]
             with (Path(os.environ["GAMMAS"]) / rank).open("a") as file:
                 file.write(" ".join(gammas) + "\n")
