@@ -92,9 +92,9 @@ def _other_processes(before: Mapping[str, Any], now: Hardware) -> str | None:
     if then == now.processes:
         return None
     return (
-        f"Goes on with {now.processes} processes instead of {then}. The same: weights, plan, optimizer, epochs, and the "
-        f"order of the images. Not the same: a step sees {now.processes} batches instead of {then}, so there are other "
-        "steps to an epoch and other bits from here on."
+        f"Goes on with {now.processes} processes instead of {then}. The same: weights, plan, optimizer, epochs, and "
+        f"the order of the images. Not the same: a step sees {now.processes} batches instead of {then}, so there are "
+        "other steps to an epoch and other bits from here on."
     )
 
 

@@ -1,4 +1,4 @@
-"""Several processes, started by torchrun or by Lightning: one run, one plan, equal gammas, and no hang when one dies."""
+"""Several processes, started by torchrun or by Lightning: one plan, equal gammas, and no hang when one dies."""
 
 from __future__ import annotations
 
@@ -49,8 +49,9 @@ def two_nodes(directory: Path, gammas: Path, line: list[str]) -> list[subprocess
     return [
         subprocess.Popen(
             [
-                sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1", f"--node_rank={node}",
-                "--master_addr=127.0.0.1", f"--master_port={port}", "train.py", *line, "trainer.num_nodes=2",
+                sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1",
+                f"--node_rank={node}", "--master_addr=127.0.0.1", f"--master_port={port}", "train.py", *line,
+                "trainer.num_nodes=2",
                 f"hydra.run.dir={directory}",
             ],
             cwd=ROOT, env=environment(gammas), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
