@@ -29,12 +29,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     _register(run_id)
     args = get_args_parser().parse_args(argv)
     if args.help or args.hydra_help or args.cfg or args.info or args.shell_completion:
-        return guarded(lambda: _tell(argv, args))
+        return guarded(lambda: _show_help(argv, args))
     return guarded(lambda: _dispatch(args), any(item.lower() == "debug=true" for item in args.overrides))
 
 
-def guarded(action: Callable[[], int], debug: bool = False, told: list[str] | None = None) -> int:
-    """Run ``action``; any failure becomes one line on stderr (and in ``told``) and an exit code."""
+def guarded(action: Callable[[], int], debug: bool = False, lines: list[str] | None = None) -> int:
+    """Run ``action``; any failure becomes one line on stderr (and in ``lines``) and an exit code."""
     try:
         return action()
     except BrokenPipeError:
@@ -46,11 +46,11 @@ def guarded(action: Callable[[], int], debug: bool = False, told: list[str] | No
             traceback.print_exc()
         line, code = str(error), int(getattr(error, "exit_code", 0))
         if not code:
-            said = " ".join(str(error).split())[:300]
-            line, code = f"The run failed. Got {type(error).__name__}: {said}. Add debug=true for the traceback.", 1
+            text = " ".join(str(error).split())[:300]
+            line, code = f"The run failed. Got {type(error).__name__}: {text}. Add debug=true for the traceback.", 1
     print(line, file=sys.stderr, flush=True)
-    if told is not None:
-        told.append(line)
+    if lines is not None:
+        lines.append(line)
     return code
 
 
@@ -65,7 +65,7 @@ def as_program(action: Callable[[], int]) -> int:
         return 0
 
 
-def _tell(argv: list[str], args: Any) -> int:
+def _show_help(argv: list[str], args: Any) -> int:
     """What Hydra says of itself and of the configuration (``--help``, ``--cfg job``)."""
     if not args.shell_completion:
         _compose(args.overrides, args)  # Hydra's own complaint has several lines
@@ -86,44 +86,55 @@ def _dispatch(args: Any) -> int:
     if args.multirun:
         return _sweep(overrides, args)
     if resume not in ("null", ""):
-        return _go_on(Path(resume), [item for item in overrides if not item.startswith("resume=")], args)
-    overrides = _of_its_run(overrides)
+        return _resume(Path(resume), [item for item in overrides if not item.startswith("resume=")], args)
+    overrides = _overrides_of_run(overrides)
     config, hydra = _compose(overrides, args)
     return _run(config, Path(hydra.run.dir), overrides, overrides, args)
 
 
-def _of_its_run(overrides: list[str]) -> list[str]:
+def _overrides_of_run(overrides: list[str]) -> list[str]:
     """A task on the network of a run finds it as the run was configured, unless ``overrides`` say otherwise."""
-    told = {_key(item): item.partition("=")[2].strip("'\"").replace("\\'", "'") for item in overrides}
-    path = Path(told.get("checkpoint", "null"))
+    given = {_key(item): item.partition("=")[2].strip("'\"").replace("\\'", "'") for item in overrides}
+    path = Path(given.get("checkpoint", "null"))
     home = next((place for place in (path, *path.parents) if (place / "state.json").is_file()), None)
-    if told.get("task") not in ("evaluate", "sensitivity") or path == Path("null") or home is None:
+    if given.get("task") not in ("evaluate", "sensitivity") or path == Path("null") or home is None:
         return overrides
-    from slim.pipeline.state import State
+    from slim.runs.state import State
 
-    given = {*told, "phases", "checkpoint"}
-    kept = [item for item in State.load(home).overrides if _key(item) not in given]
+    replaced = {*given, "phases", "checkpoint"}
+    kept = [item for item in State.load(home).overrides if _key(item) not in replaced]
     return [*(item for item in kept if not _key(item).startswith("hydra.")), *overrides]
 
 
 def _run(config: dict[str, Any], directory: Path, overrides: list[str], composed: list[str], args: Any) -> int:
     """Check everything, then let Hydra make the run directory and run in it."""
     from slim import report
-    from slim.pipeline.run import run
-    from slim.pipeline.workspace import Workspace, check_writable, make
+    from slim.runs import processes
+    from slim.runs.components import check_writable, make, prepare
+    from slim.runs.config import read
+    from slim.runs.phases import run
+    from slim.runs.teachers import check_files
 
+    processes.connect(read(config).trainer)
+    directory = Path(processes.shared(str(directory)))  # its name holds the time at which a process began
     check_writable(directory)
-    work = Workspace(config, begun=(directory / "state.json").is_file())
-    if work.settings.task != "train":
-        from slim.pipeline.tasks import perform
+    begun = (directory / "state.json").is_file()
+    parts = prepare(config, begun=begun)
+    if parts.config.task != "train":
+        from slim.runs.commands import perform
 
-        return perform(work, directory)
+        return perform(parts, directory)
+    if not begun:
+        check_files(parts)
+    if processes.rank() != 0:
+        run(parts, directory.absolute(), overrides)
+        return 0
     make(directory)
     caught: list[BaseException] = []
 
     def job(cfg: Any) -> None:
         try:
-            report.show(run(work, directory.absolute(), overrides))
+            report.show(run(parts, directory.absolute(), overrides))
         except BaseException as error:
             caught.append(error)
 
@@ -133,11 +144,10 @@ def _run(config: dict[str, Any], directory: Path, overrides: list[str], composed
     return 0
 
 
-def _go_on(directory: Path, extra: list[str], args: Any) -> int:
+def _resume(directory: Path, extra: list[str], args: Any) -> int:
     """Continue the run in ``directory`` with the configuration it began with and ``extra`` overrides on top."""
-    from slim.pipeline.reading import read
-    from slim.pipeline.settings import plain
-    from slim.pipeline.state import State, check_same
+    from slim.runs.config import plain, read
+    from slim.runs.state import State, check_same
 
     state = State.load(directory)
     if state.finished and not extra:
@@ -163,21 +173,21 @@ def _sweep(overrides: list[str], args: Any) -> int:
         from hydra.core.hydra_config import HydraConfig
 
         from slim.files import write_json
-        from slim.pipeline import record
-        from slim.pipeline.run import run
-        from slim.pipeline.workspace import Workspace
+        from slim.runs import record
+        from slim.runs.components import prepare
+        from slim.runs.phases import run
 
         hydra = HydraConfig.get()
         place, mine = Path(hydra.runtime.output_dir), list(hydra.overrides.task)
-        told: dict[str, Any] = {}
+        found: dict[str, Any] = {}
         print(f"── job {hydra.job.num}: {' '.join(mine)}", file=sys.stderr, flush=True)
         count = len(failed)
-        code = guarded(lambda: told.update(run(Workspace(_plain(cfg)), place, mine)) or 0, bool(cfg.debug), failed)
+        code = guarded(lambda: found.update(run(prepare(_plain(cfg)), place, mine)) or 0, bool(cfg.debug), failed)
         if code >= 128:
             raise SystemExit(code)
         if len(failed) > count:
             write_json(place / "report.json", record.failed(str(cfg.name), failed[-1]))
-        return float(told["phases"][next(reversed(told["phases"]))].get("val", "nan")) if told else float("nan")
+        return float(found["phases"][next(reversed(found["phases"]))].get("val", "nan")) if found else float("nan")
 
     _hydra(["--multirun", *_places(args), *overrides, f"hydra.sweep.dir={_quoted(directory)}"], job)
     from rich.console import Console
@@ -203,8 +213,8 @@ def _check_jobs(overrides: list[str], args: Any) -> Path:
         jobs = BasicSweeper.split_arguments(parsed, None)[0]
     composed = [_compose(job, args) for job in jobs]
     from slim.errors import SlimError
-    from slim.pipeline.reading import read
-    from slim.pipeline.workspace import make
+    from slim.runs.components import make
+    from slim.runs.config import read
 
     faults = []
     for config, _ in composed:

@@ -111,6 +111,31 @@ def read_header(path: str | Path) -> Header:
     return Header(Plan.from_json(plan_text) if plan_text else None, metadata, checksum, aliases)
 
 
+def read(path: str | Path) -> tuple[Header, dict[str, Tensor]]:
+    """The header and all weights of an artifact, checked, on the CPU.
+
+    Raises:
+        SlimError: the file is truncated, corrupted or foreign, or holds NaN.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    header = read_header(path)
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        raise _invalid(Path(path), str(error)) from None
+    if _checksum(tensors) != header.checksum:
+        raise _invalid(Path(path), "its weights do not match their checksum")
+    for name, tensor in tensors.items():
+        _check_finite(name, tensor, path)
+    for name, source in header.aliases.items():
+        if source not in tensors:
+            raise _invalid(Path(path), f"{name} is said to share {source}")
+        tensors[name] = tensors[source]
+    return header, tensors
+
+
 def load(path: str | Path, model: nn.Module) -> nn.Module:
     """The network of an artifact: a copy of the dense ``model``, thinned by the plan, with the artifact's weights.
 
@@ -121,26 +146,11 @@ def load(path: str | Path, model: nn.Module) -> nn.Module:
     Raises:
         SlimError: the file is truncated, corrupted, not written by slim, holds NaN, or is of another architecture.
     """
-    from safetensors import SafetensorError, safe_open
-
-    header = read_header(path)
+    header, tensors = read(path)
     thin = rebuild(model, header.plan) if header.plan is not None else copy.deepcopy(unwrap(model))
-    target = thin.state_dict()
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-            _check_shapes(path, shapes, {k: tuple(v.shape) for k, v in target.items() if k not in header.aliases})
-            tensors = {name: file.get_tensor(name) for name in shapes}
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
-        raise _invalid(Path(path), str(error)) from None
-    if _checksum(tensors) != header.checksum:
-        raise _invalid(Path(path), "its weights do not match their checksum")
-    for name, tensor in tensors.items():
-        _check_finite(name, tensor, path)
-    for name, source in header.aliases.items():
-        if source not in tensors or name not in target:
-            raise _invalid(Path(path), f"{name} is said to share {source}")
-        tensors[name] = tensors[source]
+    _check_shapes(
+        path, {k: tuple(v.shape) for k, v in tensors.items()}, {k: tuple(v.shape) for k, v in thin.state_dict().items()}
+    )
     thin.load_state_dict(tensors)
     return thin
 

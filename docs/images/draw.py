@@ -53,7 +53,7 @@ def draw(record: dict) -> Figure:
     costs.set(xlim=(0, max(118, 1.15 * max(left))), xticks=[0, 50, 100])
     costs.set_xlabel("% of the dense network's")
     accuracies = {"dense": dense, "cut": rows["rebuilt"], "fine-tuned": thin}
-    told = ", ".join(f"{name} {100 * row['accuracy']:.1f}%" for name, row in accuracies.items() if row.get("accuracy"))
+    told = ", ".join(f"{name} {100 * row['metric']:.1f}%" for name, row in accuracies.items() if row.get("metric"))
     figure.supxlabel(f"test accuracy: {told}", fontsize=10, x=0.995, ha="right", color=INK)
     _title(costs, "What is left")
     return figure

@@ -18,7 +18,7 @@ def run(quick: bool, data: Path | None, again: bool) -> list[Row]:
         for seed in range(seeds):
             for kind, values in score.items():
                 told = record(trained(network, kind, size, data, seed=seed, again=again))
-                values.append(100 * told["rows"]["finetuned"]["accuracy"])
+                values.append(100 * told["rows"]["finetuned"]["metric"])
         early, late = statistics.mean(score["early"]), statistics.mean(score["late"])
         gaps = [one - other for one, other in zip(score["early"], score["late"], strict=True)]
         error = statistics.stdev(gaps) / seeds**0.5

@@ -16,16 +16,17 @@ import slim
 from experiments.bench.row import Row
 from experiments.bench.steps import BATCH, Step, chosen, network
 from experiments.bench.turns import take_turns
-from slim.callbacks.dashboard import Dashboard
-from slim.callbacks.guard import Guard
-from slim.callbacks.progress import Progress
 from slim.data.loader import BatchLoader, Preprocessing
 from slim.data.memory import MemorySource
-from slim.module import Classifier
-from slim.pipeline.feed import Feed
-from slim.pipeline.hardware import Choice
-from slim.pipeline.training import quiet
+from slim.lightning import GammaDashboard, SparseTraining
+from slim.runs.failures import quiet
+from slim.runs.finite import Finite
+from slim.runs.hardware import Choice
+from slim.runs.loaders import ResumableLoader
+from slim.runs.progress import Progress
+from slim.runs.schema import Metric
 from slim.sparsity import build
+from slim.tasks import Classification
 
 
 class Clock(pl.Callback):
@@ -88,20 +89,18 @@ def bare(machine: Choice, batch: int, steps: int) -> float:
 def lightning(machine: Choice, batch: int, steps: int, profile: cProfile.Profile | None = None) -> float:
     """Seconds of the same epoch in Lightning, from the first batch to the last."""
     model = network("resnet", depth=20)
-    module = Classifier(
+    module = Classification(
         model,
         optimizer=lambda weights: torch.optim.SGD(weights, lr=1e-3, momentum=0.9, nesterov=True, weight_decay=1e-4),
-        rate=lambda step: 1.0,
-        total_steps=steps,
-        penalty=build("l1", lam=1e-4),
-        graph=slim.trace(model, torch.zeros(1, 3, 32, 32)),
         channels_last=machine.channels_last,
     )
+    sparse = SparseTraining("l1", lam=1e-4, example=torch.zeros(1, 3, 32, 32))
     clock = Clock(profile)
     with tempfile.TemporaryDirectory() as folder, quiet(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        trainer = _trainer(folder, machine, [Guard("sparse"), Progress("bench", steps, "none"), Dashboard(), clock])
-        trainer.fit(module, Feed(_loader(batch, steps), (0, 0)))
+        callbacks = [Finite("sparse"), sparse, Progress("bench", Metric(), "none"), GammaDashboard(), clock]
+        trainer = _trainer(folder, machine, callbacks)
+        trainer.fit(module, ResumableLoader(_loader(batch, steps), (0, 0)))
     return clock.seconds
 
 

@@ -23,7 +23,7 @@ def run(quick: bool, data: Path | None, again: bool) -> list[Row]:
         rates = {kind: _rates(place, size.images) for kind, place in places.items()}
         macs = {kind: _macs(entry, size) for kind, entry in told.items()}
         curves[network] = {kind: (rates[kind], macs[kind]) for kind in places}
-        score = {kind: 100 * _last(entry)["accuracy"] for kind, entry in told.items()}
+        score = {kind: 100 * _last(entry)["metric"] for kind, entry in told.items()}
         detail = {"seconds": seconds, "images_per_second": rates, "macs": macs, "accuracy": score}
         what = f"{network}, {MACS:.0%} of the MACs, {size.images} images x {size.epochs} epochs"
         rows += [

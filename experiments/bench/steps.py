@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from slim.models import build
-from slim.pipeline.hardware import Choice, choose
-from slim.pipeline.settings import Hardware
+from slim.runs.hardware import Choice, choose
+from slim.runs.schema import Hardware
 
 BATCH = 128
 NETWORKS: dict[str, dict[str, int]] = {"vgg": {"depth": 16}, "resnet": {"depth": 56}, "densenet": {"depth": 40}}

@@ -21,7 +21,7 @@ def main() -> int:
     import torch
     from torch.utils.tensorboard import SummaryWriter  # noqa: F401
 
-    import slim.pipeline.run  # noqa: F401
+    import slim.runs.phases  # noqa: F401
     from experiments.chaos.harness import chaos
 
     torch.set_num_threads(1)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import train
-from slim.pipeline.record import timeless
+from slim.runs.record import timeless
 
 TINY = (
     "+experiment=vgg_slim",

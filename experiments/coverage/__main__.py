@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-TIMEOUT = 300  # seconds for one network, building included
+TIMEOUT = 120  # seconds for one network, building included
 
 
 class Worker:

@@ -71,6 +71,7 @@ def trial(model: nn.Module, image: Tensor) -> dict[str, Any]:
     exact = after == slim.channels.count_macs(thin, image) and before == slim.channels.count_macs(model, image)
     achieved = chosen.achieved["ratio"]
     row |= {"requested": RATIO, "achieved": achieved, "macs": [before, after], "macs exact": exact, "seconds": seconds}
+    row |= {"params": [graph.params(), graph.params(chosen.removed)], "channels": channels_lost(graph, chosen.removed)}
     row |= {"trace seconds": traced - start, "error": errors, "change": change, "plan bytes": len(plan.to_json())}
     holds = all(errors[mode] <= allowed[mode] for mode in errors) and exact and bool(np.isfinite(change))
     # One channel per layer may be missing: floors and balance cannot always be met to the channel.
@@ -80,6 +81,11 @@ def trial(model: nn.Module, image: Tensor) -> dict[str, Any]:
         "verdict": verdict,
         "why": "; ".join(chosen.notes)[:300] or ("" if verdict == "ok" else reasons(graph)),
     }
+
+
+def channels_lost(graph: ChannelGraph, removed: np.ndarray) -> float:
+    """The share of all channel groups, removable or not, that went."""
+    return float(removed.sum() / max(1, len(graph)))
 
 
 def outputs(model: nn.Module, image: Tensor) -> list[Tensor]:

@@ -9,10 +9,15 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from slim.channels.constraints import pin_fixed_axes, propagate_balance_pins, resolve_shared_streams
+from slim.channels.constraints import (
+    pin_fixed_axes,
+    propagate_balance_pins,
+    resolve_shared_streams,
+    resolve_split_views,
+)
 from slim.channels.dispatch import record_trace
 from slim.channels.graph import ChannelGraph
-from slim.channels.ids import IntArray
+from slim.channels.ids import IntArray, compress, varying
 from slim.channels.meta_forward import call_arguments, tensors_in, unwrap
 from slim.channels.numbering import BoolArray, GroupNumbers
 from slim.channels.structure import Balance, Layer, Scale, Space
@@ -46,6 +51,7 @@ def trace(model: nn.Module, example_inputs: Any, *, residual: str = "group", gro
             raise SlimError(f"{name} must be one of {', '.join(known)}. Got {name}={value!r}. Choose one of them.")
     model = unwrap(model)
     record = record_trace(model, example_inputs, residual=residual, grouped=grouped)
+    resolve_split_views(record)
     resolve_shared_streams(record, model, residual)
     pin_fixed_axes(record, model)
     propagate_balance_pins(record)
@@ -67,6 +73,7 @@ def _assemble(model: nn.Module, example_inputs: Any, record: TraceRecord) -> Cha
         axes=axes,
         grouped=record.grouped,
         regroup=record.regroup,
+        settings={key: numbers.groups(ids) for key, ids in record.settings.items()},
         prunable=~pinned & ~inexact,
         inexact=inexact,
         reasons=reasons,
@@ -96,14 +103,39 @@ def _pin_streams(implied: IntArray, pinned: BoolArray, inexact: BoolArray, reaso
 
 def _layer(work: Contraction, groups: GroupsOf) -> Layer:
     """A contraction of the record, in groups."""
+    terms = {i: (groups(t.ids), t.per) for i, t in enumerate(work.terms)}
+    factor = work.factor
+    nested: dict[int, IntArray] = {}
+    for ids in work.nest:
+        found = _single_axis(ids, groups)
+        if found is not None:
+            nested.setdefault(*found)
+    for mine in nested.values():
+        factor //= len(mine)
+    activations: list[tuple[int, IntArray | None]] = []
+    for elements, layer in work.activations:
+        found = _single_axis(layer, groups) if layer is not None else None
+        activations.append((elements // len(found[1]), found[1]) if found is not None else (elements, None))
     return Layer(
         work.module,
         work.kind,
         work.weight,
-        work.factor,
-        tuple((groups(t.ids), t.per) for t in work.terms),
-        tuple((elements, None if t is None else groups(t.ids)) for elements, t in work.activations),
+        factor,
+        (*terms.values(), *((mine, 1) for mine in nested.values())),
+        tuple(activations),
     )
+
+
+def _single_axis(layer: IntArray, groups: GroupsOf) -> tuple[int, IntArray] | None:
+    """The axis of a layer, and the groups along it (n,); None where they vary along no axis or more.
+
+    A layer of one axis is taken as it is, varying or not.
+    """
+    mine = groups(layer).reshape(layer.shape)
+    if len(varying(mine)) > 1:
+        mine = compress(mine)
+    axes = varying(mine)
+    return (axes[0], mine.ravel()) if len(axes) == 1 else None
 
 
 def _scales(model: nn.Module, record: TraceRecord, groups: GroupsOf, axes: Mapping[Axis, IntArray]) -> list[Scale]:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
-from slim.channels.ids import FIXED, IntArray
+from slim.channels.ids import FIXED, IntArray, components, compress, varying
 from slim.channels.select_layer import can_select
 from slim.channels.trace_record import TraceRecord
 
@@ -70,6 +70,32 @@ def pin_fixed_axes(record: TraceRecord, model: nn.Module) -> None:
             ids.pin(array, f"{axis.param} is a parametrization")
         orphans = array[~made[ids.find(array)]]
         ids.pin(orphans, f"no layer makes these channels ({axis.param}, axis {axis.dim})")
+
+
+def resolve_split_views(record: TraceRecord) -> None:
+    """Choose for every axis that was seen as several along which of them whole slices can go; join along the others.
+
+    The last one, if the forward leaves it a choice; else the one that keeps most slices apart.
+    """
+    ids = record.ids
+    for _ in range(4):
+        settled = True
+        for split in record.split_views:
+            table = ids.find(split.table)
+            axes = [d for d in varying(compress(table)) if d]
+            if (table != table[:1]).any():
+                best = 0  # part of another split, which goes in slices of its own
+            elif len(axes) > 1:
+                apart = {d: components(table, d) for d in axes}
+                best = axes[-1] if apart[axes[-1]] > 1 else max(axes, key=lambda d: apart[d])
+            else:
+                continue
+            if axes and axes != [best]:
+                first = tuple(slice(None) if d == best else slice(0, 1) for d in range(table.ndim))
+                ids.join(table, table[first], "meets fixed data in a view")
+                settled = False
+        if settled:
+            return
 
 
 def pinned_ids(record: TraceRecord) -> BoolArray:

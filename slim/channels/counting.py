@@ -1,4 +1,4 @@
-"""Counts by PyTorch's own counter, the oracle for ours. MACs = FLOPs / 2."""
+"""MACs by PyTorch's FLOP counter (MACs = FLOPs / 2), the reference for ours, and parameters."""
 
 from __future__ import annotations
 

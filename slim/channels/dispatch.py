@@ -6,11 +6,12 @@ tensors are used only when an operation has no meta kernel, or the forward asks 
 
 from __future__ import annotations
 
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
@@ -43,6 +44,7 @@ class TracingMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs, tracer = kwargs or {}, self.tracer
         tracer.operation = func.overloadpacket.__name__
+        tracer.steps += 1
         out = self._execute(func, args, kwargs)
         if not _carries_ids(args, kwargs):
             return out
@@ -67,6 +69,23 @@ class TracingMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 if out is after:  # an in-place operation on a tensor that was moved to meta for it
                     out = before
         return out
+
+
+class _NoteFailure(TorchFunctionMode):
+    """Notes the arguments of the innermost function that raises: a view may fail before it becomes an operation."""
+
+    def __init__(self, tracer: Tracer) -> None:
+        super().__init__()
+        self.tracer = tracer
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        try:
+            return func(*args, **(kwargs or {}))
+        except Exception:
+            if self.tracer.operands is None:
+                self.tracer.operands = (args, kwargs)
+                self.tracer.failing = self.tracer.modules_running()
+            raise
 
 
 def _carries_ids(args: Any, kwargs: Any) -> bool:
@@ -101,7 +120,8 @@ def run_forward(tracer: Tracer, example_inputs: Any, *, meta: bool, training: bo
         args, kwargs = tree_map_only(torch.Tensor, example_tensor, (args, kwargs))
         with temporary_state(tracer.model, meta=meta, training=training):
             try:
-                with module_stack(tracer.stack, failed), TracingMode(tracer, meta=meta):
+                watch = _NoteFailure(tracer) if tracer.probing else nullcontext()
+                with module_stack(tracer.stack, failed, tracer.note_inputs), watch, TracingMode(tracer, meta=meta):
                     out = tracer.model(*args, **kwargs)
             except Exception:
                 tracer.failed = tracer.names.get(id(failed[-1]), "") if failed else ""

@@ -1,4 +1,4 @@
-"""Copy a tree of modules around tensors that were made beforehand: ``copy.deepcopy``, without its price per module."""
+"""Copy a tree of modules with given new tensors: a faster ``copy.deepcopy``."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from torch import nn
 _PLAIN = {bool, int, float, complex, str, bytes, type(None)}
 
 
-def _own_way(kind: type[nn.Module]) -> bool:
-    """Whether a class says itself how it is copied."""
+def _has_own_copy(kind: type[nn.Module]) -> bool:
+    """Whether a class defines its own copying."""
     return (
         hasattr(kind, "__deepcopy__")
         or kind.__reduce_ex__ is not object.__reduce_ex__
@@ -22,17 +22,17 @@ def _own_way(kind: type[nn.Module]) -> bool:
 
 
 def duplicate(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
-    """A copy of ``module`` and all below it.
+    """A copy of ``module`` and its submodules.
 
     Args:
         module: Not changed.
-        memo: As of :func:`copy.deepcopy`: id -> the copy to use. Holds the new tensors.
+        memo: As in :func:`copy.deepcopy`, id of an object -> its copy; holds the new tensors.
     """
     found = memo.get(id(module))
     if found is not None:
         return found  # type: ignore[no-any-return]
     kind = type(module)
-    if _own_way(kind):
+    if _has_own_copy(kind):
         copied: nn.Module = copy.deepcopy(module, memo)
         return copied
     new = kind.__new__(kind)

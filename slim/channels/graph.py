@@ -31,6 +31,7 @@ class ChannelGraph:
     axes: dict[Axis, IntArray]
     grouped: dict[str, int]
     regroup: dict[str, Axis]
+    settings: dict[tuple[str, str], IntArray]  # (module, attribute) -> the groups that it counts
     prunable: BoolArray
     inexact: BoolArray
     reasons: dict[int, str]
@@ -136,6 +137,7 @@ class ChannelGraph:
             axes=axes,
             grouped={name: g for name, g in self.grouped.items() if (name, 0) in axes or (name, 1) in axes},
             regroup=self._group_counts(axes, keep),
+            attributes=self._attributes(keep),
             selects=self._kept_streams(axes, keep),
             widths=self._module_widths(keep),
             inputs=self.inputs,
@@ -200,6 +202,14 @@ class ChannelGraph:
                 reads = self.axes.get(Axis(axis.param, 1)) if axis.param in self.grouped else None
                 counts[module] = int(keep[reads].sum()) if reads is not None else len(entry.kept)
         return counts
+
+    def _attributes(self, keep: BoolArray) -> dict[str, dict[str, int]]:
+        """The new value of every module attribute that counts channels and changes."""
+        attributes: dict[str, dict[str, int]] = {}
+        for (module, name), groups in self.settings.items():
+            if not keep[groups].all():
+                attributes.setdefault(module, {})[name] = int(keep[groups].sum())
+        return attributes
 
     def _kept_streams(self, axes: dict[tuple[str, int], Keep], keep: BoolArray) -> dict[str, Keep]:
         """What stays of the stream that every selecting normalization reads."""

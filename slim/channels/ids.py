@@ -30,6 +30,18 @@ class Ids:
     def __len__(self) -> int:
         return self._count
 
+    def copy(self) -> Ids:
+        """An independent copy."""
+        other = Ids()
+        other._parent, other._count, other.pins = self._parent.copy(), self._count, list(self.pins)
+        return other
+
+    def restore(self, earlier: Ids) -> None:
+        """Be again what ``earlier`` (a copy) was; ids handed out since stay, each alone."""
+        self._parent[: len(earlier._parent)] = earlier._parent
+        self._parent[earlier._count : self._count] = np.arange(earlier._count, self._count)
+        self.pins = earlier.pins
+
     def fresh(self, count: int) -> IntArray:
         """``count`` ids that nobody has met yet."""
         start, self._count = self._count, self._count + count
@@ -137,8 +149,8 @@ def view(shadow: Shadow, old: Sequence[int], new: Sequence[int]) -> tuple[Shadow
     """Carry a shadow through a view.
 
     Returns:
-        The new shadow, and for every axis of ids that was split into (outer, inner) with ids varying along both, the
-        array of ids (outer, inner). Removing channels keeps the meaning of such a split only if whole columns go.
+        The new shadow, and for every axis of ids that was split the array of ids (rest, outer, ..., inner). Removing
+        channels keeps the meaning of such a split only if whole slices along one of its axes go.
     """
     if not shadow:
         return (), []
@@ -159,13 +171,11 @@ def view(shadow: Shadow, old: Sequence[int], new: Sequence[int]) -> tuple[Shadow
                 touched.append(after)
         result = np.broadcast_to(layer, middle).reshape(shape)
         if touched:
-            result = compress(result)
             for after in touched:
-                axes = [d for d in after if result.shape[d] > 1]
-                if len(axes) > 1:
-                    rest = [d for d in range(result.ndim) if d not in axes]
-                    moved = result.transpose(rest + axes)
-                    splits.append(moved.reshape(-1, result.shape[axes[-1]]))
+                rest = [d for d in range(result.ndim) if d not in after]
+                moved = result.transpose(rest + list(after))
+                splits.append(moved.reshape(-1, *(new[a] for a in after)))
+            result = compress(result)
         elif any(layer.shape[d] > 1 and len(before) > 1 for before, _ in runs for d in before):
             result = compress(result)
         out.append(result)
@@ -190,3 +200,17 @@ def alive(layers: Iterable[IntArray]) -> Shadow:
 def pad_rank(shadow: Shadow, rank: int) -> Shadow:
     """Prepend axes of size 1, as broadcasting does."""
     return tuple(layer.reshape((1,) * (rank - layer.ndim) + layer.shape) for layer in shadow)
+
+
+def components(table: IntArray, axis: int) -> int:
+    """How many slices of ``table`` along ``axis`` are independent: slices that share an id count as one.
+
+    >>> components(np.array([[1, 2], [1, 3]]), 0), components(np.array([[1, 2], [1, 3]]), 1)
+    (1, 2)
+    """
+    rows = np.moveaxis(table, axis, 0).reshape(table.shape[axis], -1)
+    values, inverse = np.unique(rows, return_inverse=True)
+    nodes = Ids()
+    slices, ids = nodes.fresh(len(rows)), nodes.fresh(len(values))
+    nodes.join(np.broadcast_to(slices[:, None], rows.shape), ids[inverse.reshape(rows.shape)], "")
+    return len(np.unique(nodes.find(slices)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -51,13 +51,13 @@ def meta_like(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def move_to_meta(args: Any, kwargs: Any) -> tuple[Any, Any]:
-    """Where real tensors (index buffers, constants made in a forward) meet meta ones, move them for this call."""
-    found = [False, False]
+    """Move real tensors (index buffers, constants made in a forward) to meta if any argument is a meta tensor."""
+    seen = [False, False]
     for a in (*args, *kwargs.values()):
         for t in a if isinstance(a, (list, tuple)) else (a,):
             if isinstance(t, torch.Tensor):
-                found[t.is_meta] = True
-    if not all(found):
+                seen[t.is_meta] = True
+    if not all(seen):
         return args, kwargs
     moved: tuple[Any, Any] = tree_map_only(torch.Tensor, lambda t: t if t.is_meta else t.to("meta"), (args, kwargs))
     return moved
@@ -70,8 +70,10 @@ _UNARY = {"relu", "silu", "gelu", "sigmoid", "hardswish", "hardsigmoid", "hardta
 
 
 def call_on_meta(func: Any, args: Any, kwargs: Any) -> Any:
-    """Run an operation on meta tensors, without asking PyTorch where shape and dtype are plain (its meta kernels for
-    elementwise operations are Python, and would be most of a trace).
+    """Run an operation on meta tensors.
+
+    Results of simple shape and dtype are made without PyTorch's meta kernels, which are Python code for elementwise
+    operations and would take most of the time of a trace.
     """
     name = func.overloadpacket.__name__
     first = args[0] if args and isinstance(args[0], torch.Tensor) else None
@@ -143,11 +145,15 @@ def temporary_state(model: nn.Module, *, meta: bool, training: bool) -> Iterator
 
 
 @contextmanager
-def module_stack(stack: list[nn.Module], failed: list[nn.Module]) -> Iterator[None]:
+def module_stack(
+    stack: list[nn.Module], failed: list[nn.Module], entered: Callable[[nn.Module, Any], None] | None = None
+) -> Iterator[None]:
     """Keep ``stack`` the modules whose forward is running; on an exception note the innermost one in ``failed``."""
 
-    def enter(module: nn.Module, _: Any) -> None:
+    def enter(module: nn.Module, args: Any) -> None:
         stack.append(module)
+        if entered is not None:
+            entered(module, args)
 
     def leave(module: nn.Module, _: Any, __: Any) -> None:
         # A forward that raised and was caught by its caller leaves its modules behind: drop down to this one.

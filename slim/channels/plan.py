@@ -16,7 +16,7 @@ from slim.channels.ids import IntArray
 from slim.errors import SlimError
 
 FORMAT = "slim-plan"
-VERSION = 1
+VERSION = 2  # 1 had no attributes
 MAX_WIDTH = 1 << 24  # no layer is wider; a file that claims so is refused before anything is allocated
 
 
@@ -59,6 +59,7 @@ class Plan:
         regroup: module name -> its new number of groups.
         selects: normalization module name -> what stays of the stream it reads.
         widths: module name -> (dense, kept) output channels, for every layer that makes channels.
+        attributes: module name -> attribute -> the number of channels or heads it holds now (``name[i]`` is an entry).
         inputs: shapes and dtypes of the example input (nested lists and dicts), for a check forward; None when unknown.
     """
 
@@ -68,6 +69,7 @@ class Plan:
     selects: Mapping[str, Keep]
     widths: Mapping[str, tuple[int, int]]
     inputs: Any = None
+    attributes: Mapping[str, Mapping[str, int]] = dataclasses.field(default_factory=dict)
 
     @property
     def is_identity(self) -> bool:
@@ -97,7 +99,7 @@ class Plan:
             axes.setdefault(name, []).append([dim, number(keep)])
         body = {
             "format": FORMAT,
-            "version": VERSION,
+            "version": 1,
             "axes": axes,
             "grouped": dict(sorted(self.grouped.items())),
             "regroup": dict(sorted(self.regroup.items())),
@@ -106,6 +108,9 @@ class Plan:
             "inputs": self.inputs,
             "sets": [list(key) for key in sets],
         }
+        if self.attributes:  # without it a plan is what it was in version 1
+            body["version"] = VERSION
+            body["attributes"] = {k: dict(sorted(v.items())) for k, v in sorted(self.attributes.items())}
         return json.dumps(body, separators=(",", ":"))
 
     @classmethod
@@ -117,7 +122,7 @@ class Plan:
         """
         try:
             body = json.loads(text)
-            if body["format"] != FORMAT or body["version"] != VERSION:
+            if body["format"] != FORMAT or body["version"] not in range(1, VERSION + 1):
                 raise ValueError(f"format {body['format']!r} version {body['version']!r}")
             sets = []
             for size, mask in body["sets"]:
@@ -140,6 +145,10 @@ class Plan:
                 selects={str(k): pick(v) for k, v in body["selects"].items()},
                 widths={str(k): (int(a), int(b)) for k, (a, b) in body["widths"].items()},
                 inputs=body["inputs"],
+                attributes={
+                    str(module): {str(k): _positive(v) for k, v in values.items()}
+                    for module, values in body.get("attributes", {}).items()
+                },
             )
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
             raise SlimError(
@@ -186,6 +195,10 @@ class Plan:
             axes=axes,
             grouped={**later.grouped, **self.grouped},
             regroup={**self.regroup, **later.regroup},
+            attributes={
+                name: {**self.attributes.get(name, {}), **later.attributes.get(name, {})}
+                for name in (*self.attributes, *later.attributes)
+            },
             selects=selects,
             widths=widths or dict(later.widths),
             inputs=self.inputs if self.inputs is not None else later.inputs,
@@ -214,7 +227,7 @@ class Plan:
                     f"({name}, axis {dim}). {again}Apply it once, to the dense network it was made for."
                 )
         modules = dict(model.named_modules())
-        for name in (*self.regroup, *self.selects):
+        for name in (*self.regroup, *self.selects, *self.attributes):
             if name not in modules:
                 raise SlimError(
                     f"A plan must match its network. Got a plan for layer {name}, which the model lacks. "

@@ -26,7 +26,7 @@ class ChannelSelect(nn.Module):
 
 
 class _Selecting:
-    """Mixed in before a normalization class: first pick channels, then normalize them. State-dict names stay."""
+    """Mixin for normalization classes: select channels, then normalize them. State-dict names do not change."""
 
     select: ChannelSelect
 

@@ -18,6 +18,7 @@ from slim.channels.ids import IntArray
 from slim.channels.meta_forward import call_arguments, call_on_meta, module_stack, move_to_meta, temporary_state, unwrap
 from slim.channels.plan import Keep, Plan
 from slim.channels.select_layer import set_select
+from slim.channels.settings import set_number
 from slim.errors import SlimError, expect
 
 PLAN = "_slim_plan"
@@ -113,7 +114,7 @@ def _zeroed(tensor: Tensor, name: str, cuts: list[tuple[int, Keep]], plan: Plan)
 
 
 def mask(model: nn.Module, plan: Plan, *, in_place: bool = False) -> nn.Module:
-    """A twin of ``model`` in which everything the plan removes is zero; shapes stay.
+    """A copy of ``model`` in which everything the plan removes is zero; shapes stay.
 
     Args:
         model: Not changed, unless ``in_place``.
@@ -126,13 +127,13 @@ def mask(model: nn.Module, plan: Plan, *, in_place: bool = False) -> nn.Module:
     model = unwrap(model)
     expect("plan", plan, Plan, "Use slim.select, or Plan.from_json.")
     plan.validate(model)
-    twin = model if in_place else copy.deepcopy(model)
+    masked = model if in_place else copy.deepcopy(model)
     with torch.no_grad():
         cuts = _cuts(plan)
-        for name, tensor in _named(twin):
+        for name, tensor in _named(masked):
             if name in cuts:
                 _zeroed(tensor, name, cuts[name], plan)
-    return twin
+    return masked
 
 
 def rebuild(
@@ -225,6 +226,9 @@ def _update_modules(model: nn.Module, plan: Plan) -> None:
         else:
             module.groups = groups
             set_attributes(module)
+    for name, values in plan.attributes.items():
+        for attribute, value in values.items():
+            set_number(modules[name], attribute, value)
     for name, stream in plan.selects.items():
         norm: Any = modules[name]
         own = plan.axes.get((f"{name}.weight" if name else "weight", 0))

@@ -24,14 +24,37 @@ class Term(NamedTuple):
 
 @dataclasses.dataclass
 class Contraction:
-    """Multiply-accumulates of one contraction: ``factor`` times the kept width of every term."""
+    """Multiply-accumulates of one contraction: ``factor`` times the kept width of every term.
+
+    A product has its channels in ``nest`` instead: layers over (batch, rows, contracted, columns), each of which thins
+    one of the four axes, and ``factor`` is the whole product's work.
+    """
 
     module: str
     kind: str
     weight: str | None
     factor: int
     terms: list[Term]
-    activations: list[tuple[int, Term | None]]  # (elements per channel, channels) of its input and its output
+    activations: list[tuple[int, IntArray | None]]  # (elements, layer of ids) of its input and its output
+    nest: list[IntArray] = dataclasses.field(default_factory=list)
+
+
+@dataclasses.dataclass
+class SplitView:
+    """An axis of channels seen as several: ``table`` (rest, outer, ..., inner). Whole slices along one can go."""
+
+    modules: tuple[str, ...]  # whose forwards are running, innermost first
+    step: int  # operations before it
+    table: IntArray
+
+
+@dataclasses.dataclass
+class SizeUse:
+    """A size that a forward gave to an operation: that of ``axis`` of ``layer``, in the innermost of ``modules``."""
+
+    modules: tuple[str, ...]
+    layer: IntArray
+    axis: int
 
 
 @dataclasses.dataclass
@@ -72,4 +95,8 @@ class TraceRecord:
     outputs: list[IntArray] = dataclasses.field(default_factory=list)
     scalars: list[tuple[float, Shadow]] = dataclasses.field(default_factory=list)
     unknown: dict[str, str] = dataclasses.field(default_factory=dict)
+    split_views: list[SplitView] = dataclasses.field(default_factory=list)
+    sizes: list[SizeUse] = dataclasses.field(default_factory=list)
+    inputs: dict[str, list[IntArray]] = dataclasses.field(default_factory=dict)  # module -> ids along axes it is given
+    settings: dict[tuple[str, str], IntArray] = dataclasses.field(default_factory=dict)  # (module, attribute) -> ids
     real: bool = False

@@ -7,12 +7,18 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 from torch.utils._pytree import tree_map_only
 
-from slim.channels.ids import IntArray, Shadow, axis_layer, varying
-from slim.channels.trace_record import Axis, NormCall, TraceRecord
+from slim.channels.ids import FIXED, IntArray, Shadow, axis_layer, compress, varying
+from slim.channels.trace_record import Axis, NormCall, SizeUse, SplitView, TraceRecord
+
+
+def _functions_of(width: int) -> tuple[float, ...]:
+    """Numbers that forwards compute from a width; fused attention scales both operands by its fourth root."""
+    return width, 1 / width, width**0.5, width**-0.5, width**0.25, width**-0.25
 
 
 class Tracer:
@@ -37,6 +43,11 @@ class Tracer:
         self.failed = ""
         self.scalars: list[tuple[float, Shadow]] = []
         self.conflicts: list[IntArray] = []
+        self.first_conflict: tuple[int, tuple[str, ...]] | None = None  # (operation, modules) of the first of them
+        self.steps = 0  # operations so far
+        self.operands: Any = None  # of the operation that failed
+        self.failing: tuple[str, ...] = ()  # the modules in which it failed, innermost first
+        self.free: npt.NDArray[np.bool_] = np.ones(1, dtype=bool)  # by root; set while probing
         self.operation = ""
         self.seen_norms: set[str] = set()
         self.selective_norms: dict[str, NormCall] = {}
@@ -101,16 +112,58 @@ class Tracer:
             left, right = np.broadcast_arrays(left, right)
             differ = self.ids.find(left.ravel()) != self.ids.find(right.ravel())
             if differ.any():
-                self.conflicts += [left.ravel()[differ], right.ravel()[differ]]
+                self.conflict(left.ravel()[differ])
+                self.conflict(right.ravel()[differ])
             return
         self.ids.join(left, right, f"meets fixed data in {self.operation} ({self.location()})")
 
     def pin(self, ids: IntArray, reason: str) -> None:
         """These ids cannot go."""
         if self.probing:
-            self.conflicts.append(ids.ravel())
+            self.conflict(ids.ravel())
             return
         self.ids.pin(ids, f"{reason} ({self.location()})")
+
+    def conflict(self, ids: IntArray) -> None:
+        """While probing: these ids do not meet as they did before."""
+        roots = self.ids.find(ids)
+        free = ids[self.free[np.where(roots < len(self.free), roots, FIXED)]]  # newer ids: reached by nothing before
+        if free.size:
+            self.conflicts.append(free)
+            if self.first_conflict is None:
+                self.first_conflict = self.steps, self.modules_running()
+
+    def modules_running(self) -> tuple[str, ...]:
+        """Names of the modules whose forward is running, innermost first."""
+        return tuple(self.names[id(m)] for m in reversed(self.stack) if id(m) in self.names)
+
+    def note_inputs(self, module: nn.Module, args: Any) -> None:
+        """A module is called: note the ids along every axis of what it is given."""
+        layers = [layer.ravel() for t in args if isinstance(t, torch.Tensor) for layer in self.shadow_of(t)]
+        self.record.inputs[self.names.get(id(module), "")] = layers
+
+    def tight(self, layer: IntArray) -> IntArray:
+        """``layer`` without the axes along which its ids have been joined."""
+        return compress(self.ids.find(layer)) if len(varying(layer)) > 1 else layer
+
+    def keep_whole(self, layer: IntArray, axes: Sequence[int], reason: str) -> IntArray:
+        """Nothing can go along ``axes``: what varies along others too goes in whole slices along those, or not at all.
+
+        Returns:
+            The layer, of size 1 along ``axes`` unless it is pinned.
+        """
+        layer = self.tight(layer)
+        inside = [d for d in varying(layer) if d in axes]
+        if not inside:
+            return layer
+        if len(inside) == len(varying(layer)):
+            self.pin(layer, reason)
+            return layer
+        first = layer[tuple(slice(0, 1) if d in inside else slice(None) for d in range(layer.ndim))]
+        self.join(layer, first)
+        if not self.probing:
+            self.record.assumptions.append((self.location(), layer.ravel()))
+        return first
 
     def mark_positions(self, ids: IntArray) -> None:
         """These are positions (kernel taps, vocabulary rows), not channels."""
@@ -144,12 +197,20 @@ class Tracer:
         self.join(table, table[:1])
         self.record.assumptions.append((self.location(), table.ravel()))
 
-    def assume_position(self, layer: IntArray, dim: int, what: str) -> None:
-        """One position is taken along an axis that is part of a wider split."""
-        if varying(layer) == (dim,):
-            self.pin(layer, f"{what} takes channels by their position")
-        elif not self.probing:
-            self.record.assumptions.append((self.location(), layer.ravel()))
+    def split_view(self, table: IntArray) -> None:
+        """An axis is seen as several: whole slices of ``table`` (rest, outer, ..., inner) along one of them can go.
+
+        Which one is decided after the trace, when all that the forward does with it is known.
+        """
+        self.record.split_views.append(SplitView(self.modules_running(), self.steps, table))
+        if not self.probing:
+            self.record.assumptions.append((self.location(), table.ravel()))
+
+    def note_sizes(self, shadow: Shadow) -> None:
+        """The forward gave an operation the sizes of these axes: numbers that may come from attributes of a module."""
+        if not self.probing:
+            names = self.modules_running()
+            self.record.sizes += [SizeUse(names, layer, d) for layer in shadow for d in varying(layer)]
 
     def assume_ids(self, ids: IntArray) -> None:
         """Record that ``ids`` can be removed only if the forward follows its widths; the width probe decides."""
@@ -186,5 +247,5 @@ class Tracer:
         self.scalars += [(value, layers) for value in values]
         for layer in layers:
             for n in (layer.shape[d] for d in varying(layer)):
-                if any(math.isclose(abs(v), w, rel_tol=1e-9) for v in values for w in (n, 1 / n, n**0.5, n**-0.5)):
+                if any(math.isclose(abs(v), w, rel_tol=1e-9) for v in values for w in _functions_of(n)):
                     self.record.assumptions.append((self.location(), layer.ravel()))

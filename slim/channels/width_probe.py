@@ -1,27 +1,35 @@
 """The width probe: does the forward follow its widths, or does it hard-code them?
 
 A view that splits an axis, a chunk or a slice looks the same in one trace whether its numbers come from ``x.shape`` or
-stand in the source. So trace a second network in which every removable channel is doubled in place (on meta tensors, no
-arithmetic). If the forward follows its widths, ids meet exactly as before; where it does not, what was assumed is
-pinned.
+stand in the source. So trace a second network in which every removable channel stands several times in place (on meta
+tensors, no arithmetic); how often depends on the layer that makes it, so that two layers of one width differ. If the
+forward follows its widths, ids meet exactly as before. Where it does not, attributes of its modules are tried that hold
+the number it used (:mod:`slim.channels.settings`); where none helps, what was assumed is pinned.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from slim.channels.constraints import pinned_ids, propagate_balance_pins
+from slim.channels.constraints import pinned_ids, propagate_balance_pins, resolve_split_views
 from slim.channels.dispatch import run_forward
 from slim.channels.duplicate import duplicate
-from slim.channels.ids import IntArray
+from slim.channels.ids import FIXED, Ids, IntArray, compress, varying
+from slim.channels.meta_forward import tensors_in
+from slim.channels.numbering import BoolArray
+from slim.channels.settings import Candidate, Outcome, Settings, set_number, settings_that_help, widths_of
 from slim.channels.surgery import set_attributes
-from slim.channels.trace_record import Axis, TraceRecord
+from slim.channels.trace_record import Axis, SizeUse, TraceRecord
 from slim.channels.tracer import Tracer
+
+FIXES_WIDTH = "the forward fixes the width or the position of its channels"
+ATTEMPTS = 40  # verdicts on the assumptions of one network; each settles one place in the code of its modules
 
 
 def probe_widths(
@@ -32,36 +40,185 @@ def probe_widths(
     residual: str,
     grouped: str,
 ) -> None:
-    """Decide every assumption of ``record``: confirmed, or its ids are pinned."""
-    for attempt in range(6):
+    """Decide every assumption of ``record``: confirmed, made true by module attributes, or its ids are pinned."""
+    options = {"residual": residual, "grouped": grouped}
+    hopeless: set[tuple[Candidate, ...]] = set()
+    for attempt in range(ATTEMPTS):
         free = ~pinned_ids(record)
-        open_ = [(where, ids) for where, ids in record.assumptions if free[record.ids.find(ids)].any()]
-        if not open_ or record.real:
+        open_ = [(where, ids) for where, ids in record.assumptions if is_free(record, free, ids).any()]
+        if not record.assumptions or not free.any():
+            return
+        if record.real:
             _pin(record, open_, "the forward cannot be probed on meta tensors")
             propagate_balance_pins(record)
             return
-        wide, wide_record = _widen(model, record, free)
-        tracer = Tracer(wide, residual=residual, grouped=grouped, record=wide_record, probing=True)
-        blamed = open_
-        try:
-            run_forward(tracer, example_inputs, meta=True)
-        except Exception:
-            if attempt < 4:
-                blamed = [(w, ids) for w, ids in open_ if w == tracer.failed] or open_
-        else:
-            conflicts = [c[free[record.ids.find(c)]] for c in tracer.conflicts if c.size]
-            conflicts += _scalar_conflicts(record, tracer)
-            conflicts = [c for c in conflicts if c.size]
-            if not conflicts:
-                return
-            blamed = [("", c) for c in conflicts]
-        _pin(record, blamed, "the forward fixes the width or the position of its channels")
+
+        def outcome_of(settings: Settings, free: BoolArray = free) -> Outcome:
+            return _run(model, example_inputs, record, free, settings, options)
+
+        outcome = outcome_of(record.settings)
+        if outcome.passed:
+            return
+        found = settings_that_help(model, record, outcome, outcome_of, hopeless)
+        if found is not None:
+            record.settings = found
+            continue
+        if _join_that_helps(model, record, outcome, outcome_of):
+            continue
+        last = attempt >= ATTEMPTS - 2
+        _pin(record, open_ if last else _blamed(model, record, outcome, open_, free), FIXES_WIDTH)
         propagate_balance_pins(record)
+
+
+def is_free(record: TraceRecord, free: BoolArray, ids: IntArray) -> BoolArray:
+    """Which ``ids`` may go; ids that are newer than ``free`` belong to what only the widened network reached."""
+    roots = record.ids.find(ids)
+    return free[np.where(roots < len(free), roots, FIXED)]
 
 
 def _pin(record: TraceRecord, what: list[tuple[str, IntArray]], reason: str) -> None:
     for where, ids in what:
         record.ids.pin(ids.ravel(), f"{reason} ({where})" if where else reason)
+
+
+def _blamed(
+    model: nn.Module, record: TraceRecord, outcome: Outcome, open_: list[tuple[str, IntArray]], free: BoolArray
+) -> list[tuple[str, IntArray]]:
+    """What has to stay after a failure: the ids that met it, and the same assumptions of modules of the same class."""
+    where = outcome.modules[0] if outcome.modules else ""
+    if not outcome.ids:
+        near = [(w, ids) for w, ids in open_ if w in outcome.modules[:2]]
+        return near or open_ or [("", np.flatnonzero(free))]
+    blamed = [(where, ids) for ids in outcome.ids]
+    mine = np.zeros(len(record.ids), dtype=bool)
+    for ids in outcome.ids:
+        mine[record.ids.find(ids)] = True
+    modules = dict(model.named_modules())
+    seen: Counter[str] = Counter()
+    ordinals = []
+    for w, _ in record.assumptions:
+        ordinals.append((type(modules.get(w)), seen[w]))
+        seen[w] += 1
+    guilty = {
+        ordinal
+        for ordinal, (w, ids) in zip(ordinals, record.assumptions, strict=True)
+        if w in outcome.modules[:2] and mine[record.ids.find(ids)].any()
+    }
+    for ordinal, (w, ids) in zip(ordinals, record.assumptions, strict=True):
+        if ordinal in guilty:
+            stays = ids[is_free(record, free, ids)]
+            if stays.size:
+                blamed.append((w, stays))
+    return blamed
+
+
+def _run(
+    model: nn.Module,
+    example_inputs: Any,
+    record: TraceRecord,
+    free: BoolArray,
+    settings: Settings,
+    options: dict[str, str],
+) -> Outcome:
+    """One forward of the widened network: how far it came as it should, and what stood in its way."""
+    times = _multiplicities(record, free)
+    wide, wide_record = _widen(model, record, times, settings)
+    tracer = Tracer(wide, record=wide_record, probing=True, **options)
+    tracer.free = free
+    failed = None
+    try:
+        run_forward(tracer, example_inputs, meta=True)
+    except Exception as error:
+        failed = error
+    shapes = _shape_conflicts(record, wide_record, times)
+    ends: list[tuple[int, tuple[str, ...], list[IntArray]]] = [(s, m, [ids]) for s, m, ids in shapes]
+    if tracer.first_conflict is not None:
+        ends.append((*tracer.first_conflict, tracer.conflicts))
+    if failed is not None:
+        ids = [layer.ravel() for t in tensors_in(tracer.operands) for layer in tracer.shadow_of(t)]
+        ids = [i[is_free(record, free, i)] for i in ids]
+        modules = tracer.failing or ((tracer.failed,) if tracer.failed else ())
+        if not any(i.size for i in ids):  # a number taken from what the module was given
+            ids = next((mine for m in modules if (mine := _free_inputs(record, wide_record, m, free))), [])
+        ends.append((tracer.steps, modules, [i for i in ids if i.size]))
+    elif not ends:
+        scalars = [ids[is_free(record, free, ids)] for ids in _scalar_conflicts(record, tracer)]
+        scalars = [ids for ids in scalars if ids.size]
+        if scalars:
+            ends.append((tracer.steps, (), scalars))
+    if not ends:
+        return Outcome(True, tracer.steps, (), [])
+    first = min(end[0] for end in ends)
+    steps, modules, ids = next(end for end in ends if end[0] == first)
+    return Outcome(False, steps, modules, ids)
+
+
+def _free_inputs(record: TraceRecord, wide: TraceRecord, module: str, free: BoolArray) -> list[IntArray]:
+    found = [ids[is_free(record, free, ids)] for ids in wide.inputs.get(module, [])]
+    return [ids for ids in found if ids.size]
+
+
+def _join_that_helps(
+    model: nn.Module, record: TraceRecord, outcome: Outcome, outcome_of: Callable[..., Outcome]
+) -> bool:
+    """Whether a size was one of the module's input (``reshape(B, N, C)``): then both are as wide as each other, joined.
+
+    The same is done in all modules of its class.
+    """
+    if not outcome.modules or not outcome.ids:
+        return False
+    name = outcome.modules[0]
+    met = np.unique(np.concatenate([record.ids.find(ids) for ids in outcome.ids]))
+    uses: dict[str, list[SizeUse]] = {}
+    for use in record.sizes:
+        uses.setdefault(use.modules[0] if use.modules else "", []).append(use)
+    inexact = record.ids.find(np.concatenate([ids for ids, _ in record.inexact] or [np.zeros(0, np.int64)]))
+    modules = dict(model.named_modules())
+    like = [n for n, m in modules.items() if type(m) is type(modules.get(name))]
+    for i, use in enumerate(uses.get(name, [])):
+        mine = widths_of(use, record)
+        if mine is None or not np.isin(mine, met).any():
+            continue
+        for j, given in enumerate(record.inputs.get(name, [])):
+            roots = record.ids.find(given)
+            if len(given) != len(mine) or (roots == record.ids.find(mine)).all() or np.isin(roots, inexact).any():
+                continue
+            before = record.ids.copy()
+            for other in like:
+                theirs, widths = record.inputs.get(other, [])[j : j + 1], uses.get(other, [])[i : i + 1]
+                width = widths_of(widths[0], record) if widths else None
+                if theirs and width is not None and len(theirs[0]) == len(width):
+                    record.ids.join(theirs[0], width, "is as wide as fixed data")
+            resolve_split_views(record)
+            propagate_balance_pins(record)
+            tried = outcome_of(record.settings, ~pinned_ids(record))
+            if tried.passed or tried.steps > outcome.steps:
+                return True
+            record.ids.restore(before)
+    return False
+
+
+def _shape_conflicts(
+    record: TraceRecord, wide: TraceRecord, times: IntArray
+) -> list[tuple[int, tuple[str, ...], IntArray]]:
+    """Views that split an axis into other sizes than they should: (operations before, modules, ids)."""
+    found = []
+    for before, after in zip(record.split_views, wide.split_views, strict=False):
+        roots = record.ids.find(before.table)
+        if before.modules != after.modules or (times[roots] == 1).all():
+            continue
+        rows = roots.reshape(roots.shape[0], -1)
+        if (rows != rows[:1]).any():
+            continue  # part of a split that is checked itself
+        axes = [d for d in varying(compress(roots)) if d]
+        if len(axes) != 1:
+            continue
+        along = np.moveaxis(roots, axes[0], 0).reshape(roots.shape[axes[0]], -1)[:, 0]
+        expected = list(roots.shape)
+        expected[axes[0]] = int(times[along].sum())
+        if expected[1:] != list(after.table.shape[1:]):
+            found.append((after.step, after.modules, along[times[along] > 1]))
+    return found
 
 
 def _scalar_conflicts(record: TraceRecord, tracer: Tracer) -> list[IntArray]:
@@ -76,18 +233,44 @@ def _scalar_conflicts(record: TraceRecord, tracer: Tracer) -> list[IntArray]:
     ]
 
 
-def _widen(model: nn.Module, record: TraceRecord, free: Any) -> tuple[nn.Module, TraceRecord]:
-    """A copy of the modules around meta parameters in which every free id stands twice."""
+def _multiplicities(record: TraceRecord, free: BoolArray) -> IntArray:
+    """How often the widened network has every channel, by root: once where it must stay, else two to five times.
+
+    Channels of one layer, and what has to lose equally many, have the same number; streams that many layers make have
+    the smallest, and other layers take turns.
+    """
+    ids, classes = record.ids, Ids()
+    node = classes.fresh(len(ids))
+    arrays = [array.ravel() for _, array in record.producers]
+    arrays += [blocks.ravel() for _, blocks in record.balance]
+    arrays += [split.table.ravel() for split in record.split_views]
+    made: Counter[int] = Counter()
+    for array in arrays:
+        roots = ids.find(array)
+        roots = roots[is_free(record, free, roots)]
+        if len(roots):
+            classes.join(node[roots], node[roots[:1]], "")
+    for array in dict(record.producers).values():
+        made.update(np.unique(classes.find(node[ids.find(array)])).tolist())
+    times = np.ones(len(ids), dtype=np.int64)
+    roots = np.flatnonzero(is_free(record, free, np.arange(len(ids))))
+    kinds = classes.find(node[roots])
+    order = np.unique(kinds)
+    widest = max((int(kind) for kind in order), key=lambda kind: made[kind], default=-1)
+    number = {int(kind): 2 if kind == widest or made[int(kind)] > 4 else 3 + i % 3 for i, kind in enumerate(order)}
+    times[roots] = [number[int(kind)] for kind in kinds]
+    held = [r.ravel() for _, read, own in record.selects for r in (read, own)]
+    times[ids.find(np.concatenate(held or [np.zeros(0, np.int64)]))] = 1
+    return times
+
+
+def _widen(model: nn.Module, record: TraceRecord, times: IntArray, settings: Settings) -> tuple[nn.Module, TraceRecord]:
+    """A copy of the modules around meta parameters in which every id stands as often as ``times`` of its root says."""
     ids = record.ids
-    fixed = np.concatenate(
-        [r.ravel() for _, read, own in record.selects for r in (read, own)] or [np.zeros(0, np.int64)]
-    )
-    held = np.zeros(len(ids), dtype=bool)
-    held[ids.find(fixed)] = True
-    repeats = {axis: 1 + (free & ~held)[ids.find(a)].astype(np.int64) for axis, a in record.axes.items()}
+    repeats = {axis: times[ids.find(a)] for axis, a in record.axes.items()}
     wide = TraceRecord(
         ids,
-        axes={axis: np.repeat(a, repeats[axis]) for axis, a in record.axes.items()},
+        axes={axis: np.repeat(ids.find(a), repeats[axis]) for axis, a in record.axes.items()},
         grouped=dict(record.grouped),
         regroup=dict(record.regroup),
         selects=record.selects,
@@ -109,6 +292,8 @@ def _widen(model: nn.Module, record: TraceRecord, free: Any) -> tuple[nn.Module,
     for name in changed:
         if name in modules:
             set_attributes(modules[name])
+    for (module, attribute), widths in settings.items():
+        set_number(modules[module], attribute, int(times[ids.find(widths)].sum()))
     return twin, wide
 
 

@@ -1,4 +1,4 @@
-"""Criteria: how important is a channel group? Each file holds one, and registers it by name."""
+"""Criteria: the importance of channel groups. Each file holds one criterion and registers it by name."""
 
 # Importing a criterion's file registers it; the order is the one in which ``names()`` lists them.
 from slim.criteria import (  # noqa: F401
@@ -18,7 +18,7 @@ from slim.criteria import (  # noqa: F401
 )
 from slim.criteria.marginal import marginal
 from slim.criteria.normalize import NORMALIZATIONS
-from slim.criteria.registry import CRITERIA, Criterion, Evidence, Rank, criterion, find
+from slim.criteria.registry import CRITERIA, Criterion, Evidence, Rank, criterion, find, needs_data
 from slim.criteria.scores import Scores, score
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "find",
     "marginal",
     "names",
+    "needs_data",
     "score",
 ]
 

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 @criterion("apoz")
 def apoz(graph: ChannelGraph, loader: Iterable[Any] | None = None, batches: int = 8, seed: int = 0) -> Evidence:
-    """One minus the share of zeros (equation 1), where the next layer receives the channel: mostly zero goes first.
+    """One minus the share of zeros (equation 1) of the channel as the next layer receives it.
 
-    It only tells channels apart behind activations with exact zeros, such as ReLU.
+    It only distinguishes channels behind activations with exact zeros, such as ReLU.
     """
     return mean_layer_input(graph, loader, batches, seed, name="apoz", measure=lambda x: x != 0)

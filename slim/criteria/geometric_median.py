@@ -1,4 +1,4 @@
-"""Redundancy instead of size: FPGM, He et al. 2019, arXiv:1811.00250."""
+"""Filters close to the geometric median of their layer are redundant: FPGM, He et al. 2019, arXiv:1811.00250."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @criterion("geometric_median")
 def geometric_median(graph: ChannelGraph) -> Evidence:
-    """Sum of a filter's distances to the other filters of its layer (equation 6): the most replaceable goes first."""
+    """Sum of a filter's distances to the other filters of its layer (equation 6)."""
     for groups, rows in filters(graph):
         # Distances by differences, not by the expanded square: near-equal filters are the ones that matter.
         distances = torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist")

@@ -1,4 +1,4 @@
-"""Chance: the first control of every comparison (Mittal et al. 2018, arXiv:1801.10447)."""
+"""Random scores, a control for comparisons (Mittal et al. 2018, arXiv:1801.10447)."""
 
 from __future__ import annotations
 
@@ -14,5 +14,5 @@ if TYPE_CHECKING:
 
 @criterion("random")
 def random(graph: ChannelGraph, seed: int = 0) -> Evidence:
-    """Uniform in (0, 1), the same on every machine for one ``seed`` and one network (PCG64 keeps its stream)."""
+    """Uniform in (0, 1), the same on every machine for one ``seed`` and one network (PCG64's stream is stable)."""
     yield np.arange(len(graph)), np.random.Generator(np.random.PCG64(seed)).random(len(graph))

@@ -16,6 +16,7 @@ evidence is not covered, and stays.
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -79,3 +80,12 @@ def find(which: str | Rank) -> Criterion:
                 " Set criterion.name to package.module.function."
             ) from error
     raise SlimError(f"No such criterion. Got criterion={which!r}. {nearest(which, CRITERIA)} Set criterion.name.")
+
+
+def needs_data(which: str | Rank) -> bool:
+    """Whether a criterion looks at data: whether it takes a ``loader``.
+
+    >>> needs_data("gamma")
+    False
+    """
+    return "loader" in inspect.signature(find(which).rank).parameters

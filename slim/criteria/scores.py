@@ -12,6 +12,7 @@ import numpy.typing as npt
 from slim.channels import ChannelGraph
 from slim.criteria.normalize import normalize_scores
 from slim.criteria.registry import Rank, find
+from slim.criteria.unscaled import rank_unscaled
 from slim.errors import SlimError, expect, nearest
 
 REDUCTIONS = ("mean", "max", "sum", "l2")
@@ -27,12 +28,14 @@ class Scores:
         counts: (n_groups,) int64; weight of the group in ``ratio``: the number of its normalization scales, or 1 for a
             covered group without any.
         criterion: Name of the criterion.
+        notes: One line for whatever it could not rank itself.
     """
 
     values: npt.NDArray[np.float64]
     covered: npt.NDArray[np.bool_]
     counts: npt.NDArray[np.int64]
     criterion: str
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.values)
@@ -83,7 +86,10 @@ def score(
     _check_numbers(graph, entry.name, values, covered)
     if normalize != "none":
         values = normalize_scores(graph, values, covered, normalize)
-    return Scores(values, covered, scale_counts(graph, covered), entry.name)
+    note = ""
+    if entry.name == "gamma":
+        values, covered, note = rank_unscaled(graph, values, covered)
+    return Scores(values, covered, scale_counts(graph, covered), entry.name, (note,) if note else ())
 
 
 def reduce_evidence(

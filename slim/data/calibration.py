@@ -1,4 +1,4 @@
-"""Batches of the training distribution, beside the training: same images, same augmentation, draws of their own."""
+"""Training batches for calibration: same images and augmentation as training, with a random stream of their own."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ class DigitsData(ImageData):
     """scikit-learn's handwritten digits, embedded; see :class:`~slim.data.image_data.ImageData` for ``common``."""
 
     def __init__(self, *, image_size: int = 32, **common: Any) -> None:
-        super().__init__(Digits(options.whole("image_size", image_size, 8)), **_common_options(common))
+        super().__init__(Digits(options.integer("image_size", image_size, 8)), **_common_options(common))
 
 
 class _Downloaded(ImageData):
@@ -35,7 +35,7 @@ class _Downloaded(ImageData):
     def __init__(
         self, *, root: str = "datasets", download: bool = True, image_size: int | None = None, **common: Any
     ) -> None:
-        size = None if image_size is None else options.whole("image_size", image_size, 1)
+        size = None if image_size is None else options.integer("image_size", image_size, 1)
         super().__init__(TorchvisionSet(self.set_name, str(root), bool(download), size), **_common_options(common))
 
 
@@ -99,10 +99,10 @@ class ImageFolderData(ImageData):
             raise SlimError(f"in_channels must be 1 or 3. Got in_channels={in_channels!r}. Set data.in_channels.")
         folder = ImageFolder(
             str(dir),
-            image_size=options.whole("image_size", image_size, 1),
+            image_size=options.integer("image_size", image_size, 1),
             in_channels=in_channels,
             budget=options.gigabytes("memory_budget_gb", memory_budget_gb),
-            workers=options.whole("num_workers", num_workers, 0),
+            workers=options.integer("num_workers", num_workers, 0),
             zoom=options.augmentation(augment) == "zoom",
         )
         super().__init__(folder, augment=augment, **_common_options(common))
@@ -117,7 +117,7 @@ def _common_options(common: dict[str, Any]) -> dict[str, Any]:
         SlimError: an option that no data set has, with the nearest names.
     """
     options.gigabytes("memory_budget_gb", common.pop("memory_budget_gb", 0))
-    options.whole("num_workers", common.pop("num_workers", 0), 0)
+    options.integer("num_workers", common.pop("num_workers", 0), 0)
     known = [key for key in inspect.signature(ImageData.__init__).parameters if key not in ("self", "dataset")]
     for key, value in common.items():
         if key not in known:

@@ -1,4 +1,4 @@
-"""Image files to byte tensors, with the names of those that cannot be read."""
+"""Decode image files to byte tensors; errors name the files that cannot be read."""
 
 from __future__ import annotations
 

@@ -102,7 +102,7 @@ class ImageFolder:
                 self._measure(files.subset(index))
             return StreamSource(files.subset(index), size, channels, self.workers, self.zoom)
         if whole <= self.budget:
-            # The whole split is cached, so that runs with other limits find it; only what is asked for stays in memory.
+            # The whole split is cached, so that runs with other limits use it; the requested images stay in memory.
             content = load_or_decode(files, size, channels, title)
             images = content.images[index]
         else:

@@ -93,15 +93,15 @@ class ImageData(LightningDataModule):
         self.dataset = dataset
         self.name: str = dataset.name
         self.device: torch.device | None = None
-        self.batch_size = options.whole("batch_size", batch_size, 1)
-        self.eval_batch_size = options.whole("eval_batch_size", eval_batch_size, 1)
-        self.seed = options.whole("seed", seed, 0)
+        self.batch_size = options.integer("batch_size", batch_size, 1)
+        self.eval_batch_size = options.integer("eval_batch_size", eval_batch_size, 1)
+        self.seed = options.integer("seed", seed, 0)
         self.augment = options.augmentation(augment)
         if self.augment == "zoom" and not hasattr(dataset, "zoom"):
             raise SlimError(
                 f"augment=zoom needs files. Got augment='zoom' (data={dataset.name}). Set data.augment=crop."
             )
-        self.padding = dataset.padding if padding is None else options.whole("padding", padding, 0)
+        self.padding = dataset.padding if padding is None else options.integer("padding", padding, 0)
         self.mirror = dataset.mirror if mirror is None else bool(mirror)
         self.val_fraction = options.fraction("val_fraction", val_fraction)
         self.limit_train = options.limit("limit_train", limit_train)
@@ -170,7 +170,7 @@ class ImageData(LightningDataModule):
         self.dataset.prepare()
 
     def setup(self, stage: str | None = None) -> None:
-        """Read the images of ``stage`` (``fit``, ``validate``, ``test``; None is ``fit``) unless they were.
+        """Read the images of ``stage`` (``fit``, ``validate``, ``test``; None is ``fit``) if not read yet.
 
         Raises:
             SlimError: data that are missing, unreadable or fewer than one batch.

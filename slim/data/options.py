@@ -11,7 +11,7 @@ from slim.errors import SlimError
 AUGMENTATIONS = ("none", "crop", "zoom")
 
 
-def whole(name: str, value: Any, least: int) -> int:
+def integer(name: str, value: Any, least: int) -> int:
     """``value`` as a whole number of at least ``least``.
 
     Raises:
@@ -24,7 +24,7 @@ def whole(name: str, value: Any, least: int) -> int:
 
 def limit(name: str, value: Any) -> int | None:
     """A number of images of at least 1, or None for all."""
-    return None if value is None else whole(name, value, 1)
+    return None if value is None else integer(name, value, 1)
 
 
 def fraction(name: str, value: Any) -> float:

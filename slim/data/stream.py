@@ -98,7 +98,7 @@ class StreamSource:
 
 
 def _collate(items: list[tuple[int, Item]]) -> tuple[torch.Tensor, list[tuple[int, str]]]:
-    """One tensor per batch, made by the worker: every tensor that crosses over costs a file descriptor."""
+    """One tensor per batch, stacked in the worker: every tensor sent between processes takes a file descriptor."""
     images = [image for _, image in items if isinstance(image, torch.Tensor)]
     bad = [(at, image) for at, image in items if isinstance(image, str)]
     return torch.stack(images) if not bad else torch.empty(0, dtype=torch.uint8), bad

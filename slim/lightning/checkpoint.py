@@ -25,18 +25,27 @@ from slim.lightning.traced import TracedNetwork, callbacks_of
 KEY = "slim"
 """Key of everything slim puts into a checkpoint; ``networks`` in it maps attribute paths to plans as JSON."""
 INSTANTIATOR = "slim.lightning.instantiate"
-CLI_INSTANTIATORS = ("pytorch_lightning.cli.instantiate_module", "lightning.pytorch.cli.instantiate_module")
+INSTANTIATORS = {
+    None: INSTANTIATOR,
+    "pytorch_lightning.cli.instantiate_module": "slim.lightning.instantiate_by_cli",
+}
+"""Lightning's name for how a module is built from a checkpoint -> ours."""
 
 Module = TypeVar("Module", bound=pl.LightningModule)
 
 # Lightning calls only functions that it knows from checkpoints; since 2.6 it keeps a list of them.
 _allowed: set[str] = getattr(saving, "_ALLOWED_INSTANTIATORS", set())
-_allowed.add(INSTANTIATOR)
+_allowed.update(INSTANTIATORS.values())
 
 
 def plans_of(module: nn.Module) -> dict[str, str]:
     """The plan of every thin network in a module, as JSON by the network's path."""
-    found = {name: part.__dict__.get("_slim_plan") for name, part in module.named_modules()}
+    # A network may be compiled now and not when it is loaded, or the other way round.
+    found = {
+        ".".join(piece for piece in name.split(".") if piece != "_orig_mod"): part.__dict__.get("_slim_plan")
+        for name, part in module.named_modules()
+        if not hasattr(part, "_orig_mod")
+    }
     return {name: plan.to_json() for name, plan in found.items() if isinstance(plan, Plan) and not plan.is_identity}
 
 
@@ -72,16 +81,19 @@ def load(kind: type[Module], path: Any, **kwargs: Any) -> Module:
 
 def instantiate(kind: type[Module], arguments: dict[str, Any]) -> Module:
     """Build a module for Lightning's ``load_from_checkpoint``; it applies the checkpoint's plans when it loads."""
-    built: Any
-    if arguments.pop("_slim_cli", None):
-        from pytorch_lightning.cli import instantiate_module
-
-        built = instantiate_module(kind, arguments)
-    else:
-        built = kind(**arguments)
-    prepare(built)
-    module: Module = built
+    module = kind(**arguments)
+    prepare(module)
     return module
+
+
+def instantiate_by_cli(kind: type[Module], arguments: dict[str, Any]) -> Module:
+    """The same for a module that LightningCLI built."""
+    from pytorch_lightning.cli import instantiate_module
+
+    module: Any = instantiate_module(kind, arguments)
+    prepare(module)
+    built: Module = module
+    return built
 
 
 def apply_plans(module: pl.LightningModule, checkpoint: Mapping[str, Any]) -> None:
@@ -105,10 +117,11 @@ def apply_plans(module: pl.LightningModule, checkpoint: Mapping[str, Any]) -> No
 def averages(callbacks: Any) -> Iterator[nn.Module]:
     """The averaged copies of the module that callbacks keep (EMA, SWA)."""
     for callback in callbacks:
-        for value in vars(callback).values():
+        # Lightning's own callbacks (WeightAveraging, EMA, SWA) have it here; others hold an AveragedModel anywhere.
+        for name, value in vars(callback).items():
             if isinstance(value, AveragedModel):
                 yield value.module
-            elif isinstance(value, pl.LightningModule):
+            elif name == "_average_model" and isinstance(value, nn.Module):
                 yield value
 
 
@@ -140,10 +153,11 @@ def _name_instantiator(module: pl.LightningModule, checkpoint: dict[str, Any]) -
         checkpoint.pop(module.CHECKPOINT_HYPER_PARAMS_NAME)
     checkpoint.pop(module.CHECKPOINT_HYPER_PARAMS_TYPE, None)
     before = arguments.get("_instantiator")
-    if before not in (None, INSTANTIATOR, *CLI_INSTANTIATORS):
+    if before in INSTANTIATORS.values():
+        return
+    if before not in INSTANTIATORS:
         raise SlimError(
             f"A checkpoint names one instantiator. Got _instantiator={before!r} in the hyperparameters. "
             "Load with slim.lightning.load, and leave _instantiator out of save_hyperparameters."
         )
-    extra = {"_slim_cli": True} if before in CLI_INSTANTIATORS else {}
-    checkpoint[key] = {**dict(arguments), **extra, "_instantiator": INSTANTIATOR}
+    checkpoint[key] = {**dict(arguments), "_instantiator": INSTANTIATORS[before]}

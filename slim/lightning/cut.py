@@ -186,8 +186,11 @@ class Calibration:
         with torch.no_grad():
             return network(*args, **kwargs)
 
-    def pairs(self, count: int) -> Iterator[Any]:
+    def batches(self, count: int) -> list[Any]:
         """``count`` batches as criteria take them: the network's input, and the target where a batch has one."""
+        return list(self._pairs(count))
+
+    def _pairs(self, count: int) -> Iterator[Any]:
         for batch in islice(self(), count):
             args, kwargs = self._inputs(batch)
             target = batch[1] if isinstance(batch, list | tuple) and len(batch) > 1 else None

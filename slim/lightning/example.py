@@ -13,13 +13,13 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.model_helpers import is_overridden
-from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from slim.channels import trace
 from slim.errors import SlimError
 from slim.lightning.network import Network, find_network
+from slim.lightning.random_state import preserved
 
 QUIET = ("pytorch_lightning", "lightning.pytorch", "lightning_fabric")
 
@@ -55,7 +55,7 @@ def capture_example(module: pl.LightningModule, data: Any, network: Network = No
     handle = part.register_forward_pre_hook(_stop, with_kwargs=True)
     before = getattr(data, "trainer", None)
     call: Captured | None = None
-    with isolate_rng(), quiet():
+    with preserved(), quiet():
         try:
             _run_one_batch(twin, data)
         except Captured as caught:

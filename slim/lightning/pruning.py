@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytorch_lightning as pl
-from lightning_utilities.core.rank_zero import rank_zero_info
-from pytorch_lightning.utilities.seed import isolate_rng
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import nn
 
 from slim.channels import ChannelGraph, Plan
@@ -21,8 +20,9 @@ from slim.lightning.cut import Batches, Calibration, Cut, check_equal, figures, 
 from slim.lightning.example import packed, unpacked
 from slim.lightning.moments import END, Moment, moments
 from slim.lightning.network import Network, find_network, path_of
+from slim.lightning.random_state import preserved
 from slim.lightning.sparse import SparseTraining
-from slim.lightning.surgery import after_surgery, agreed, cut_in_place, refuse_sharded, synchronize
+from slim.lightning.surgery import after_surgery, agreed, cut_in_place, refuse_sharded, refuse_spawned, synchronize
 from slim.lightning.traced import TracedNetwork, callbacks_of
 from slim.recovery import Step, recover
 from slim.selection import Selection, exact_zeros, select_groups
@@ -42,7 +42,8 @@ class ChannelPruning(pl.Callback):
     cut :class:`SparseTraining` of the same network is off and the remaining epochs are the fine-tune.
 
     Checkpoints carry the plan: ``trainer.fit(ckpt_path=...)``, ``trainer.test(ckpt_path=...)`` and
-    ``load_from_checkpoint`` give the thin network.
+    ``load_from_checkpoint`` give the thin network. A ``ModelCheckpoint`` that monitors a metric may well prefer an
+    epoch from before the cut, which is dense: keep the last one, too.
 
     Args:
         ratio, macs, params, memory, latency: The budget, exactly one; see :func:`slim.select`. None with ``zeros``.
@@ -119,7 +120,8 @@ class ChannelPruning(pl.Callback):
     def _planned(self, trainer: pl.Trainer) -> tuple[Moment, ...]:
         if self._every is not None:
             return ()
-        epochs = trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs >= 0 else None
+        known = trainer.max_epochs is not None and trainer.max_epochs >= 0 and not trainer.fast_dev_run  # type: ignore[attr-defined]
+        epochs = trainer.max_epochs if known else None
         ((kind, amount),) = self.budget.items()
         return moments(self.at, kind, amount, epochs)
 
@@ -128,6 +130,7 @@ class ChannelPruning(pl.Callback):
         prepare(pl_module)
         if stage == "fit":
             refuse_sharded(trainer, "ChannelPruning")
+            refuse_spawned(trainer, "ChannelPruning")
             self._moments = self._planned(trainer)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -136,7 +139,7 @@ class ChannelPruning(pl.Callback):
         assert self.traced is not None
         if self.traced.example is None:
             self.traced.example = unpacked(self._saved_example)
-        for callback in self._sparse(trainer):
+        for callback in sparse_of(trainer, self.traced):
             if isinstance(callback.law, Stochastic) and (self._every is not None or len(self._moments) > 1):
                 raise SlimError(
                     f"A law with random gates cannot follow several cuts. Got penalty={type(callback.law).__name__}. "
@@ -170,8 +173,16 @@ class ChannelPruning(pl.Callback):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Cut at the end, on the last epoch's weights (the best epoch of sparse training is its least sparse one)."""
-        if self._done < len(self._moments) and self._moments[self._done].epochs is None:
-            self._cut(trainer, pl_module, self._moments[self._done].amount, trainer.current_epoch)
+        if self._done == len(self._moments):
+            return
+        moment = self._moments[self._done]
+        if moment.epochs is None:
+            self._cut(trainer, pl_module, moment.amount, trainer.current_epoch)
+        elif not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            rank_zero_warn(
+                f"The network stays as it is: training ended after {trainer.current_epoch} epochs, before the cut "
+                f"after {moment.epochs}. Set at lower, or at='end'."
+            )
 
     def _cut_what_is_due(self, trainer: pl.Trainer, module: pl.LightningModule, done: int) -> None:
         due = [moment for moment in self._moments[self._done :] if moment.epochs is not None and moment.epochs <= done]
@@ -185,14 +196,14 @@ class ChannelPruning(pl.Callback):
     def _cut(self, trainer: pl.Trainer, module: pl.LightningModule, amount: float | None, epochs: int) -> None:
         last = amount is not None and self._done + 1 == len(self._moments)
         with contextlib.ExitStack() as stack:
-            for callback in self._sparse(trainer):
+            for callback in sparse_of(trainer, self.traced):
                 if last:
                     callback.stop()
                 else:
                     stack.enter_context(callback.deterministic_scales())
             cut = self.cut(module, amount=amount, trainer=trainer, epochs=epochs)
         self._done += amount is not None
-        for callback in self._sparse(trainer):
+        for callback in sparse_of(trainer, self.traced):
             callback.resize()
         if cut.plan.is_identity and self._every is not None:
             return
@@ -236,7 +247,7 @@ class ChannelPruning(pl.Callback):
         if graph is not None:
             traced.graph = graph
         calibration = Calibration(module, traced.network, batches, trainer)
-        with isolate_rng():
+        with preserved():
             self._ensure_example(module, traced, calibration)
             traced.remember_dense()
             selection = self._selection(traced, calibration, trainer, amount)
@@ -253,7 +264,7 @@ class ChannelPruning(pl.Callback):
         elif trainer is None or trainer.is_global_zero:
             ((kind, whole),) = self.budget.items()
             budget = {kind: whole if amount is None else amount}
-            loader = (lambda count: list(calibration.pairs(count))) if calibration else None
+            loader = calibration.batches if calibration else None
             found = select(traced, self.criterion, budget, self.limits, loader)
         else:
             found = Selection(nothing(graph), {}, {})
@@ -323,19 +334,10 @@ class ChannelPruning(pl.Callback):
             traced.learn_example(module, batch)
             return
 
-    def _sparse(self, trainer: pl.Trainer) -> list[SparseTraining]:
-        mine = self.traced.network if self.traced is not None else None
-        return [
-            callback
-            for callback in callbacks_of(trainer)
-            if isinstance(callback, SparseTraining)
-            and (
-                callback.traced.network
-                if callback.traced
-                else find_network(trainer.lightning_module, callback._network)
-            )
-            is mine
-        ]
+    def serves(self, trainer: pl.Trainer, traced: TracedNetwork) -> bool:
+        """Whether it cuts that network."""
+        mine = self.traced.network if self.traced else find_network(trainer.lightning_module, self._network)
+        return mine is traced.network
 
     # A look ahead
 
@@ -379,6 +381,15 @@ class ChannelPruning(pl.Callback):
         """Counterpart of :meth:`state_dict`."""
         self._done, self._saved_example = int(state_dict["done"]), state_dict["example"]
         self.history = [dict(entry) for entry in state_dict["history"]]
+
+
+def sparse_of(trainer: pl.Trainer, traced: TracedNetwork | None) -> list[SparseTraining]:
+    """The sparse training of a network in a Trainer."""
+    if traced is None:
+        return []
+    module = trainer.lightning_module
+    found = [callback for callback in callbacks_of(trainer) if isinstance(callback, SparseTraining)]
+    return [callback for callback in found if callback.network_of(module) is traced.network]
 
 
 def _check_arguments(

@@ -15,7 +15,7 @@ from slim import sparsity
 from slim.errors import SlimError
 from slim.lightning.checkpoint import prepare
 from slim.lightning.example import packed, unpacked
-from slim.lightning.network import Network
+from slim.lightning.network import Network, find_network
 from slim.lightning.rates import replay_learning_rates, steps_of
 from slim.lightning.surgery import refuse_sharded
 from slim.lightning.traced import TracedNetwork, callbacks_of
@@ -44,7 +44,10 @@ class SparseTraining(pl.Callback):
         law: The law.
         graph: Channel graph of the network as it is now (needs an example).
         forecast: What the law can do in this fit, known from the first step on.
+        attached: Whether it acts on the network already.
         stopped: Whether the law's time is over.
+        next_cut: The :class:`ChannelPruning` that will cut after this fit, where it is none of this Trainer's; previews
+            are its.
     """
 
     def __init__(
@@ -69,11 +72,12 @@ class SparseTraining(pl.Callback):
             )
         self.forecast: Forecast | None = None
         self.stopped = False
+        self.next_cut: Any = None
         self.traced: TracedNetwork | None = None
         self._network, self._example, self._trace = network, example, trace
         self._shrink, self._epochs = shrink, epochs
         self._lam: float | None = None
-        self._attached = False
+        self.attached = False
         self._saved: dict[str, Any] | None = None
         self._handles: list[Any] = []
         self._summary: tuple[int, dict[str, float]] = (-1, {})
@@ -103,9 +107,15 @@ class SparseTraining(pl.Callback):
             module, self._network, callbacks=callbacks_of(trainer), example=self._example, trace=self._trace
         )
 
+    def network_of(self, module: pl.LightningModule) -> Any:
+        """The network that it trains."""
+        return find_network(module, self._network) if self.traced is None else self.traced.network
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin, where the network's inputs are known already."""
         assert self.traced is not None
+        if self.attached and self._saved is None and trainer.global_step:
+            self._saved = self.state_dict()  # a second fit that goes on with the first
         if self._saved is not None and self.traced.example is None:
             self.traced.example = unpacked(self._saved.get("example"))
         if self.traced.ready and not self.stopped:
@@ -116,7 +126,7 @@ class SparseTraining(pl.Callback):
     ) -> None:
         """Otherwise begin with the first batch, before anything is computed from it."""
         assert self.traced is not None
-        if not self._attached and not self.stopped:
+        if not self.attached and not self.stopped:
             self.traced.learn_example(pl_module, batch)
             self._attach(trainer, pl_module)
 
@@ -131,9 +141,13 @@ class SparseTraining(pl.Callback):
             handle.remove()
         self._handles = []
 
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Likewise, where a fit does not come to its end."""
+        self.teardown(trainer, pl_module, "fit")
+
     def stop(self) -> None:
         """Turn the law off for good; random gates stay at their deterministic values."""
-        if self._attached and not self.stopped and isinstance(self.law, Stochastic):
+        if self.attached and not self.stopped and isinstance(self.law, Stochastic):
             self.law.use_deterministic_scales()
         self.stopped = True
         for handle in self._handles:
@@ -144,7 +158,7 @@ class SparseTraining(pl.Callback):
         """Follow a rebuild of the network in place."""
         assert self.traced is not None
         self._summary = (-1, {})
-        if self._attached and not self.stopped:
+        if self.attached and not self.stopped:
             self.law.resize(self.traced.network, self.traced.graph)
 
     # The network without random gates: what is validated, ranked and kept
@@ -152,7 +166,7 @@ class SparseTraining(pl.Callback):
     @contextmanager
     def deterministic_scales(self) -> Iterator[None]:
         """Inside, the scales are those that a cut would find; training does not notice."""
-        drawn = isinstance(self.law, Stochastic) and self._attached and not self.stopped
+        drawn = isinstance(self.law, Stochastic) and self.attached and not self.stopped
         if drawn:
             self.law.use_deterministic_scales()  # type: ignore[attr-defined]
         try:
@@ -163,12 +177,12 @@ class SparseTraining(pl.Callback):
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """A law with random gates shows its deterministic scales."""
-        if isinstance(self.law, Stochastic) and self._attached and not self.stopped:
+        if isinstance(self.law, Stochastic) and self.attached and not self.stopped:
             self.law.use_deterministic_scales()
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Back to the sampled ones."""
-        if isinstance(self.law, Stochastic) and self._attached and not self.stopped:
+        if isinstance(self.law, Stochastic) and self.attached and not self.stopped:
             self.law.use_sampled_scales()
 
     # Figures
@@ -180,14 +194,15 @@ class SparseTraining(pl.Callback):
             ``zero``, the share of scales at zero; where the law or a :class:`ChannelPruning` of ``trainer`` knows it
             ``target``, the share that the cut takes, ``macs``, the share it leaves, ``ready``: 1 when it may come.
         """
-        if not self._attached:
+        if not self.attached:
             return {}
         step = -1 if trainer is None else trainer.global_step
         if self._summary[0] != step or step < 0:
             found = dict(self.law.summary())
             if "target" not in found and trainer is not None:
                 with self.deterministic_scales():
-                    for callback in self._of_network(trainer, "preview"):
+                    for callback in [self.next_cut] if self.next_cut else self._of_network(trainer, "preview"):
+                        callback.traced = self.traced
                         found |= callback.preview()
             self._summary = (step, found)
         return self._summary[1]
@@ -199,7 +214,7 @@ class SparseTraining(pl.Callback):
         state: dict[str, Any] = {"stopped": self.stopped, "lam": self._lam}
         if self.traced is not None:
             state["example"] = packed(self.traced.example)
-        if self._attached and not self.stopped:
+        if self.attached and not self.stopped:
             state["law"] = self.law.state_dict()
         elif self._saved is not None and "law" in self._saved and not self.stopped:
             state["law"] = self._saved["law"]
@@ -213,7 +228,7 @@ class SparseTraining(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """The weights are those with deterministic scales."""
-        if self._attached and not self.stopped and isinstance(self.law, Stochastic):
+        if self.attached and not self.stopped and isinstance(self.law, Stochastic):
             # Averaging callbacks may have put the average in the first place.
             key = "current_model_state" if "current_model_state" in checkpoint else "state_dict"
             with self.deterministic_scales():
@@ -236,7 +251,7 @@ class SparseTraining(pl.Callback):
             self.law.attach(network, graph, steps)
             if self._saved is None:
                 self._look_ahead(trainer, optimizer, steps)
-        self._attached, self._saved = True, None
+        self.attached, self._saved = True, None
         self._handles.append(sparsity.install(self.law, optimizer))
 
     def _steps(self, trainer: pl.Trainer) -> int:

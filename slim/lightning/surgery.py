@@ -31,6 +31,20 @@ def refuse_sharded(trainer: pl.Trainer, what: str) -> None:
         raise SlimError(f"{what} needs whole weights on every process. Got strategy={name}. Train with strategy='ddp'.")
 
 
+def refuse_spawned(trainer: pl.Trainer, what: str) -> None:
+    """Processes that end with the fit give the first process weights, but no thin network to put them into.
+
+    Raises:
+        SlimError: The strategy spawns or forks its processes.
+    """
+    method = getattr(trainer.strategy, "_start_method", "popen")
+    if method != "popen":
+        raise SlimError(
+            f"{what} needs processes that outlive the fit. Got strategy={type(trainer.strategy).__name__} with "
+            f"start_method={method}. Train with strategy='ddp', or with torchrun."
+        )
+
+
 def cut_in_place(network: nn.Module, plan: Plan, optimizers: Iterable[Optimizer] = ()) -> None:
     """Rebuild ``network`` in place; every optimizer's state of its parameters is sliced with them.
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.utilities.seed import isolate_rng
 from torch import nn
 
 from slim.channels import ChannelGraph, plan_of, rebuild, trace
@@ -16,6 +15,7 @@ from slim.channels.plan import Plan
 from slim.errors import SlimError
 from slim.lightning.example import as_example, eager, inputs_of, usable
 from slim.lightning.network import Network, find_network, path_of
+from slim.lightning.random_state import preserved
 
 
 def callbacks_of(trainer: pl.Trainer) -> list[pl.Callback]:
@@ -101,13 +101,15 @@ class TracedNetwork:
     def learn_example(self, module: pl.LightningModule, batch: Any) -> None:
         """Take what the module's step gives the network for ``batch`` as the example, if there is none."""
         if not self.ready:
-            with isolate_rng():
+            with preserved():
                 args, kwargs = inputs_of(module, self.network, batch)
             self.example = usable(self.network, as_example(self.network, args, kwargs), **self.options)
 
-    def remember_dense(self) -> None:
-        """Keep the structure of the network, on meta, before it is cut for the first time."""
-        if self._dense is None and plan_of(self.network) is None:
+    def remember_dense(self, dense: nn.Module | None = None) -> None:
+        """Keep the structure of the dense network, on meta: of this one before its first cut, or of ``dense``."""
+        if dense is not None:
+            self._dense = on_meta(dense)
+        elif self._dense is None and plan_of(self.network) is None:
             self._dense = on_meta(self.network)
 
     def dense_graph(self, *, real: bool = False) -> ChannelGraph:

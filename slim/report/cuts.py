@@ -1,4 +1,4 @@
-"""Pictures of a cut: widths before and after, and where it fell among the gammas.
+"""Figures of a cut: widths before and after, and its threshold in the distribution of the gammas.
 
 They stay readable from 5 to 200 layers: up to ``NAMED`` layers each has its own labelled row; beyond that the layers
 form one profile with every k-th name.
@@ -64,8 +64,8 @@ def distribution(
 ) -> Figure:
     """All |gamma| of the network: histogram on a logarithmic axis, and the same values sorted, with the cut.
 
-    A clean cut falls into an empty valley of the histogram, at the foot of a cliff in the sorted curve. A cut through a
-    hill takes living channels.
+    A good threshold lies in an empty range of the histogram, where the sorted curve is steep; elsewhere the cut removes
+    channels that matter.
     """
     values, gone = _flat(gammas, cut, removed)
     order = np.argsort(values, kind="stable")
@@ -84,7 +84,7 @@ def distribution(
         left.set_xlabel(f"|gamma|  (leftmost bin: {words.count(zeros)} at or below {floor:.0e})")
         others = float(np.histogram(shown, bins)[0][1:].max())
         if zeros > 2.5 * others > 0:
-            # A tall bar of zeros would flatten everything there is to see; it leaves the frame and says its height.
+            # A tall bar of zeros would flatten all others: it is clipped, and its height is written beside it.
             left.set_ylim(0, 1.6 * others)
             left.annotate(
                 f"{words.count(zeros)} ↑",
@@ -99,7 +99,7 @@ def distribution(
     share = 100 * (np.arange(len(values)) + 0.5) / len(values)
     right.plot(share, shown, color=THIN, linewidth=1.8, drawstyle="steps-mid")
     if gone.any():
-        # Floors and rounding keep some channels below the cut and take some above it: mark what really went.
+        # Floors and rounding keep some channels below the threshold and remove some above: mark the removed ones.
         right.plot(share[gone], shown[gone], linestyle="none", marker=".", markersize=2.5, color=CUT)
     right.set_yscale("log")
     right.set_ylim(floor * 0.6, top * 1.6)
@@ -170,7 +170,7 @@ def _visible(values: np.ndarray[Any, Any]) -> tuple[float, np.ndarray[Any, Any],
 def _flat(
     gammas: Mapping[str, Sequence[float]], cut: float | None, removed: Mapping[str, Sequence[bool]] | None
 ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """All |gamma| in one array and which of them went: as told, else whatever is not above the cut."""
+    """All |gamma| in one array, and which are removed: as given, else those not above the cut."""
     values = np.concatenate([np.abs(np.asarray(column, dtype=float)) for column in gammas.values()])
     values = np.nan_to_num(values, nan=0.0, posinf=0.0)
     if removed is not None and all(name in removed for name in gammas):

@@ -1,4 +1,4 @@
-"""Where a run took place: versions, processor, memory, revision."""
+"""The environment of a run: versions, processor, memory, revision."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PACKAGES = (
 
 
 def processor() -> str:
-    """The processor's marketing name, as the operating system gives it."""
+    """The processor's marketing name, as reported by the operating system."""
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
@@ -34,7 +34,7 @@ def processor() -> str:
 
 
 def memory_gib() -> float | None:
-    """Main memory in GiB, or ``None`` where the system does not say."""
+    """Main memory in GiB, or ``None`` where the system does not report it."""
     try:
         return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
     except (AttributeError, ValueError, OSError):
@@ -44,7 +44,7 @@ def memory_gib() -> float | None:
 def revision(folder: Path | None = None) -> str | None:
     """The git revision of the source (12 hex digits, ``+`` when files are changed), or ``None`` outside a clone."""
     where = str(folder or Path(__file__).resolve().parent)
-    # An installed copy may lie inside somebody else's repository (a project's .venv): not our revision.
+    # An installed copy may lie inside another repository (a project's .venv), whose revision is not ours.
     if "site-packages" in where:
         return None
     try:

@@ -13,6 +13,7 @@ import numpy as np
 
 from slim.report import words
 from slim.report.cuts import by_layer, distribution, widths
+from slim.report.metric import Metric, metric_of
 from slim.report.style import CUT, DENSE, FAINT, INK, THIN, blank, legend, png, say, style
 
 if TYPE_CHECKING:
@@ -33,34 +34,41 @@ def all_figures(record: Mapping[str, Any]) -> dict[str, Figure]:
         out["gammas"] = distribution(gammas, record.get("cut"), record.get("removed"))
         out["gammas_by_layer"] = by_layer(gammas, record.get("cut"), record.get("removed"))
     if record.get("history"):
-        out["history"] = history(record["history"])
+        out["history"] = history(record["history"], metric_of(record))
     if any(phase.get("slimmed") for phase in (record.get("phases") or {}).values()):
         out["slimming"] = slimming(record)
     return out
 
 
 def summary(record: Mapping[str, Any]) -> Figure:
-    """Left: accuracy of every network of the run. Right: what is left of the dense network's cost."""
+    """Left: the metric of every network of the run. Right: what is left of the dense network's cost."""
     rows: Mapping[str, Mapping[str, Any]] = record["rows"]
     figure = blank(9.2, 3.4)
     left, right = figure.subplots(1, 2, width_ratios=(1.25, 1))
     shown = [
         (words.LABELS[name], value)
         for name in words.LABELS
-        if (value := words.number((rows.get(name) or {}).get("accuracy"))) is not None
+        if (value := words.number((rows.get(name) or {}).get("metric"))) is not None
     ]
-    style(left, "Accuracy through the run")
+    metric = metric_of(record)
+    style(left, f"{metric.name} through the run")
     if shown:
-        values = [100 * value for _, value in shown]
+        values = [metric.scaled(value) for _, value in shown]
         bars = left.bar(
             [label for label, _ in shown], values, color=[DENSE, *[THIN] * len(shown)][: len(shown)], width=0.7
         )
         for bar, (label, _) in zip(bars, shown, strict=True):
             bar.set_color(DENSE if label in ("dense", "sparse") else THIN)
-        for text in left.bar_label(bars, [f"{value:.1f}" for value in values], padding=3, color=INK, fontsize=9):
+        for text in left.bar_label(
+            bars,
+            [f"{value:.1f}" if metric.percent else f"{value:.3g}" for value in values],
+            padding=3,
+            color=INK,
+            fontsize=9,
+        ):
             text.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.6})
         left.set_ylim(0, max(values) * 1.13 or 1)
-        left.set_ylabel("accuracy, %")
+        left.set_ylabel(metric.label)
         left.axhline(values[0], color=FAINT, linewidth=0.8, linestyle=(0, (4, 3)), zorder=0)
         left.tick_params(axis="x", labelsize=8.5 if len(shown) > 4 else 9)
     base = next((rows[name] for name in ("dense", "sparse") if rows.get(name)), {})
@@ -91,20 +99,21 @@ def summary(record: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def history(history: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
-    """Losses and accuracies over the epochs of all phases, one after the other."""
+def history(history: Mapping[str, Mapping[str, Sequence[float]]], metric: Metric | None = None) -> Figure:
+    """Losses and the metric over the epochs of all phases, one after the other."""
+    metric = metric or Metric()
     figure = blank(10, 3.6)
     left, right = figure.subplots(1, 2)
     style(left, "Loss")
-    style(right, "Accuracy, %")
+    style(right, metric.label)
     start = 0
     seen: set[str] = set()
     for phase, curves in history.items():
         length = max((len(values) for values in curves.values()), default=0)
         for name, values in curves.items():
-            if "loss" not in name and "acc" not in name:
+            if "loss" not in name and metric.name not in name:
                 continue
-            axes, scale = (left, 1.0) if "loss" in name else (right, 100.0)
+            axes, scale = (left, 1.0) if "loss" in name and metric.name != "loss" else (right, metric.scaled(1.0))
             color = THIN if name.startswith("val") else CUT if name.startswith("test") else FAINT
             label = None if name in seen else name.replace("_", " ").replace("/", " ")
             seen.add(name)
@@ -171,20 +180,22 @@ def slimming(record: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def scatter(points: Sequence[tuple[float, float, str]]) -> Figure:
-    """Jobs of a sweep: ``(MACs kept in %, accuracy in %, label)``."""
+def scatter(points: Sequence[tuple[float, float, str]], metric: Metric | None = None) -> Figure:
+    """Jobs of a sweep: ``(MACs kept in %, metric as its axis shows it, label)``."""
+    metric = metric or Metric()
     figure = blank(7, 4)
     axes = figure.subplots()
-    style(axes, "Accuracy against cost, one point per job")
+    style(axes, f"{metric.name} against cost, one point per job")
     ordered = sorted(points)
     axes.plot([x for x, _, _ in ordered], [y for _, y, _ in ordered], color=DENSE, linewidth=1.2, zorder=1)
     axes.scatter([x for x, _, _ in ordered], [y for _, y, _ in ordered], color=THIN, s=34, zorder=2)
     for x, y, label in ordered if len(ordered) <= 30 else []:
         axes.annotate(label, (x, y), xytext=(5, 5), textcoords="offset points", fontsize=8.5, color=INK)
     axes.set_xlabel("MACs kept, % of the dense network")
-    axes.set_ylabel("test accuracy, %")
+    axes.set_ylabel(f"test {metric.label}")
     axes.margins(0.1, 0.15)
     # Room around the points, but no share above the whole.
     axes.set_xlim(0, max(min(axes.get_xlim()[1], 104), ordered[-1][0] + 2))
-    axes.set_ylim(*(min(limit, 101) for limit in axes.get_ylim()))
+    if metric.percent:
+        axes.set_ylim(*(min(limit, 101) for limit in axes.get_ylim()))
     return figure

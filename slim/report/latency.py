@@ -1,7 +1,7 @@
-"""Measured latency, and what bounds it.
+"""Measured latency, and a roofline that explains it.
 
-MACs are not time. A thin network is timed beside its dense twin, in alternating repetitions on the same machine, and a
-small roofline, probed on that machine, says which of three things its time goes to:
+MACs are not time. A thin network is timed beside the dense network, in alternating repetitions on the same machine, and
+a small roofline, probed on that machine, says which of three things its time goes to:
 
 - *launch*: the fixed cost of starting an operator. Thinner layers do not lower it.
 - *bandwidth*: bytes read and written. Halving every width halves it, though it takes the MACs to a quarter.
@@ -30,7 +30,7 @@ KINDS = ("launch", "bandwidth", "compute")
 
 @dataclass(frozen=True)
 class Machine:
-    """What one device can do, measured: seconds per operator, bytes/s, MACs/s (of a large matrix product)."""
+    """Measured speed of a device: seconds per operator, bytes/s, MACs/s (of a large matrix product)."""
 
     launch: float
     bandwidth: float
@@ -92,7 +92,7 @@ def alternate(
     repetitions: int = 5,
     warmup: int = 2,
 ) -> dict[str, float]:
-    """Median milliseconds of every call; the calls take turns, so a slow spell hits all of them alike."""
+    """Median milliseconds of every call; the calls alternate, so that a slow period affects all of them."""
     timings: dict[str, list[float]] = {name: [] for name in calls}
     for call in calls.values():
         for _ in range(warmup):
@@ -141,14 +141,14 @@ def roofline(model: nn.Module, inputs: Any, machine: Machine) -> Roofline:
     Raises:
         whatever the network raises on ``inputs``.
     """
-    ledger = _Ledger(machine)
+    counter = _CostCounter(machine)
     # Out of inference mode: there, convolutions reach the dispatcher as operators that the flop registry does not know.
-    with torch.inference_mode(False), torch.no_grad(), ledger:
+    with torch.inference_mode(False), torch.no_grad(), counter:
         _call(model, inputs)()
-    return Roofline(ledger.spent["launch"], ledger.spent["bandwidth"], ledger.spent["compute"], ledger.operators)
+    return Roofline(counter.spent["launch"], counter.spent["bandwidth"], counter.spent["compute"], counter.operators)
 
 
-class _Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _CostCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Charges every operator that does work to the slowest of its three bounds."""
 
     def __init__(self, machine: Machine) -> None:
@@ -235,14 +235,14 @@ def _statement(result: Comparison, batch: int) -> str:
     last = names[-1]
     shares = result.shares[last][batch]
     kind = max(KINDS, key=lambda name: shares[name])
-    told = ", ".join(f"{name} {100 * shares[name]:.0f}%" for name in KINDS)
+    shown = ", ".join(f"{name} {100 * shares[name]:.0f}%" for name in KINDS)
     meaning = {
         "launch": "its time is mostly the fixed cost of starting operators, which thinner layers do not lower",
         "bandwidth": "its time is mostly memory traffic, which falls with widths, more slowly than MACs",
         "compute": "its time is mostly arithmetic, so fewer MACs do make it faster",
     }[kind]
-    called = words.LABELS.get(last, last)
-    line = f"Batch {batch}: the {called} network is {kind}-bound ({told} of the roofline): {meaning}."
+    label = words.LABELS.get(last, last)
+    line = f"Batch {batch}: the {label} network is {kind}-bound ({shown} of the roofline): {meaning}."
     if len(names) > 1:
         ratio = result.millis[last][batch] / result.millis[names[0]][batch]
         line += f" Measured: {ratio:.2f} x the {names[0]} network's time."

@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from slim.report import environment, tables, words
+from slim.report.metric import metric_of
 
 CAPTIONS = {
-    "summary": "Accuracy and cost of every network of the run",
+    "summary": "Metric and cost of every network of the run",
     "widths": "Channels per layer, before and after",
     "gammas": "All gammas before the cut, and the cut",
     "gammas_by_layer": "Gammas per layer, and what was removed",
-    "history": "Loss and accuracy per epoch",
+    "history": "Loss and metric per epoch",
     "slimming": "MACs per epoch: the network is rebuilt while it trains",
 }
 
@@ -32,6 +33,13 @@ def render(record: Mapping[str, Any], figures: Sequence[str]) -> str:
         parts += ["## Passes", passes]
     if phases := _phases(record):
         parts += ["## Phases", phases]
+    if recovery := _recovery(record):
+        parts += ["## Recovery", recovery]
+    if kept := record.get("kept_because"):
+        parts += [
+            "## What stayed, and why",
+            _grid(("reason", "channels", "what can be done"), [[str(cell) for cell in row] for row in kept]),
+        ]
     if notes := record.get("notes"):
         parts += ["## Notes", _list(*notes)]
     for name in figures:
@@ -69,7 +77,7 @@ def _facts(record: Mapping[str, Any]) -> str:
 
 def _table(record: Mapping[str, Any]) -> str:
     rows = [[f"{c.value} ({c.change})" if c.change else c.value for c in row] for row in tables.cells(record)]
-    return _grid(tables.COLUMNS, rows)
+    return _grid(tables.columns(record), rows)
 
 
 def _budgets(record: Mapping[str, Any]) -> str:
@@ -85,15 +93,31 @@ def _passes(record: Mapping[str, Any]) -> str:
         return ""
     kinds = list(dict.fromkeys(kind for cut in cuts for kind in cut["requested"]))
     steps = [name for name in words.LABELS if any(name in cut["validation"] for cut in cuts)]
-    rows = []
+    rows, metric = [], metric_of(record)
     for cut in cuts:
         amounts = [f"{_plain(cut['requested'].get(kind))}, {_plain(cut['achieved'].get(kind))}" for kind in kinds]
-        after = [words.percent(cut["validation"].get(name)) for name in steps]
-        rows.append([cut["phase"], *amounts, *after, words.percent(cut.get("finetuned"))])
+        after = [metric.shown(cut["validation"].get(name)) for name in steps]
+        rows.append([cut["phase"], *amounts, *after, metric.shown(cut.get("finetuned"))])
     head = ("cut", *(f"{kind}: requested, achieved" for kind in kinds), *(words.LABELS[name] for name in steps))
-    return "Shares are of the dense network, accuracies of the validation images.\n\n" + _grid(
+    return f"Shares are of the dense network, {metric.name} of the validation data.\n\n" + _grid(
         (*head, "fine-tuned"), rows
     )
+
+
+def _recovery(record: Mapping[str, Any]) -> str:
+    """The steps after the cut, on held-out data, and which of them stayed."""
+    metric = metric_of(record)
+    rows = [
+        [
+            step["name"],
+            metric.shown(step["before"]),
+            metric.shown(step["after"]),
+            "yes" if step["kept"] else "no",
+            step["reason"],
+        ]
+        for step in record.get("recovery") or []
+    ]
+    return _grid(("step", "before", "after", "kept", "because"), rows) if rows else ""
 
 
 def _plain(value: Any) -> str:
@@ -104,13 +128,13 @@ def _plain(value: Any) -> str:
 
 
 def _phases(record: Mapping[str, Any]) -> str:
-    rows = []
+    rows, metric = [], metric_of(record)
     for name, phase in (record.get("phases") or {}).items():
-        best = words.percent(phase.get("best_val"))
+        best = metric.shown(phase.get("best_val"))
         if phase.get("best_epoch") is not None:
             best += f" (epoch {phase['best_epoch']})"
         epochs = words.MISSING if phase.get("epochs") is None else str(phase["epochs"])
-        cells = [name, epochs, words.percent(phase.get("val")), best, words.percent(phase.get("accuracy"))]
+        cells = [name, epochs, metric.shown(phase.get("val")), best, metric.shown(phase.get("metric"))]
         rows.append([*cells, words.seconds(phase.get("seconds"))])
     head = ("phase", "epochs", "validation, last epoch", "validation, best", "test, last epoch", "time")
     return _grid(head, rows) if rows else ""

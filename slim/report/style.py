@@ -1,4 +1,4 @@
-"""How every figure looks: colours, frames, legends that cover nothing, names that never touch."""
+"""Common style of all figures: colours, axes, legends and labels."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def style(axes: Axes, title: str, grid: str = "y") -> None:
 
 
 def legend(axes: Axes) -> None:
-    """Beside the title, where it can cover nothing."""
+    """Place the legend beside the title, outside of the axes."""
     if axes.get_legend_handles_labels()[0]:
         axes.legend(
             loc="lower right",
@@ -53,18 +53,18 @@ def legend(axes: Axes) -> None:
 
 
 def say(axes: Axes, text: str) -> None:
-    """Text where a plot would be."""
+    """Text in place of a plot."""
     axes.set_axis_off()
     axes.text(0.5, 0.5, text, ha="center", va="center", color=FAINT, transform=axes.transAxes)
 
 
 def short(name: str, limit: int = 34) -> str:
-    """A name that fits: its end, which tells layers apart."""
+    """The end of a long name, which distinguishes layers."""
     return name if len(name) <= limit else "…" + name[-limit + 1 :]
 
 
 def sparse_names(axes: Axes, names: Sequence[str], most: int = 40) -> None:
-    """Label every k-th layer, so that the labels never touch."""
+    """Label every k-th layer, so that labels do not overlap."""
     step = -(-len(names) // most)
     at = list(range(0, len(names), step))
     axes.set_xticks(at, [short(names[index], 26) for index in at], rotation=90, fontsize=7.5)

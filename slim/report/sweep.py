@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from slim.errors import SlimError
 from slim.files import read_json, write_atomic, write_json
 from slim.report import words
+from slim.report.metric import metric_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -63,8 +64,8 @@ def rows(directory: str | Path) -> list[list[str]]:
             continue
         dense, thin = _ends(record)
         keys = ("channels", "params", "macs", "latency_ms_b1", "latency_ms_b64")
-        accuracies = [words.percent(row.get("accuracy")) for row in (dense, thin)]
-        out.append([name, differs, *accuracies, *(words.percent(_kept(thin, dense, key), 1) for key in keys)])
+        values = [metric_of(record).shown(row.get("metric")) for row in (dense, thin)]
+        out.append([name, differs, *values, *(words.percent(_kept(thin, dense, key), 1) for key in keys)])
     return out
 
 
@@ -78,7 +79,7 @@ def table(directory: str | Path) -> Table:
         title=Text("sweep", style="bold"),
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
-        caption=Text("Accuracy before and after the cut; the rest is what is left of the dense network's."),
+        caption=Text("The metric before and after the cut; the rest is what is left of the dense network's."),
         caption_justify="left",
     )
     for index, name in enumerate(HEAD):
@@ -109,26 +110,27 @@ def write(directory: str | Path) -> None:
 
 
 def figure(directory: str | Path) -> Figure | None:
-    """Accuracy against MACs kept, one point per finished job; ``None`` when fewer than two have both."""
+    """The metric against MACs kept, one point per finished job; ``None`` when fewer than two have both."""
     from slim.report import figures
 
-    points = []
+    points: list[tuple[float, float, str]] = []
     named = {row[0]: row[1] for row in rows(directory)}
     short = _shortened(list(named.values()))
     for name, record in jobs(directory):
         dense, thin = _ends(record)
-        kept, accuracy = _kept(thin, dense, "macs"), words.number(thin.get("accuracy"))
-        if kept is not None and accuracy is not None:
-            points.append((100 * kept, 100 * accuracy, short[named[name]] or name))
-    return figures.scatter(points) if len(points) > 1 else None
+        kept, value = _kept(thin, dense, "macs"), words.number(thin.get("metric"))
+        if kept is not None and value is not None:
+            metric = metric_of(record)
+            points.append((100 * kept, metric.scaled(value), short[named[name]] or name))
+    return figures.scatter(points, metric) if len(points) > 1 else None
 
 
 def _ends(record: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
     """The network a run began with (trained, if one was) and the one it ended with."""
     networks: Mapping[str, Mapping[str, Any]] = record.get("rows") or {}
     known = [networks[name] for name in words.LABELS if networks.get(name)] or [{}]
-    trained = next((row for row in known if row.get("accuracy") is not None), known[0])
-    return {**known[0], "accuracy": trained.get("accuracy")}, known[-1]
+    trained = next((row for row in known if row.get("metric") is not None), known[0])
+    return {**known[0], "metric": trained.get("metric")}, known[-1]
 
 
 def _kept(thin: Mapping[str, Any], dense: Mapping[str, Any], key: str) -> float | None:

@@ -8,12 +8,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from slim.report import words
+from slim.report.metric import metric_of
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-COLUMNS = ("network", "accuracy", "channels", "params", "MACs", "FLOPs", "ms, batch 1", "ms, batch 64")
+
+def columns(record: Mapping[str, Any]) -> tuple[str, ...]:
+    """Heads of the table's columns; the second is the run's metric."""
+    return ("network", metric_of(record).name, "channels", "params", "MACs", "FLOPs", "ms, batch 1", "ms, batch 64")
 
 
 @dataclass(frozen=True)
@@ -25,26 +29,26 @@ class Cell:
 
 
 def cells(record: Mapping[str, Any]) -> list[list[Cell]]:
-    """One list of cells per network of the run, in the order of ``COLUMNS``.
+    """One list of cells per network of the run, in the order of :func:`columns`.
 
     Changes are against the dense network, or, in a run that never trained one, against the sparse network (same shape).
     """
     rows: Mapping[str, Mapping[str, Any]] = record.get("rows") or {}
     base = next((rows[name] for name in ("dense", "sparse") if rows.get(name)), {})
     known = [name for name in words.LABELS if rows.get(name)] + sorted(set(rows) - set(words.LABELS))
-    # Without a baseline phase the dense row is a shape; the first accuracy is the sparse network's.
-    trained = next((rows[name] for name in known if (rows[name] or {}).get("accuracy") is not None), {})
-    out = []
+    # Without a baseline phase the dense row is a shape; the first value is the sparse network's.
+    trained = next((rows[name] for name in known if (rows[name] or {}).get("metric") is not None), {})
+    out, metric = [], metric_of(record)
     for name in known:
         row = rows[name] or {}
         macs = words.number(row.get("macs"))
         # Two runs of one network differ by noise alone; a change is only told where the shape changed.
         thinner = row.get("macs") != base.get("macs") or row.get("params") != base.get("params")
-        moved = words.points(row.get("accuracy"), trained.get("accuracy")) if row is not trained else ""
+        moved = metric.change(row.get("metric"), trained.get("metric")) if row is not trained else ""
         out.append(
             [
                 Cell(words.LABELS.get(name, name)),
-                Cell(words.percent(row.get("accuracy")), moved),
+                Cell(metric.shown(row.get("metric")), moved),
                 *(
                     Cell(words.count(row.get(key)), words.change(row.get(key), base.get(key)))
                     for key in ("channels", "params", "macs")
@@ -76,7 +80,7 @@ def tensorboard_command(record: Mapping[str, Any]) -> str | None:
 
 
 def table(record: Mapping[str, Any], *, caption: bool = True) -> Table:
-    """The final table: networks x accuracy, channels, parameters, MACs, FLOPs, latency; below it where everything lies.
+    """The final table: networks x metric, channels, parameters, MACs, FLOPs, latency; below it where everything lies.
 
     Under each number stands its change against the dense network. Fits a terminal of 80 columns.
 
@@ -96,7 +100,7 @@ def table(record: Mapping[str, Any], *, caption: bool = True) -> Table:
         pad_edge=False,
         caption_justify="left",
     )
-    for index, name in enumerate(COLUMNS):
+    for index, name in enumerate(columns(record)):
         out.add_column(name.replace(", ", "\n"), justify="left" if index == 0 else "right", no_wrap=True)
     for row in cells(record):
         shown = []

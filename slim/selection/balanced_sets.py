@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 Ints = npt.NDArray[np.int64]
 Table = npt.NDArray[np.int32]
-# A balanced set that needs more repairs than this per structure has gone astray; its first group is kept instead.
+# With more repairs than this per structure the first group of a balanced set is kept instead.
 MOST_REPAIRS = 64
 
 
@@ -31,7 +31,7 @@ def balanced_sets(
     set_of = np.where(candidates, np.arange(len(graph)), -1)
     tables = [_occurrences(balance) for balance in _distinct(graph.balance)]
     meets = np.zeros(len(graph), dtype=np.int64)
-    # Structures that partition the same groups are met at once; one of a kind is the rule.
+    # Structures that partition the same groups are balanced together; usually there is one of a kind.
     kinds: dict[bytes, list[tuple[str, Ints, Table]]] = {}
     for i, (where, groups, table) in enumerate(tables):
         meets[groups[(table != table[:, :1]).any(1)]] += 1
@@ -45,8 +45,8 @@ def balanced_sets(
             _ranks(groups, [table for _, _, table in kind], inside, values, set_of)
         else:
             for where, groups, table in kind:
-                tips = candidates[groups] & (table != table[:, :1]).any(1)
-                hard.append((where, groups[tips], table[tips]))
+                unbalanced = candidates[groups] & (table != table[:, :1]).any(1)
+                hard.append((where, groups[unbalanced], table[unbalanced]))
     return set_of, _repaired(hard, values, set_of) if hard else []
 
 
@@ -94,64 +94,82 @@ def _ranks(
     set_of[ranked[whole]] = name[rank[whole]]
 
 
-def _repaired(structures: list[tuple[str, Ints, Table]], values: npt.NDArray[np.float64], set_of: Ints) -> list[str]:
-    """Structures that overlap (ShuffleNet): start from the lowest group and mend what it tips, structure by structure.
+Vectors = dict[int, dict[int, npt.NDArray[np.int32]]]
+"""Per group and structure in which it is unbalanced: how often it occurs in each block."""
 
-    The earliest tipped structure is mended with the lowest group that occurs in its missing block and tips no earlier
-    one, so every repair moves on along the network and ends with it. What cannot be mended stays.
-    """
-    vectors: dict[int, dict[int, npt.NDArray[np.int32]]] = {}
-    for c, (_, groups, table) in enumerate(structures):
-        for tipping, row in zip(groups.tolist(), table, strict=True):
-            vectors.setdefault(tipping, {})[c] = row
-    order = sorted(vectors, key=lambda g: (values[g], g))
-    queues: dict[tuple[int, int], list[int]] = {}
-    for g in order:
-        c = min(vectors[g])
-        low = vectors[g][c].min()
-        for b in np.flatnonzero(vectors[g][c] > low):
-            queues.setdefault((c, int(b)), []).append(g)
-    heads = dict.fromkeys(queues, 0)
-    used: set[int] = set()
 
-    def lowest(key: tuple[int, int], inside: set[int]) -> int | None:
-        queue = queues.get(key, [])
-        i = heads.get(key, 0)
-        while i < len(queue) and queue[i] in used:
+class _Partners:
+    """Unused groups by (structure, block) in which they occur most, in ascending order of score."""
+
+    def __init__(self, vectors: Vectors, order: list[int]) -> None:
+        self.used: set[int] = set()
+        self._queues: dict[tuple[int, int], list[int]] = {}
+        for g in order:
+            c = min(vectors[g])
+            low = vectors[g][c].min()
+            for b in np.flatnonzero(vectors[g][c] > low):
+                self._queues.setdefault((c, int(b)), []).append(g)
+        self._heads = dict.fromkeys(self._queues, 0)
+
+    def lowest(self, key: tuple[int, int], exclude: set[int]) -> int | None:
+        """The unused group of lowest score for (structure, block) that is not in ``exclude``."""
+        queue = self._queues.get(key, [])
+        i = self._heads.get(key, 0)
+        while i < len(queue) and queue[i] in self.used:
             i += 1
-        heads[key] = i
-        while i < len(queue) and (queue[i] in used or queue[i] in inside):
+        self._heads[key] = i
+        while i < len(queue) and (queue[i] in self.used or queue[i] in exclude):
             i += 1
         return queue[i] if i < len(queue) else None
 
+
+def _repaired(structures: list[tuple[str, Ints, Table]], values: npt.NDArray[np.float64], set_of: Ints) -> list[str]:
+    """Structures that overlap (ShuffleNet): start from the group of lowest score and add partners until all balance.
+
+    Structures are repaired in trace order: each time, the group of lowest score that occurs in the missing block of the
+    first unbalanced structure, and unbalances no earlier one, is added. So the repair proceeds along the network and
+    ends with it. Groups that cannot be balanced stay: ``set_of`` becomes -1.
+
+    Returns:
+        One line per structure that keeps groups for lack of partners.
+    """
+    vectors: Vectors = {}
+    for c, (_, groups, table) in enumerate(structures):
+        for group, row in zip(groups.tolist(), table, strict=True):
+            vectors.setdefault(group, {})[c] = row
+    order = sorted(vectors, key=lambda g: (values[g], g))
+    partners = _Partners(vectors, order)
     stuck: dict[int, int] = {}
     for g in order:
-        if g in used:
+        if g in partners.used:
             continue
-        members, tipped = {g}, dict(vectors[g])
-        blocked = -1
-        while tipped:
-            c = min(tipped)
-            partner = lowest((c, int(tipped[c].argmin())), members)
-            if partner is None or len(members) > MOST_REPAIRS * len(structures):
-                blocked = c
-                break
-            members.add(partner)
-            for d, vector in vectors[partner].items():
-                total = tipped.get(d, 0) + vector
-                if (total == total[0]).all():
-                    tipped.pop(d, None)
-                else:
-                    tipped[d] = total
-        group_list = sorted(members)
-        if blocked >= 0:
-            set_of[g] = -1
-            used.add(g)
-            stuck[blocked] = stuck.get(blocked, 0) + 1
+        members, blocked = _balanced_members(g, vectors, partners, MOST_REPAIRS * len(structures))
+        if blocked is None:
+            partners.used |= members
+            set_of[sorted(members)] = g
         else:
-            used |= members
-            set_of[group_list] = g
+            partners.used.add(g)
+            set_of[g] = -1
+            stuck[blocked] = stuck.get(blocked, 0) + 1
     return [
         f"{count} channel groups stay: {structures[c][0]} has no partner left for them."
         for c, count in sorted(stuck.items())
     ]
+
+
+def _balanced_members(g: int, vectors: Vectors, partners: _Partners, most: int) -> tuple[set[int], int | None]:
+    """The smallest balanced set around ``g`` of about ``most`` groups at most, and the structure without a partner."""
+    members, unbalanced = {g}, dict(vectors[g])
+    while unbalanced:
+        c = min(unbalanced)
+        partner = partners.lowest((c, int(unbalanced[c].argmin())), members)
+        if partner is None or len(members) > most:
+            return members, c
+        members.add(partner)
+        for d, vector in vectors[partner].items():
+            total = unbalanced.get(d, 0) + vector
+            if (total == total[0]).all():
+                unbalanced.pop(d, None)
+            else:
+                unbalanced[d] = total
+    return members, None

@@ -1,4 +1,4 @@
-"""Budgets: how far down the order of steps a target reaches."""
+"""Budgets: the number of removal steps that meet a target."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ COSTS = ("macs", "params", "memory", "latency")
 
 @dataclass(frozen=True)
 class Target:
-    """What was asked for: ``kind`` is ``ratio`` or one of the costs, ``amount`` as the user wrote it."""
+    """A target: ``kind`` is ``ratio`` or one of the costs, ``amount`` the value the user gave."""
 
     kind: str
     amount: float
@@ -62,20 +62,20 @@ def cost_of(graph: ChannelGraph, kind: str, latency: Any = None) -> Callable[[Re
     return graph.macs if kind == "macs" else graph.params
 
 
-def nearest_count(cumulative: npt.NDArray[np.int64], wanted: float) -> int:
-    """The number of steps whose counts sum nearest to ``wanted``; of two equally near, the smaller.
+def nearest_count(cumulative: npt.NDArray[np.int64], target: float) -> int:
+    """The number of steps whose counts sum nearest to ``target``; of two equally near, the smaller.
 
     >>> nearest_count(np.array([1, 2, 4]), 3.0), nearest_count(np.array([1, 2, 4]), 0.0)
     (2, 0)
     """
     reach = np.concatenate([[0], cumulative])
-    return int(np.argmin(np.abs(reach - wanted)))
+    return int(np.argmin(np.abs(reach - target)))
 
 
 def smallest_prefix(cost: Callable[[int], float], n_steps: int, limit: float) -> int | None:
     """The fewest steps whose removal brings ``cost`` to at most ``limit``; None when all of them do not.
 
-    ``cost`` falls as steps go. What is compared is allowed one part in 10^12 of rounding.
+    ``cost`` decreases with every step. The comparison allows a relative rounding error of 10^-12.
     """
     limit *= 1 + 1e-12
     if cost(n_steps) > limit:

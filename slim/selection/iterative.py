@@ -1,4 +1,4 @@
-"""The next cut of a network that earlier cuts made thinner: budget, floors and caps stay those of the dense network."""
+"""Iterative pruning: the next cut of a thinner network; budget, floors and caps refer to the dense network."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from slim.criteria.scores import Scores, scale_counts
+from slim.selection import latency
 from slim.selection.budget import Target, cost_of, target_of
 from slim.selection.limits import limits
 from slim.selection.schedules import relative
@@ -21,7 +22,7 @@ LIMITS = ("min_channels", "max_layer_ratio", "round_to", "ignore", "overrides")
 
 
 def select_next_cut(dense: ChannelGraph, graph: ChannelGraph, scores: Scores, **options: Any) -> Selection:
-    """Choose what else to remove from ``graph``, so that the whole way from ``dense`` meets the budget.
+    """Choose what to remove from ``graph`` so that it meets the budget, which refers to ``dense``.
 
     Args:
         dense: The network before any cut.
@@ -37,24 +38,11 @@ def select_next_cut(dense: ChannelGraph, graph: ChannelGraph, scores: Scores, **
     Raises:
         SlimError: As :func:`select_groups`.
     """
-    budgets = {kind: options.pop(kind, None) for kind in ("ratio", "macs", "params", "memory", "latency")}
-    target = target_of(**budgets)
+    target = target_of(**{kind: options.pop(kind, None) for kind in ("ratio", "macs", "params", "memory", "latency")})
     inexact = bool(options.get("inexact", False))
-    table, before = options.pop("table", None), 1.0
-    budget: dict[str, Any] = {}
-    notes = []
-    if target is not None and target.kind == "latency":
-        from slim.selection.latency import forward_times, measure
-
-        table = measure(graph) if table is None else table
-        whole, now = forward_times([dense, graph])
-        before = now / whole
-        budget = {"latency": relative("latency", target.amount, before) if target.amount <= 1 else target.amount}
-        notes = [f"latency: before this cut {now:.3f} ms, the dense network {whole:.3f} ms."]
-    elif target is not None:
-        budget = {target.kind: remaining_budget(dense, graph, target.kind, target.amount, inexact=inexact)}
+    budget, table, before, notes = _next_budget(dense, graph, target, options.pop("table", None), inexact)
     rules = {key: options.pop(key) for key in LIMITS if key in options}
-    selection = select_groups(graph, scores, **budget, **_carried(dense, graph, rules), table=table, **options)
+    selection = select_groups(graph, scores, **budget, **_dense_limits(dense, graph, rules), table=table, **options)
 
     def share(kind: str, removed: npt.NDArray[np.bool_]) -> float:
         if kind == "latency":
@@ -64,7 +52,7 @@ def select_next_cut(dense: ChannelGraph, graph: ChannelGraph, scores: Scores, **
     kinds = dict.fromkeys(("ratio", "macs", "params", *([target.kind] if target else [])))
     notes += [f"After earlier cuts, of what they left: {line}" for line in selection.notes]
     if target is not None and not selection.removed.any():
-        notes = [_nothing(target, share(target.kind, selection.removed))]
+        notes = [_nothing_removed(target, share(target.kind, selection.removed))]
     return Selection(
         selection.removed,
         {target.kind: target.amount} if target else {},
@@ -73,10 +61,26 @@ def select_next_cut(dense: ChannelGraph, graph: ChannelGraph, scores: Scores, **
     )
 
 
+def _next_budget(
+    dense: ChannelGraph, graph: ChannelGraph, target: Target | None, table: Any, inexact: bool
+) -> tuple[dict[str, Any], Any, float, list[str]]:
+    """(budget of ``graph`` as an option, latency table, share of the dense latency that ``graph`` has, notes)."""
+    if target is None:
+        return {}, table, 1.0, []
+    if target.kind != "latency":
+        budget = remaining_budget(dense, graph, target.kind, target.amount, inexact=inexact)
+        return {target.kind: budget}, table, 1.0, []
+    table = latency.measure(graph) if table is None else table
+    whole, now = latency.forward_times([dense, graph])
+    amount = relative("latency", target.amount, now / whole) if target.amount <= 1 else target.amount
+    note = f"latency: before this cut {now:.3f} ms, the dense network {whole:.3f} ms."
+    return {"latency": amount}, table, now / whole, [note]
+
+
 def remaining_budget(
     dense: ChannelGraph, graph: ChannelGraph, kind: str, amount: float, *, inexact: bool = False
 ) -> float:
-    """The budget of ``graph`` with which the dense network's is ``amount``; an absolute cost is the same for both.
+    """The budget of ``graph`` with which ``amount`` of the dense network is reached; absolute costs stay as they are.
 
     Args:
         dense: The network before any cut.
@@ -88,7 +92,7 @@ def remaining_budget(
     if graph is dense:
         return amount
     if kind == "ratio":
-        # Counted, because a layer's last channel may not be removable any more though it is still there.
+        # Counted over all groups: the last channel of a layer is there, but no longer removable.
         more = amount * _removable(dense, inexact) - (_entries(dense) - _entries(graph))
         return min(max(0.0, more / max(1, _removable(graph, inexact))), 1.0 - 1e-9)
     return amount if amount > 1 else relative(kind, amount, _share(dense, graph, kind, np.zeros(len(graph), bool)))
@@ -97,7 +101,7 @@ def remaining_budget(
 def _share(
     dense: ChannelGraph, graph: ChannelGraph, kind: str, removed: npt.NDArray[np.bool_], inexact: bool = False
 ) -> float:
-    """What is left of the dense network without ``removed``; of ``ratio`` what is gone."""
+    """Share of the dense network's cost left without ``removed``; for ``ratio`` the share removed."""
     if kind == "ratio":
         gone = _entries(dense) - _entries(graph) + int(_counts(graph)[removed].sum())
         return gone / max(1, _removable(dense, inexact))
@@ -105,7 +109,7 @@ def _share(
 
 
 def _counts(graph: ChannelGraph) -> npt.NDArray[np.int64]:
-    """What removing a group counts in ratios, (n_groups,): its scales, or 1 in a network without scales."""
+    """Weight of each group in ratios, (n_groups,): its scales, or 1 in a network without scales."""
     return scale_counts(graph, np.full(len(graph), not any(scale.weight is not None for scale in graph.scales)))
 
 
@@ -114,12 +118,12 @@ def _removable(graph: ChannelGraph, inexact: bool) -> int:
 
 
 def _entries(graph: ChannelGraph) -> int:
-    """The same count of all that is there, removable or not."""
+    """The same count over all groups, removable or not."""
     return sum(len(scale.groups) for scale in graph.scales if scale.weight is not None) or len(graph)
 
 
-def _carried(dense: ChannelGraph, graph: ChannelGraph, rules: dict[str, Any]) -> dict[str, Any]:
-    """Limits of the dense network's layers, as overrides of the layers that are left of them."""
+def _dense_limits(dense: ChannelGraph, graph: ChannelGraph, rules: dict[str, Any]) -> dict[str, Any]:
+    """Limits of the dense network's layers, as overrides for the layers of ``graph``."""
     bounds = limits(dense, **rules)
     # By module: a space is named after its first producer, which may leave it as the network gets thinner.
     of: dict[str, list[int]] = {}
@@ -144,7 +148,7 @@ def _carried(dense: ChannelGraph, graph: ChannelGraph, rules: dict[str, Any]) ->
     return {"overrides": overrides}
 
 
-def _nothing(target: Target, share: float) -> str:
+def _nothing_removed(target: Target, share: float) -> str:
     state = "has lost" if target.kind == "ratio" else "keeps"
     what = "channels" if target.kind == "ratio" else target.kind
     return (

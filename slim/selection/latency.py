@@ -35,9 +35,9 @@ PLAIN = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 TRANSPOSED = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 SHARES = (0.125, 0.25, 0.5, 1.0)
 NOISE = 1.02
-"""Two measurements of one network differ by as much."""
+"""Relative difference of two measurements of one network."""
 MEASUREMENTS = 6
-"""Of rebuilt networks, where the table's first answer does not come true."""
+"""Measurements of rebuilt networks where the first prediction is not met."""
 
 
 @dataclass(frozen=True)
@@ -56,13 +56,13 @@ class Grid:
 
 @dataclass(frozen=True)
 class LatencyTable:
-    """What a forward of the network takes without some of its channels, in milliseconds, by measured layer times.
+    """Predicts the milliseconds of a forward without some channels, from measured layer times.
 
     Attributes:
         graph: The network's channels.
-        layers: Per layer call: its times, and the groups of its inputs and outputs (or how many there are, fixed).
+        layers: Per layer call: its times, and the groups of its inputs and outputs (or their fixed number).
         dense: Measured milliseconds of the whole network.
-        inputs: What it was measured on.
+        inputs: The inputs it was measured on.
     """
 
     graph: ChannelGraph
@@ -73,11 +73,11 @@ class LatencyTable:
     def cost(self, removed: Removed) -> float:
         """Predicted milliseconds of a forward without the ``removed`` groups (n_groups,)."""
         nothing = np.zeros(len(self.graph), dtype=bool)
-        whole = self._timed(nothing)
+        whole = self._layer_time(nothing)
         if whole > self.dense:
-            return self._timed(removed) * self.dense / whole
+            return self._layer_time(removed) * self.dense / whole
         share = _activations(self.graph, removed) / max(1, _activations(self.graph, nothing))
-        return self._timed(removed) + (self.dense - whole) * share
+        return self._layer_time(removed) + (self.dense - whole) * share
 
     def check(self, removed: Removed) -> float:
         """Measured milliseconds: the network is rebuilt and runs in turns with the whole one, so that drift cancels."""
@@ -90,13 +90,13 @@ class LatencyTable:
     ) -> tuple[int, float]:
         """(steps, measured milliseconds): the fewest steps whose removal is measured to meet ``limit``.
 
-        Layers alone promise too much: starting an operator costs the same however thin it is, and processors like
-        some widths better. Where the table's answer does not come true, more goes, by bisection, each step measured.
+        The table underestimates: starting an operator costs the same at any width, and processors run some widths
+        faster. Where the prediction is not met, more steps are removed, by bisection, each measured.
 
         Args:
             removed_after: Removed groups (n_groups,) after so many steps.
-            first: The table's answer.
-            last: All steps; the answer when even they do not meet the limit.
+            first: The number of steps predicted by the table.
+            last: The number of all steps; returned when even they do not meet the limit.
             limit: Milliseconds; a factor of ``NOISE`` more is allowed.
         """
         measured = self.check(removed_after(first))
@@ -116,7 +116,7 @@ class LatencyTable:
                 low = middle
         return high, achieved
 
-    def _timed(self, removed: Removed) -> float:
+    def _layer_time(self, removed: Removed) -> float:
         keep = np.append(~removed, True)
 
         def width(axis: Ints | int) -> float:

@@ -1,4 +1,4 @@
-"""One layer at a time: what goes when a layer alone loses a share of its channels."""
+"""Removals within one layer at a time, for sensitivity analysis."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What each layer may lose: floors, caps, rounding and per-layer overrides, found by name pattern."""
+"""Limits of each layer: floors, caps, rounding and per-layer overrides by name pattern."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class Limits:
     """Limits per space of a graph, each (n_spaces,).
 
     Attributes:
-        floor: Channel groups that stay at least.
-        round_to: What the number of groups that stay is a multiple of, once any goes.
-        ratio: Share of the space that goes whatever the budget; NaN where the budget decides.
-        ignored: Nothing goes.
+        floor: Minimum number of channel groups that stay.
+        round_to: The number of groups that stay is a multiple of this, if any is removed.
+        ratio: Share of the space that is removed whatever the budget; NaN where the budget decides.
+        ignored: Nothing is removed.
     """
 
     floor: npt.NDArray[np.int64]
@@ -45,7 +45,7 @@ def limits(
     ignore: Iterable[str] = (),
     overrides: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Limits:
-    """Settle the limits of every space; a later override wins over an earlier one.
+    """The limits of every space; a later override takes precedence over an earlier one.
 
     A pattern is matched (fnmatch) against the names of all modules of a space; a container's name means its inside.
 
@@ -64,24 +64,10 @@ def limits(
     if isinstance(ignore, str):
         ignore = (ignore,)
     expect("ignore", ignore, Iterable, "Set prune.ignore to a list of patterns.")
-    wanted: list[tuple[str, Mapping[str, Any], str]] = [(p, {"ignore": True}, "ignore") for p in ignore]
-    wanted += [(p, values, f"overrides[{p!r}]") for p, values in (overrides or {}).items()]
-    for pattern, values, where in wanted:
-        spaces = matching(graph, pattern, where)
-        if not isinstance(values, Mapping):
-            raise SlimError(
-                f"An override is a mapping of settings. Got {values!r} ({where})."
-                f" Write {{{pattern}: {{ratio: 0.3}}}} in prune.overrides."
-            )
-        for key, value in values.items():
-            if key not in OVERRIDES:
-                raise SlimError(
-                    f"An override sets {', '.join(OVERRIDES)}. Got {key}={value!r} ({where})."
-                    f" {nearest(str(key), OVERRIDES)} Change prune.overrides."
-                )
-            checked = _checked(key, value, where)
-            for s in spaces:
-                settings[key][s] = checked
+    patterns: list[tuple[str, Mapping[str, Any], str]] = [(p, {"ignore": True}, "ignore") for p in ignore]
+    patterns += [(p, values, f"overrides[{p!r}]") for p, values in (overrides or {}).items()]
+    for pattern, values, where in patterns:
+        _apply_override(graph, settings, pattern, values, where)
     cap = np.asarray(settings["max_layer_ratio"], dtype=np.float64)
     # The subtraction is exact to an ulp only: 10 * (1 - 0.9) must ask for one channel, not two.
     floor = np.maximum(
@@ -95,24 +81,45 @@ def limits(
     )
 
 
+def _apply_override(
+    graph: ChannelGraph, settings: dict[str, list[Any]], pattern: str, values: Mapping[str, Any], where: str
+) -> None:
+    """Set ``values`` in ``settings`` (lists over spaces) for every space that ``pattern`` names."""
+    spaces = matching(graph, pattern, where)
+    if not isinstance(values, Mapping):
+        raise SlimError(
+            f"An override is a mapping of settings. Got {values!r} ({where})."
+            f" Write {{{pattern}: {{ratio: 0.3}}}} in prune.overrides."
+        )
+    for key, value in values.items():
+        if key not in OVERRIDES:
+            raise SlimError(
+                f"An override sets {', '.join(OVERRIDES)}. Got {key}={value!r} ({where})."
+                f" {nearest(str(key), OVERRIDES)} Change prune.overrides."
+            )
+        checked = _checked(key, value, where)
+        for s in spaces:
+            settings[key][s] = checked
+
+
 def matching(graph: ChannelGraph, pattern: str, where: str) -> list[int]:
     """Indices of the spaces with a module that ``pattern`` names.
 
     Raises:
         SlimError: It names none; the nearest module names are in the message.
     """
-    found = [
+    indices = [
         i
         for i, space in enumerate(graph.spaces)
         if any(fnmatchcase(m, pattern) or fnmatchcase(m, f"{pattern}.*") for m in (space.name, *space.modules))
     ]
-    if not found:
+    if not indices:
         names = [m for space in graph.spaces for m in space.modules]
         raise SlimError(
             f"A pattern must match a layer. Got pattern={pattern!r} ({where}), which matches none of {len(names)}."
             f" {nearest(pattern, names)} Change prune.{where.split('[')[0]}."
         )
-    return found
+    return indices
 
 
 def _checked(key: str, value: Any, where: str) -> Any:

@@ -19,7 +19,7 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class RemovalSteps:
-    """Every step that may go, floors and rounding respected as long as steps of a space go in ascending order.
+    """All removal steps; floors and rounding hold as long as the steps of a space are taken in ascending order.
 
     Attributes:
         of: (n_groups,) the step of every group, -1 where it must stay.
@@ -27,7 +27,7 @@ class RemovalSteps:
         share: (n_steps,) the middle of the step in its space's order, as a share of the space, in (0, 1).
         space: (n_steps,) index of the (first) space.
         index: (n_steps,) smallest group index.
-        notes: Which structures keep something, one line each.
+        notes: One line per structure that keeps some of its channels.
     """
 
     of: Ints
@@ -42,7 +42,7 @@ class RemovalSteps:
 
 
 def removal_steps(graph: ChannelGraph, set_of: Ints, values: Floats, limits: Limits) -> RemovalSteps:
-    """Chunk the ascending balanced sets of every space so that floors hold and widths are multiples of ``round_to``."""
+    """Group the ascending balanced sets of every space into steps, so that floors and ``round_to`` hold."""
     members = np.flatnonzero(set_of >= 0)
     _, set_index = np.unique(set_of[members], return_inverse=True)
     set_index = set_index.reshape(-1)
@@ -57,18 +57,18 @@ def removal_steps(graph: ChannelGraph, set_of: Ints, values: Floats, limits: Lim
     np.maximum.at(high, set_index, graph.space_of[members])
 
     family = _families(len(graph.spaces), low, high, graph.space_of[members], set_index)
-    crowd = np.bincount(family, minlength=len(graph.spaces)) > 1
+    coupled = np.bincount(family, minlength=len(graph.spaces)) > 1
     order = np.lexsort((index, value, family[low] if n else low))
     step = np.full(n, -1, dtype=np.int64)
     share = np.zeros(n)
-    alone = order[~crowd[family[low[order]]]] if n else order
+    independent = order[~coupled[family[low[order]]]] if n else order
     width = np.array([len(s.groups) for s in graph.spaces], dtype=np.int64)
     notes: list[str] = []
-    fresh = _chunk_alone(alone, low, size, width, limits, step, share)
-    for f in np.flatnonzero(crowd):
+    fresh = _steps_of_independent(independent, low, size, width, limits, step, share)
+    for f in np.flatnonzero(coupled):
         mine = order[family[low[order]] == f]
         if len(mine):
-            fresh = _chunk_together(graph, mine, set_index, members, width, limits, step, share, fresh, notes)
+            fresh = _steps_of_coupled(graph, mine, set_index, members, width, limits, step, share, fresh, notes)
     notes += _rounding_notes(graph, low[step < 0], low[step >= 0], limits)
     return _collected(graph, members, set_index, step, share, size, values, low, fresh, notes)
 
@@ -84,8 +84,10 @@ def _families(n_spaces: int, low: Ints, high: Ints, space: Ints, set_index: Ints
     return root
 
 
-def _chunk_alone(order: Ints, low: Ints, size: Ints, width: Ints, limits: Limits, step: Ints, share: Floats) -> int:
-    """Spaces of their own, all at once: a step ends wherever the width left is legal. Returns how many were made."""
+def _steps_of_independent(
+    order: Ints, low: Ints, size: Ints, width: Ints, limits: Limits, step: Ints, share: Floats
+) -> int:
+    """Spaces that share no set: a step ends wherever the remaining width is allowed. Returns the number of steps."""
     if not len(order):
         return 0
     space = low[order]
@@ -94,18 +96,18 @@ def _chunk_alone(order: Ints, low: Ints, size: Ints, width: Ints, limits: Limits
     before = np.repeat(gone[starts] - size[order][starts], np.diff(np.r_[starts, len(order)]))
     gone = gone - before
     left = width[space] - gone
-    legal = (left >= limits.floor[space]) & (left % limits.round_to[space] == 0)
-    # A balanced set belongs to the first legal end at or behind it in its space.
-    ends = np.cumsum(legal) - legal
+    allowed = (left >= limits.floor[space]) & (left % limits.round_to[space] == 0)
+    # A balanced set belongs to the first allowed end at or behind it in its space.
+    ends = np.cumsum(allowed) - allowed
     last = np.full(len(width), -1, dtype=np.int64)
-    last[space[legal]] = ends[legal]
+    last[space[allowed]] = ends[allowed]
     inside = ends <= last[space]
     step[order[inside]] = ends[inside]
     share[order] = (gone - size[order] / 2) / width[space]
-    return int(legal.sum())
+    return int(allowed.sum())
 
 
-def _chunk_together(
+def _steps_of_coupled(
     graph: ChannelGraph,
     order: Ints,
     set_index: Ints,
@@ -117,7 +119,7 @@ def _chunk_together(
     fresh: int,
     notes: list[str],
 ) -> int:
-    """Spaces that share balanced sets: in order, skip those below a floor, end a step where all widths are legal."""
+    """Spaces that share balanced sets: in order, skip those below a floor, end a step where all widths are allowed."""
     by_set = np.argsort(set_index, kind="stable")
     bounds = np.searchsorted(set_index[by_set], np.arange(int(set_index.max()) + 2))
     gone = np.zeros(len(width), dtype=np.int64)

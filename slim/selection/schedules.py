@@ -1,13 +1,13 @@
-"""Schedules: in how many cuts a budget is reached, and from which weights each thin network goes on. Pure functions.
+"""Schedules: the number of cuts that reach a budget, and the weights each thin network continues with. Pure functions.
 
-A run asks :func:`passes` for its passes and goes through them in order: train (sparse), cut to ``amount``, then
+A run executes the passes of :func:`passes` in order: train (sparse), cut to ``amount``, then
 train (finetune) from ``weights``. Amounts are shares of the *dense* network; :func:`relative` turns one into the budget
 of the network at hand. Names and sources:
 
 - ``one_shot``: one cut (Liu et al. 2017).
 - ``iterative``: several, growing linearly or cubically (the paper's multi-pass scheme; Zhu & Gupta 2017,
   arXiv:1710.01878, for the cubic).
-- ``soft``: during sparse training the selected channels are silenced every ``every`` epochs and may grow back; the cut
+- ``soft``: during sparse training the selected channels are scaled down every ``every`` epochs and may recover; the cut
   comes at the end (He et al. 2018, arXiv:1808.06866). See :mod:`slim.selection.soft`.
 - ``rewind``: the thin network starts again from its own weights at ``rewind_epoch`` of the first training, 0 being
   initialisation (Frankle & Carbin 2019, arXiv:1803.03635; Frankle et al. 2019, arXiv:1903.01611). A control.
@@ -33,7 +33,7 @@ class Pass:
     Attributes:
         amount: Budget of the whole run so far, in the terms of the run's target: ``ratio`` removed of, or fraction of
             the cost kept of, the dense network.
-        weights: What the thin network goes on from: ``trained`` (what the cut left), ``rewound`` or ``fresh``.
+        weights: Weights the thin network continues with: ``trained`` (those of the cut), ``rewound`` or ``fresh``.
         rewind_epoch: Epoch of the first training whose weights ``rewound`` takes; 0 is initialisation.
         soft_every: Epochs between soft cuts during the training before this cut; 0: none.
     """
@@ -63,8 +63,8 @@ def passes(
         amount: The run's budget: a ratio removed in [0, 1), or a fraction kept in (0, 1]. With one cut also an absolute
             cost above 1.
         count: Passes of ``iterative``; ``rewind`` and ``scratch`` may be iterative too.
-        growth: How what is removed grows over the passes.
-        start: What the first pass removes, as a share; ``count`` equal steps from zero by default.
+        growth: How the removed share grows over the passes.
+        start: Share that the first pass removes; ``count`` equal steps from zero by default.
         rewind_epoch: Of ``rewind``.
         every: Epochs between the soft cuts of ``soft``.
 
@@ -76,20 +76,7 @@ def passes(
     >>> [round(p.amount, 3) for p in passes("iterative", kind="macs", amount=0.5, count=3, growth="cubic")]
     [0.648, 0.519, 0.5]
     """
-    if name not in SCHEDULES:
-        raise SlimError(
-            f"schedule must be one of {', '.join(SCHEDULES)}. Got schedule={name!r}. {nearest(str(name), SCHEDULES)}"
-            " Set schedule.name."
-        )
-    if growth not in GROWTHS:
-        raise SlimError(f"growth must be one of {', '.join(GROWTHS)}. Got growth={growth!r}. Set schedule.growth.")
-    for key, value, least in (("count", count, 1), ("rewind_epoch", rewind_epoch, 0), ("every", every, 1)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise SlimError(
-                f"{key} must be a whole number of at least {least}. Got {key}={value!r}. Set schedule.{key}."
-            )
-    if count > 1 and name in ("one_shot", "soft"):
-        raise SlimError(f"Schedule {name} cuts once. Got count={count}. Set schedule=iterative, or schedule.count=1.")
+    _check_schedule(name, growth, count=count, rewind_epoch=rewind_epoch, every=every)
     weights = {"rewind": "rewound", "scratch": "fresh"}.get(name, "trained")
     after: dict[str, Any] = {
         "weights": weights,
@@ -98,24 +85,45 @@ def passes(
     }
     if count == 1 and start is None and kind != "ratio" and amount > 1:
         return (Pass(float(amount), **after),)
-    gone = _gone(kind, amount)
+    gone = _removed_share(kind, amount)
     if start is not None and not 0 < start <= gone:
         raise SlimError(
             f"start must be above 0 and at most what the run removes, {gone:g}. Got start={start!r}."
             " Set schedule.start."
         )
     first = gone / count if start is None and growth == "linear" else start
-    # The last amount is the budget as it was given, not what two subtractions make of it.
+    # The last amount is the budget as given; 1 - (1 - amount) could differ in the last bit.
     amounts = [share if kind == "ratio" else 1.0 - share for share in _shares(gone, count, growth, first)]
     return tuple(Pass(each, **after) for each in [*amounts[:-1], float(amount)])
 
 
+def _check_schedule(name: str, growth: str, **numbers: int) -> None:
+    """Raise for an unknown name or growth, a number out of range, or several cuts where the schedule has one."""
+    if name not in SCHEDULES:
+        raise SlimError(
+            f"schedule must be one of {', '.join(SCHEDULES)}. Got schedule={name!r}. {nearest(str(name), SCHEDULES)}"
+            " Set schedule.name."
+        )
+    if growth not in GROWTHS:
+        raise SlimError(f"growth must be one of {', '.join(GROWTHS)}. Got growth={growth!r}. Set schedule.growth.")
+    for key, value in numbers.items():
+        least = 0 if key == "rewind_epoch" else 1
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise SlimError(
+                f"{key} must be a whole number of at least {least}. Got {key}={value!r}. Set schedule.{key}."
+            )
+    if numbers["count"] > 1 and name in ("one_shot", "soft"):
+        raise SlimError(
+            f"Schedule {name} cuts once. Got count={numbers['count']}. Set schedule=iterative, or schedule.count=1."
+        )
+
+
 def relative(kind: str, amount: float, before: float | None) -> float:
-    """The budget of a network that earlier cuts brought to ``before``, so that the dense network's is ``amount``.
+    """The budget of a network already cut to ``before`` with which ``amount`` of the dense network is reached.
 
     Args:
         kind: As in :func:`passes`.
-        amount: Wanted now, as a share of the dense network.
+        amount: The budget of the next cut, as a share of the dense network.
         before: The ``amount`` of the previous pass, or what it achieved; None for the dense network.
 
     >>> relative("ratio", 0.5, 0.2), relative("macs", 0.4, 0.8), relative("ratio", 0.5, None)
@@ -128,8 +136,8 @@ def relative(kind: str, amount: float, before: float | None) -> float:
     return min(1.0, amount / before)
 
 
-def _gone(kind: str, amount: float) -> float:
-    """The share that the run removes."""
+def _removed_share(kind: str, amount: float) -> float:
+    """The share that the run removes, in [0, 1)."""
     if kind == "ratio":
         if not 0 <= amount < 1:
             raise SlimError(f"ratio must be in [0, 1). Got ratio={amount!r}. Set prune.ratio below 1.")
@@ -142,13 +150,13 @@ def _gone(kind: str, amount: float) -> float:
 
 
 def _shares(gone: float, count: int, growth: str, first: float | None) -> list[float]:
-    """What is removed after each pass; the last is ``gone`` exactly."""
+    """The share removed after each pass; the last is ``gone`` exactly."""
     if count == 1:
         return [gone]
     if growth == "linear":
         begin = float(first or 0.0)
         return [begin + (gone - begin) * i / (count - 1) for i in range(count - 1)] + [gone]
-    # Zhu & Gupta, equation 1: from zero (or ``start`` at the first pass) fast, then ever more gently.
+    # Zhu & Gupta, equation 1, from zero (or from ``start`` at the first pass).
     if first is None:
         return [gone * (1.0 - (1.0 - i / count) ** 3) for i in range(1, count)] + [gone]
     return [gone + (first - gone) * (1.0 - i / (count - 1)) ** 3 for i in range(count - 1)] + [gone]

@@ -1,4 +1,4 @@
-"""From scores to a plan: one global order of steps, cut off where the budget is met."""
+"""From scores to a plan: one global order of removal steps, of which the budget takes the first."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from slim.channels import ChannelGraph
 from slim.criteria.marginal import marginal
 from slim.criteria.scores import Scores
 from slim.errors import SlimError, expect, nearest
+from slim.selection import latency as latency_tables
 from slim.selection.balanced_sets import balanced_sets
 from slim.selection.budget import Target, cost_of, nearest_count, smallest_prefix, target_of
 from slim.selection.limits import Limits, limits
@@ -29,13 +30,13 @@ Removed = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Selection:
-    """Which channel groups go, and how that compares with what was asked for.
+    """Which channel groups are removed, and how that compares with the request.
 
     Attributes:
         removed: (n_groups,) bool, closed under what follows from it; ``graph.plan(removed)`` is the plan.
         requested: The target as given, e.g. ``{"macs": 0.5}``; empty without one.
         achieved: ``ratio`` of channels removed, and fractions of ``macs``, ``params`` and the target's cost kept.
-        notes: One line for whatever the request could not have.
+        notes: One line for every part of the request that could not be met.
     """
 
     removed: Removed
@@ -45,7 +46,7 @@ class Selection:
 
 
 def select(graph: ChannelGraph, scores: Scores, **options: Any) -> Plan:
-    """The plan that :func:`select_groups` arrives at; same arguments."""
+    """The plan for the groups that :func:`select_groups` removes; same arguments."""
     removed = select_groups(graph, scores, **options).removed
     return graph.plan(removed)
 
@@ -102,9 +103,7 @@ def select_groups(
             f" {nearest(str(strategy), STRATEGIES)} Set prune.strategy."
         )
     if target is not None and target.kind == "latency" and table is None:
-        from slim.selection.latency import measure
-
-        table = measure(graph)
+        table = latency_tables.measure(graph)
     _check_scores(graph, scores)
     bounds = limits(
         graph,
@@ -122,85 +121,103 @@ def select_groups(
     candidates &= ~protected(graph, scores.values, candidates, bounds)
     set_of, notes = balanced_sets(graph, candidates, scores.values)
     steps = removal_steps(graph, set_of, scores.values, bounds)
-    return _cut(graph, scores, steps, bounds, target, strategy, able, table, notes + steps.notes)
+    ranking = _ranking(graph, scores, steps, bounds, strategy)
+    total = int(scores.counts[able].sum())
+    costs: dict[str, float] = {}
+    if target is None:
+        removed, notes = ranking.removed_after(ranking.fixed), []
+    elif target.kind == "ratio":
+        removed, notes = _select_ratio(ranking, target.amount, total, notes + steps.notes)
+    else:
+        removed, costs, notes = _select_cost(ranking, target, table)
+    achieved = {
+        "ratio": float(scores.counts[removed].sum() / total) if total else 0.0,
+        "macs": graph.macs(removed) / max(graph.macs(), 1),
+        "params": graph.params(removed) / max(graph.params(), 1),
+        **costs,
+    }
+    requested = {target.kind: target.amount} if target is not None else {}
+    return Selection(removed, requested, achieved, (*notes, *scores.notes))
 
 
-def _cut(
-    graph: ChannelGraph,
-    scores: Scores,
-    steps: RemovalSteps,
-    bounds: Limits,
-    target: Target | None,
-    strategy: str,
-    able: Removed,
-    table: Any,
-    notes: list[str],
-) -> Selection:
+@dataclass(frozen=True)
+class _Ranking:
+    """The steps of a selection in the order of their removal.
+
+    Attributes:
+        order: (n,) indices of the steps.
+        fixed: How many of the first are removed whatever the budget is.
+        rank_of: (n_groups,) position in the order of the step of every group; n where it must stay.
+        per_step: (n_steps,) channels that count towards a ratio.
+    """
+
+    graph: ChannelGraph
+    order: npt.NDArray[np.int64]
+    fixed: int
+    rank_of: npt.NDArray[np.int64]
+    per_step: npt.NDArray[np.int64]
+
+    def removed_after(self, count: int) -> Removed:
+        """The groups (n_groups,) removed by the first ``count`` steps."""
+        return self.graph.closure(self.rank_of < count)
+
+
+def _ranking(graph: ChannelGraph, scores: Scores, steps: RemovalSteps, bounds: Limits, strategy: str) -> _Ranking:
     order, fixed = _order(graph, scores, steps, bounds, strategy)
     rank = np.full(len(steps) + 1, len(steps), dtype=np.int64)  # the last entry answers for step -1
     rank[order] = np.arange(len(order))
-    rank_of = rank[steps.of]
+    inside = steps.of >= 0
+    per_step = np.bincount(steps.of[inside], scores.counts[inside], minlength=len(steps)).astype(np.int64)
+    return _Ranking(graph, order, fixed, rank[steps.of], per_step)
 
-    def removed_after(k: int) -> Removed:
-        return graph.closure(rank_of < k)
 
-    counts = scores.counts
-    total = int(counts[able].sum())
-    chosen = steps.of >= 0
-    per_step = np.bincount(steps.of[chosen], counts[chosen], minlength=len(steps)).astype(np.int64)
-    cumulative = np.cumsum(per_step[order])
-    dense = np.zeros(len(graph), dtype=bool)
-    k, short, measured = fixed, False, table.dense if table is not None else math.nan
-    if target is not None and target.kind == "ratio":
-        wanted = target.amount * total
-        k = max(nearest_count(cumulative, wanted), fixed)
-        reached = int(cumulative[k - 1]) if k else 0
-        if not len(order) and target.amount > 0:
-            raise SlimError(
-                f"Something must be removable. Got ratio={target.amount:g} and no channel that may go"
-                f" ({int(graph.prunable.sum())} of {len(graph)} groups are prunable). {' '.join(notes[:1])}"
-                " Relax prune.ignore and the floors, or see graph.report()."
-            )
-        short = k == len(order) and wanted - reached > 0.5 * max(1, int(per_step.max(initial=1)))
-        if short:
-            notes = [
-                f"Requested ratio={target.amount:g}, achieved {reached / total:.4f}: floors, ignored layers, rounding"
-                " and structure let no more channels go.",
-                *notes,
-            ]
-    elif target is not None:
-        cost = cost_of(graph, target.kind, table)
-        whole = cost(dense)
-        limit = target.amount * whole if target.amount <= 1 else target.amount
-        prefix = smallest_prefix(lambda j: cost(removed_after(j)), len(order), limit)
-        if prefix is None:
-            raise _out_of_reach(target, limit, whole, cost(removed_after(len(order))))
-        k = max(prefix, fixed)
-        if target.kind == "latency" and k:
-            from slim.selection.latency import NOISE
-
-            k, measured = table.confirm(removed_after, k, len(order), limit)
-            if measured > limit * NOISE:
-                raise _out_of_reach(target, limit, whole, measured)
-    removed = removed_after(k)
-    achieved = {
-        "ratio": float(counts[removed].sum() / total) if total else 0.0,
-        "macs": graph.macs(removed) / max(graph.macs(), 1),
-        "params": graph.params(removed) / max(graph.params(), 1),
-    }
-    if target is not None and target.kind == "memory":
-        achieved["memory"] = graph.peak_activation(removed) / max(graph.peak_activation(), 1)
-    if target is not None and target.kind == "latency":
-        achieved["latency"] = measured / table.dense
-        notes, short = (
-            [
-                f"latency: {limit:.3f} ms wanted, {table.cost(removed):.3f} ms predicted, {measured:.3f} ms measured on"
-                f" the rebuilt network, {table.dense:.3f} ms before the cut (this machine, input {graph.input_shapes})."
-            ],
-            True,
+def _select_ratio(ranking: _Ranking, amount: float, total: int, notes: list[str]) -> tuple[Removed, list[str]]:
+    """Remove the number of channels nearest to ``amount * total``; notes when structure does not allow that many."""
+    graph, n = ranking.graph, len(ranking.order)
+    if not n and amount > 0:
+        raise SlimError(
+            f"Something must be removable. Got ratio={amount:g} and no channel that may go"
+            f" ({int(graph.prunable.sum())} of {len(graph)} groups are prunable). {' '.join(notes[:1])}"
+            " Relax prune.ignore and the floors, or see graph.report()."
         )
-    requested = {target.kind: target.amount} if target is not None else {}
-    return Selection(removed, requested, achieved, tuple(notes if short else ()))
+    cumulative = np.cumsum(ranking.per_step[ranking.order])
+    requested = amount * total
+    count = max(nearest_count(cumulative, requested), ranking.fixed)
+    reached = int(cumulative[count - 1]) if count else 0
+    short = count == n and requested - reached > 0.5 * max(1, int(ranking.per_step.max(initial=1)))
+    if not short:
+        return ranking.removed_after(count), []
+    line = (
+        f"Requested ratio={amount:g}, achieved {reached / total:.4f}: floors, ignored layers, rounding"
+        " and structure let no more channels go."
+    )
+    return ranking.removed_after(count), [line, *notes]
+
+
+def _select_cost(ranking: _Ranking, target: Target, table: Any) -> tuple[Removed, dict[str, float], list[str]]:
+    """Remove the fewest steps that meet a budget of MACs, parameters, memory or latency."""
+    graph, n = ranking.graph, len(ranking.order)
+    cost = cost_of(graph, target.kind, table)
+    whole = cost(np.zeros(len(graph), dtype=bool))
+    limit = target.amount * whole if target.amount <= 1 else target.amount
+    prefix = smallest_prefix(lambda count: cost(ranking.removed_after(count)), n, limit)
+    if prefix is None:
+        raise _out_of_reach(target, limit, whole, cost(ranking.removed_after(n)))
+    count, measured = max(prefix, ranking.fixed), table.dense if table is not None else math.nan
+    if target.kind == "latency" and count:
+        count, measured = table.confirm(ranking.removed_after, count, n, limit)
+        if measured > limit * latency_tables.NOISE:
+            raise _out_of_reach(target, limit, whole, measured)
+    removed = ranking.removed_after(count)
+    if target.kind == "memory":
+        return removed, {"memory": graph.peak_activation(removed) / max(graph.peak_activation(), 1)}, []
+    if target.kind != "latency":
+        return removed, {}, []
+    note = (
+        f"latency: {limit:.3f} ms requested, {table.cost(removed):.3f} ms predicted, {measured:.3f} ms measured on"
+        f" the rebuilt network, {table.dense:.3f} ms before the cut (this machine, input {graph.input_shapes})."
+    )
+    return removed, {"latency": measured / table.dense}, [note]
 
 
 def _out_of_reach(target: Target, limit: float, whole: float, least: float) -> SlimError:
@@ -214,7 +231,7 @@ def _out_of_reach(target: Target, limit: float, whole: float, least: float) -> S
 def _order(
     graph: ChannelGraph, scores: Scores, steps: RemovalSteps, bounds: Limits, strategy: str
 ) -> tuple[npt.NDArray[np.int64], int]:
-    """Steps in the order in which they go, and how many of the first go whatever the budget is."""
+    """The steps in the order of their removal, and how many of the first are removed whatever the budget is."""
     key = steps.value
     if strategy == "layer":
         key = steps.share

@@ -1,4 +1,4 @@
-"""Soft cuts: silence what would go, keep training, let it grow back. SFP, He et al. 2018, arXiv:1808.06866."""
+"""Soft pruning: scale down the selected channels, keep training, let them recover. He et al. 2018, arXiv:1808.06866."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 def soften(graph: ChannelGraph, removed: npt.NDArray[np.bool_], leak: float = 1e-3) -> int:
     """Scale gamma and beta of the ``removed`` groups by ``leak``, in the graph's model; else filter and bias.
 
-    A departure from the paper, which sets filters to zero: exactly at zero a ReLU passes no gradient, and what it has
-    silenced stays silent (in a network whose shifts are zero, all of it). Scaled by a leak, a channel is as good as
-    gone and yet active on the same samples as before, so that its gradients can bring it back.
+    A departure from the paper, which sets filters to zero: at exactly zero a ReLU passes no gradient, and the
+    channel cannot recover (in a network whose shifts are zero, none could). Scaled by a leak, a channel contributes
+    almost nothing and yet is active on the same samples as before, so that its gradients can restore it.
 
     Returns:
-        How many channels were silenced; one of a residual stream counts in each of its layers.
+        How many channels were scaled; one of a residual stream counts in each of its layers.
     """
     named = dict(graph.model.named_parameters(remove_duplicate=False))
     scaled = np.zeros(len(graph), dtype=bool)

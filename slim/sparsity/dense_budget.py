@@ -1,4 +1,4 @@
-"""The budget of `Target`: it and its floors refer to the dense network, also when a thinner one is asked about."""
+"""The budget of `Target`: it and its floors refer to the dense network, also when a thinner one is selected from."""
 
 from __future__ import annotations
 

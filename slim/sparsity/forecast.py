@@ -1,4 +1,4 @@
-"""Before training: can the penalty bring a gamma to zero in the steps it is given?"""
+"""Forecast before training: whether the penalty can bring the median gamma to zero in the given steps."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from slim.errors import SlimError
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a phase can do to the gammas.
+    """How far a phase can shrink the gammas.
 
     Attributes:
         shrink_budget: the most a gamma can lose over the phase, sum(lr * lam / (1 - momentum)).

@@ -37,7 +37,7 @@ class Penalty(Protocol):
         """After backward, unscaling and clipping: add the subgradient to ``gamma.grad``."""
 
     def after_step(self, lr: float) -> None:
-        """After the optimizer's step: what a proximal law does to the gammas themselves."""
+        """After the optimizer's step: update the gammas (proximal laws) and count the step."""
 
     def value(self) -> Tensor:
         """The penalty now, 0-dim on the gammas' device, without waiting for the device."""
@@ -55,7 +55,7 @@ class Penalty(Protocol):
         """Numbers for a progress bar (waits for the device): share of gammas at zero, target, ready."""
 
     def forecast(self, lrs: Sequence[float] | float, momentum: float) -> Forecast:
-        """What the phase can do to the gammas, before it begins."""
+        """How far the phase can shrink the gammas, known before it begins."""
 
 
 @runtime_checkable

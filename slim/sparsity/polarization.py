@@ -1,5 +1,7 @@
-"""Push gammas apart, towards zero or towards the rest. Zhuang et al., NeurIPS 2020, "Neuron-level Structured Pruning
-using Polarization Regularizer", equation 2."""
+"""Polarization: every gamma is pushed towards zero or away from the mean.
+
+Zhuang et al., NeurIPS 2020, "Neuron-level Structured Pruning using Polarization Regularizer", equation 2.
+"""
 
 from __future__ import annotations
 

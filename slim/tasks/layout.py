@@ -34,11 +34,13 @@ class Runner:
         However a weight came to be (built, sliced, loaded): where channels are few, several strides describe the same
         layout, kernels differ between them, and so would the bits of a run that was resumed.
         """
-        for parameter in self.network.parameters():
-            if parameter.dim() == 4:
-                fresh = torch.empty_like(parameter.data, memory_format=self._format)
-                if fresh.stride() != parameter.stride():
-                    parameter.data = fresh.copy_(parameter.data)
+        # Lightning evaluates in inference mode; a weight that is made there could never train again.
+        with torch.inference_mode(False):
+            for parameter in self.network.parameters():
+                if parameter.dim() == 4:
+                    fresh = torch.empty_like(parameter.data, memory_format=self._format)
+                    if fresh.stride() != parameter.stride():
+                        parameter.data = fresh.copy_(parameter.data)
 
     def __call__(self, *inputs: Any) -> Any:
         """``network(*inputs)``, with image batches ``(N, C, H, W)`` laid out as the weights are."""

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import slim
+from slim.channels import Plan
 from slim.errors import SlimError
 from tests.channels.laws import check_all, close
 
@@ -16,9 +17,10 @@ from tests.channels.laws import check_all, close
 class Shuffled(nn.Module):
     """Grouped convolution, channel shuffle, depthwise, grouped convolution."""
 
-    def __init__(self, inner: int | None = None) -> None:
+    def __init__(self, inner: int | None = None, literal: bool = False) -> None:
         super().__init__()
         self.stem = nn.Conv2d(4, 8, 1)
+        self.literal = literal
         self.first = nn.Conv2d(8, 32, 1, groups=4)
         self.norm = nn.BatchNorm2d(32)
         self.depth = nn.Conv2d(32, 32, 3, padding=1, groups=32)
@@ -29,7 +31,7 @@ class Shuffled(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.norm(self.first(self.stem(x)))
         n, c, h, w = x.shape
-        x = x.view(n, 4, self.inner or c // 4, h, w).transpose(1, 2).reshape(n, c, h, w)
+        x = x.view(n, 4, 8 if self.literal else self.inner or c // 4, h, w).transpose(1, 2).reshape(n, c, h, w)
         return self.head(self.second(self.depth(x)))
 
 
@@ -225,9 +227,21 @@ def test_a_split_by_fixed_numbers_says_so() -> None:
 
 def test_a_shuffle_by_fixed_numbers_is_pinned() -> None:
     free = slim.trace(Shuffled(), torch.randn(1, 4, 8, 8))
-    hard = slim.trace(Shuffled(inner=8), torch.randn(1, 4, 8, 8))
+    hard = slim.trace(Shuffled(literal=True), torch.randn(1, 4, 8, 8))
     assert hard.prunable.sum() < free.prunable.sum() + 32  # the shuffled channels stay
     assert "fixes the width" in hard.report()
+
+
+def test_a_shuffle_by_an_attribute_has_the_attribute_set() -> None:
+    net, x = Shuffled(inner=8).double().eval(), torch.randn(3, 4, 8, 8, dtype=torch.float64)
+    graph, _ = check_all(net, x, 0.5, 0)
+    assert graph.prunable.sum() == slim.trace(Shuffled(), torch.randn(1, 4, 8, 8)).prunable.sum()
+    plan = slim.select(graph, slim.score(graph, "l1"), ratio=0.5)
+    thin = slim.rebuild(net, plan)
+    inner = plan.attributes[""]["inner"]
+    assert thin.inner == inner < 8 and net.inner == 8
+    assert Plan.from_json(plan.to_json()) == plan
+    close(thin(x), slim.mask(net, plan)(x), "shuffle")
 
 
 class FixedFlatten(nn.Module):
@@ -239,14 +253,20 @@ class FixedFlatten(nn.Module):
         return self.fc(self.conv(x).view(-1, 16 * 36))
 
 
+class FreeFlatten(FixedFlatten):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.conv(x).flatten(1))
+
+
 def test_a_hard_coded_width_is_refused_and_the_model_left_alone() -> None:
-    net = FixedFlatten()
+    net, free = FixedFlatten(), FreeFlatten()
     before = {k: v.clone() for k, v in net.state_dict().items()}
-    graph = slim.trace(net, torch.randn(2, 4, 8, 8))
+    assert "fixes the width" in slim.trace(net, torch.randn(2, 4, 8, 8)).report()
+    graph = slim.trace(free, torch.randn(2, 4, 8, 8))
     removed = graph.prunable.copy()
     removed[np.flatnonzero(removed)[5:]] = False
     with pytest.raises(SlimError, match=r"module \w+\).*fix a width"):
-        slim.rebuild(net, graph.plan(removed))
+        slim.rebuild(net, graph.plan(removed))  # of a network of the same shapes
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
 
 

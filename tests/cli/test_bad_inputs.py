@@ -147,7 +147,7 @@ def test_only_slim_errors_come_out(given: dict[str, str]) -> None:
     """Random values for any key: everything a run needs is built, or it is refused in one line of ours."""
     from hydra._internal.utils import get_args_parser
 
-    from slim.pipeline.workspace import Workspace
+    from slim.runs.components import prepare
 
     train._register("id")
     args = get_args_parser().parse_args([])
@@ -155,9 +155,9 @@ def test_only_slim_errors_come_out(given: dict[str, str]) -> None:
 
     def build() -> int:
         config, _ = train._compose([*rest, *(f"{key}={value}" for key, value in given.items())], args)
-        Workspace(config)
+        prepare(config)
         return 0
 
-    told: list[str] = []
-    assert train.guarded(build, told=told) in (0, 2), told
-    assert all("Got" in line and "\n" not in line for line in told)
+    lines: list[str] = []
+    assert train.guarded(build, lines=lines) in (0, 2), lines
+    assert all("Got" in line and "\n" not in line for line in lines)

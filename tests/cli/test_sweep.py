@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import train
-from tests.pipeline.tiny import TINY
+from tests.runs.tiny import TINY
 
 
 def line(*overrides: str) -> list[str]:

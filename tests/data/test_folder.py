@@ -102,13 +102,13 @@ def test_limit_train_is_the_front_of_the_fixed_shuffle(make_folder: MakeFolder) 
     folder = make_folder(count=20)
     files = listing(folder / "train", class_folders(folder / "train"))
     assert list(files.files) == sorted(files.files)
-    wanted = torch.randperm(40, generator=torch.Generator().manual_seed(0))[:10]
-    expected = torch.stack([read_image(folder / "train" / files.files[i], 3) for i in wanted.tolist()])
+    index = torch.randperm(40, generator=torch.Generator().manual_seed(0))[:10]
+    expected = torch.stack([read_image(folder / "train" / files.files[i], 3) for i in index.tolist()])
     for budget in (4.0, 0.0):
         one = data(folder, limit_train=10, augment=False, memory_budget_gb=budget)
         source, train, _, val = one._open_fit()
         (images,) = source.fetch([train], torch.device("cpu"), 0, 0, False)
-        assert torch.equal(images, expected) and torch.equal(source.labels[train], files.labels[wanted])
+        assert torch.equal(images, expected) and torch.equal(source.labels[train], files.labels[index])
         assert len(val) == 1
 
 

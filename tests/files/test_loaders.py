@@ -22,15 +22,15 @@ from torch import nn
 
 import slim
 from slim.artifact import read_header
-from slim.callbacks.checkpoint import read
 from slim.channels import Plan
 from slim.data import cache
 from slim.errors import SlimError
 from slim.files import read_json
 from slim.models import vgg
-from slim.pipeline.source import load_network
-from slim.pipeline.state import State
 from slim.report import sweep
+from slim.runs import weights
+from slim.runs.checkpoint import read
+from slim.runs.state import State
 from slim.sensitivity.result import Sensitivity
 
 SHAPE = (2, 1, 4, 4)
@@ -45,10 +45,11 @@ def plan() -> Plan:
 
 
 def _network(path: Path) -> object:
-    work: Any = SimpleNamespace(
-        dense=dense, with_plan=lambda text: dense() if text is None else slim.rebuild(dense(), Plan.from_json(text))
+    parts: Any = SimpleNamespace(
+        module=lambda kind, plan: dense() if plan is None else slim.rebuild(dense(), plan),
+        network=lambda module: module,
     )
-    return load_network(work, path)
+    return weights.load(parts, path)
 
 
 def _sensitivity() -> Sensitivity:
@@ -60,9 +61,9 @@ def _save(place: Path) -> None:
     thin = slim.rebuild(dense(), plan())
     slim.save(place / "artifact.safetensors", thin, metadata={"data": "digits"})
     (place / "plan.json").write_text(plan().to_json())
-    ours = {"plan": plan().to_json(), "feed": {"epoch": 1, "batch": 0}, "seconds": 1.0, "generators": {}}
-    weights = {f"network.{key}": value for key, value in thin.state_dict().items()}
-    checkpoint = {"slim": ours, "state_dict": weights, "global_step": 3, "classifier": {}}
+    ours = {"plan": plan().to_json(), "position": {"epoch": 1, "batch": 0}, "seconds": 1.0, "generators": {}}
+    values = {f"network.{key}": value for key, value in thin.state_dict().items()}
+    checkpoint = {"run": ours, "state_dict": values, "global_step": 3, "callbacks": {}}
     torch.save(checkpoint, place / "last.ckpt")
     torch.save(dense().state_dict(), place / "weights.pt")
     torch.save(dense().state_dict(), place / "legacy.pt", _use_new_zipfile_serialization=False)
@@ -70,7 +71,7 @@ def _save(place: Path) -> None:
     state.finish("sparse", {"val": 0.5, "history": {"val_accuracy": [0.1, 0.5]}})
     _sensitivity().save(place / "sensitivity.csv")
     (place / "job").mkdir()
-    rows = {name: {"accuracy": 0.5, "macs": 10, "channels": 4} for name in ("dense", "finetuned")}
+    rows = {name: {"metric": 0.5, "macs": 10, "channels": 4} for name in ("dense", "finetuned")}
     (place / "job" / "report.json").write_text(json.dumps({"status": "finished", "rows": rows, "notes": []}))
     (place / "job" / ".hydra").mkdir()
     (place / "job" / ".hydra" / "overrides.yaml").write_text("- seed=0\n")
@@ -242,7 +243,7 @@ HOSTILE: list[tuple[str, Callable[[], bytes], str]] = [
     ("weights.pt", lambda: saved({"a": 3}), "state dict"),
     ("weights.pt", lambda: saved({**dense().state_dict(), "../../etc/passwd": torch.zeros(1)}), "1 unknown"),
     ("weights.pt", lambda: saved(vgg(depth=11, num_classes=10).state_dict()), "belong"),
-    ("last.ckpt", lambda: saved({"state_dict": {}, "slim": {}}), "slim's"),
+    ("last.ckpt", lambda: saved({"state_dict": {}, "run": {}}), "one of a run"),
     ("plan.json", lambda: plan().to_json().replace('"sets":[[8,', '"sets":[[1000000000,').encode(), "size 1000000000"),
     ("plan.json", lambda: b" " * 50_000_000, "plan"),
     ("artifact.safetensors", lambda: struct.pack("<Q", 100 * 2**20) + b"{" * 1000, "header"),
@@ -258,12 +259,12 @@ def test_hostile_files_are_refused_at_once(name: str, content: Callable[[], byte
     tracemalloc.start()
     began = time.process_time()
     try:
-        told = refusal(name, place, spoiled)
+        message = refusal(name, place, spoiled)
         assert time.process_time() - began < 1.0
         assert tracemalloc.get_traced_memory()[1] < 2 * len(spoiled) + 10_000_000
     finally:
         tracemalloc.stop()
-    assert says in told and one_line(told)
+    assert says in message and one_line(message)
 
 
 def test_a_large_json_is_not_read(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from torch import nn
 import slim
 from slim import SlimError
 from slim.channels import plan_of
-from slim.lightning import ChannelPruning, SparseTraining
+from slim.lightning import ChannelPruning, Distillation, SparseTraining
 
 from .modules import Plain, convnet, fit, images, same, trainer
 
@@ -161,6 +161,31 @@ def test_compiled_networks_are_cut_and_run_on() -> None:
     fit(module, SparseTraining("l1"), pruning)
     assert module(torch.zeros(1, 3, 6, 6)).shape == (1, 3)
     assert pruning.history
+
+
+def test_a_fit_that_ends_before_its_cut_says_so_and_one_that_fails_leaves_the_module_clean() -> None:
+    class Early(Plain):
+        def on_train_epoch_end(self) -> None:
+            self.trainer.should_stop = True
+
+    pruning = ChannelPruning(macs=0.5, at=2)
+    run = trainer(pruning, epochs=4)
+    with pytest.warns(Warning) as told:
+        run.fit(Early(), images())
+    assert any("after 1 epochs, before the cut after 2" in str(each.message) for each in told)
+    assert not pruning.cuts
+
+    class Failing(Plain):
+        def on_train_epoch_end(self) -> None:
+            raise KeyError("mine")
+
+    module = Failing()
+    sparse = SparseTraining("l1")
+    with pytest.raises(KeyError, match="mine"):
+        fit(module, sparse, Distillation(convnet()))
+    assert "training_step" not in vars(module)
+    assert not module.net._forward_hooks
+    fit(Plain(), ChannelPruning(macs=0.5, at=9), fast_dev_run=True)
 
 
 def test_misuse_is_one_line() -> None:

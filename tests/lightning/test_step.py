@@ -6,12 +6,14 @@ from typing import Any
 
 import pytest
 import torch
+from pytorch_lightning.plugins import MixedPrecision
 from torch import nn
 from torch.nn import functional as F
 
 import slim
 from slim import SlimError, sparsity
 from slim.lightning import SparseTraining
+from slim.lightning.example import quiet
 
 from .modules import Plain, convnet, fit, images, same
 
@@ -140,6 +142,39 @@ def test_frozen_scales_are_left_alone() -> None:
     fit(module, SparseTraining("prox", lam=2.0))
     assert torch.equal(module.net[1].weight, torch.ones(8))
     assert module.net[4].weight.abs().max() < 0.5
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_half_precision_with_a_scaler_is_a_fit_without_one(fused: bool) -> None:
+    """The same autocast, the gradients once scaled by a power of two and once not at all."""
+
+    class Half(Plain):
+        def configure_optimizers(self) -> Any:
+            return torch.optim.SGD(self.parameters(), lr=0.1, fused=fused)
+
+    nets = []
+    for scale in (1.0, 2.0**6):
+        module = Half()
+        scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=1000)
+        plugins = [MixedPrecision("16-mixed", "cpu", scaler=scaler)]
+        clip = {} if fused else {"gradient_clip_val": 0.5}
+        fit(module, SparseTraining("l1", lam=0.1), plugins=plugins, **clip)
+        nets.append(module.net)
+    assert torch.allclose(nets[0][1].weight, nets[1][1].weight, atol=1e-4)
+    assert nets[0][1].weight.max() < 0.97
+
+
+def test_a_second_fit_of_the_same_trainer_goes_on_with_the_law() -> None:
+    whole, twice = SparseTraining("l1", lam=0.02, epochs=4), SparseTraining("l1", lam=0.02, epochs=4)
+    modules = Plain(), Plain()
+    fit(modules[0], whole, epochs=4)
+    run = fit(modules[1], twice, epochs=2)
+    assert len(run.optimizers[0]._optimizer_step_pre_hooks) == 0
+    run.fit_loop.max_epochs = 4
+    with quiet():
+        run.fit(modules[1], images())
+    assert twice.law.state_dict()["step"] == 12
+    assert whole.law.state_dict() == twice.law.state_dict()
 
 
 def trained(fused: bool, scale: float | None, bad_step: int = -1) -> tuple[nn.Module, Any]:

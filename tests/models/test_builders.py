@@ -1,4 +1,4 @@
-"""Builders: sizes follow the data, gamma starts where it is told, mistakes are one line."""
+"""Builders: sizes follow the data, gamma_init is respected, mistakes are one line."""
 
 from __future__ import annotations
 

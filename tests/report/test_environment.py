@@ -11,13 +11,13 @@ from slim.report import environment
 
 
 def test_the_environment_is_plain_data_without_names_of_hosts_users_or_folders() -> None:
-    told = json.dumps(environment.describe())
-    assert "torch" in told
-    assert str(Path.home()) not in told.replace("/", "") or str(Path.home()) == "/"
+    text = json.dumps(environment.describe())
+    assert "torch" in text
+    assert str(Path.home()) not in text.replace("/", "") or str(Path.home()) == "/"
     host = socket.gethostname()
-    assert len(host) < 4 or host not in told
+    assert len(host) < 4 or host not in text
     user = getpass.getuser()
-    assert len(user) < 5 or user not in told
+    assert len(user) < 5 or user not in text
 
 
 def test_outside_a_clone_there_is_no_revision(tmp_path: Path) -> None:

@@ -199,9 +199,9 @@ def test_the_strength_that_a_forecast_advises_suffices(law, schedule):
     weak.attach(net, graph_of(net), len(lrs))
     advice = float(weak.forecast(lrs, 0.9).line.split("set penalty.lam to ")[1].split()[0])
     for lam, enough in ((advice, True), (0.85 * advice, False)):
-        told = build(law, lam=lam, **options)
-        told.attach(net, graph_of(net), len(lrs))
-        assert told.forecast(lrs, 0.9).reachable == enough
+        penalty = build(law, lam=lam, **options)
+        penalty.attach(net, graph_of(net), len(lrs))
+        assert penalty.forecast(lrs, 0.9).reachable == enough
 
 
 def test_member_table_sums_like_a_scatter():

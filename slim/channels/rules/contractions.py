@@ -6,10 +6,9 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 
-from slim.channels.ids import IntArray, Shadow, alive, axis_layer, varying
+from slim.channels.ids import IntArray, Shadow, alive, along, axis_layer, varying
 from slim.channels.rules.elementwise import combine
 from slim.channels.rules.registry import argument, rule
 from slim.channels.trace_record import Axis, Contraction, Term
@@ -27,11 +26,15 @@ def convolution(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, An
     rank, spatial_rank = x.ndim, weight.ndim - 2
     channel = rank - spatial_rank - 1
     incoming: IntArray | None = None
-    for layer in tr.shadow_of(x):
+    samples: list[IntArray] = []
+    for layer in map(tr.tight, tr.shadow_of(x)):
         if varying(layer) == (channel,):
             incoming = layer.ravel()
-        else:
-            tr.pin(layer, "a convolution over channels as if they were positions")
+            continue
+        reason = "a convolution over channels as if they were positions"
+        layer = tr.keep_whole(layer, range(channel, rank), reason)
+        if layer.size > 1 and not any(d >= channel for d in varying(layer)):
+            samples.append(layer)  # heads folded into the samples
     out_axis, in_axis = (1, 0) if transposed else (0, 1)
     positions = (x.shape if transposed else out.shape)[channel + 1 :]
     batch = math.prod(x.shape[:channel])
@@ -40,7 +43,8 @@ def convolution(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, An
         weight, bias, incoming, x.shape[channel], out.shape[channel], groups, in_axis, out_axis,
         batch * math.prod(positions) * math.prod(weight.shape[2:]), (x.numel(), out.numel()),
     )  # fmt: skip
-    tr.set_shadow(out, (axis_layer(outgoing, channel, rank),) if outgoing is not None else ())
+    made = [axis_layer(outgoing, channel, rank)] if outgoing is not None else []
+    tr.set_shadow(out, tuple(made + samples))
 
 
 @rule("mm", "bmm", "matmul", "dot", "mv")
@@ -85,13 +89,15 @@ def embedding(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any]
 
 
 def attention(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> None:
-    """Fused attention scales by the head's width: heads stay whole."""
-    for t in args[:3]:
-        for layer in tr.shadow_of(t):
-            tr.pin(layer, "attention heads are kept whole")
+    """Fused attention scales by the head's width: heads (N, H, length, width) go whole, in q, k and v together."""
     result = out[0] if isinstance(out, (tuple, list)) else out
-    value = tr.shadow_of(args[2])
-    tr.set_shadow(result, value if result.shape[-1] == args[2].shape[-1] else ())
+    operands: list[tuple[Shadow, Sequence[int]]] = []
+    for t in args[:3]:
+        inside = (t.ndim - 2, t.ndim - 1)
+        layers = [tr.keep_whole(layer, inside, "the width of an attention head is kept") for layer in tr.shadow_of(t)]
+        heads = tuple(layer for layer in layers if layer.size > 1 and not set(inside) & set(varying(layer)))
+        operands.append((heads, (*t.shape[:-2], 1, 1)))
+    tr.set_shadow(result, combine(tr, operands, (*result.shape[:-2], 1, 1)))
 
 
 def _link(tr: Tracer, incoming: IntArray | None, weight: IntArray | None, what: str) -> None:
@@ -148,10 +154,7 @@ def convolve(
     read = incoming if incoming is not None else own_in
     terms = [Term(ids, per) for ids, per in ((own_out, 1), (read, groups)) if ids is not None]
     constant = factor * (1 if own_out is not None else cout) * (1 if read is not None else cin // groups)
-    activations: list[tuple[int, Term | None]] = [
-        (elements[0] // cin, Term(came)) if came is not None else (elements[0], None),
-        (elements[1] // cout, Term(own_out)) if own_out is not None else (elements[1], None),
-    ]
+    activations: list[tuple[int, IntArray | None]] = [(elements[0], came), (elements[1], own_out)]
     if not tr.probing:
         tr.record.contractions.append(Contraction(tr.location(), "conv", name, constant, terms, activations))
         if own_out is not None and not (groups == cin and groups > 1):
@@ -222,60 +225,76 @@ def multiply(tr: Tracer, a: torch.Tensor, b: torch.Tensor, out: torch.Tensor, tr
     """Couple ``a @ b`` (``a @ b.T`` when ``transposed``). Returns the product's shadow."""
     rank = out.ndim
     ka, kb = a.ndim - 1, (b.ndim - 1 if transposed else b.ndim - 2)
-    nb = b.ndim - 2 if transposed else b.ndim - 1
-    read: IntArray | None = None
-    columns: IntArray | None = None
-    passing: list[IntArray] = []
-    for layer in tr.shadow_of(a):
-        if varying(layer) == (ka,):
-            read = layer.ravel()
-        elif layer.shape[ka] > 1:
-            tr.pin(layer, "attention heads are kept whole")
-        elif rank == 3 and a.ndim == 3 and b.ndim == 3 and varying(layer) == (0,):
-            tr.pin(layer, "a product over channels as if they were samples")
-        else:
-            passing.append(layer)
+    read, left = _contracted(tr, a, ka)
+    columns, right = _contracted(tr, b, kb)
+    # To the axes of the product: the contracted one is of size 1 in all of these.
+    right = [x if transposed is False else x.swapaxes(-1, -2) for x in right]
+    right = [x.reshape((1,) * (rank - x.ndim) + x.shape) for x in right]
     if read is not None:
         out._slim_contracted = read  # type: ignore[attr-defined]
-    width: Term | None = None
-    for layer in tr.shadow_of(b):
-        where = varying(layer)
-        if where == (kb,):
-            columns = layer.ravel()
-        elif layer.shape[kb] > 1:
-            tr.pin(layer, "attention heads are kept whole")
-        elif nb in where:
-            moved = np.moveaxis(layer, (kb, nb), (layer.ndim - 2, layer.ndim - 1))
-            passing.append(moved.reshape((1,) * (rank - moved.ndim) + moved.shape))
-            width = Term(layer.ravel(), layer.size // layer.shape[nb])
-        else:
-            tr.pin(layer, "a product over channels as if they were samples")
+        tr.record.raw_reads.append(read)
     if a.shape[ka] > 1:
         _link(tr, read, columns, "a product")
+    if rank > 2:
+        left, right = _samples(tr, left, a, right, b)
+    passing = [*left, *right]
+    if not tr.probing:
+        _count_product(tr, a, b, out, read if read is not None else columns, passing)
+        for layer in right:
+            if varying(layer) == (rank - 1,):
+                tr.record.producers.append((tr.location(), layer.ravel()))
+    return alive(passing)
+
+
+def _contracted(tr: Tracer, operand: torch.Tensor, axis: int) -> tuple[IntArray | None, list[IntArray]]:
+    """The ids along the contracted axis of an operand, and the layers that vary along its other axes."""
+    read, passing = None, []
+    for layer in map(tr.tight, tr.shadow_of(operand)):
+        if varying(layer) == (axis,):
+            read = layer.ravel()
+        else:
+            layer = tr.keep_whole(layer, (axis,), "the width of an attention head is kept")
+            if layer.size > 1:
+                passing.append(layer)
+    return read, passing
+
+
+def _samples(
+    tr: Tracer, left: list[IntArray], a: torch.Tensor, right: list[IntArray], b: torch.Tensor
+) -> tuple[list[IntArray], list[IntArray]]:
+    """Heads folded into the samples: what both operands carry along axis 0 meets."""
+    for mine, other, theirs in ((left, b, right), (right, a, left)):
+        if other.ndim == 3 and other.shape[0] > 1 and not along(tuple(theirs), 0):
+            reason = "a product with data that is not the network's own channels"
+            mine[:] = [tr.keep_whole(x, (0,), reason) for x in mine]
+    for x in along(tuple(left), 0):
+        for y in along(tuple(right), 0):
+            tr.join(x, y)
+    return [tr.tight(x) for x in left], [tr.tight(y) for y in right]
+
+
+def _count_product(
+    tr: Tracer, a: torch.Tensor, b: torch.Tensor, out: torch.Tensor, read: IntArray | None, passing: list[IntArray]
+) -> None:
+    """Note the work of a product, with its channels as layers over (samples, rows, contracted, columns)."""
+    k = a.shape[-1]
+    nest = [x.reshape((1,) * (3 - x.ndim) + x.shape) for x in passing]
+    nest = [x[:, :, None, :] for x in nest]
     if read is not None:
-        tr.record.raw_reads.append(read)
-    m, k, n = out.numel() // out.shape[-1], a.shape[ka], out.shape[-1]
-    rows: list[Term] = []
-    for d in range(rank - 1):
-        mine = [layer for layer in passing if layer.shape[d] > 1]
-        if len(mine) == 1 and varying(mine[0]) == (d,):
-            rows.append(Term(mine[0].ravel()))
-            m //= mine[0].size
-    terms = [t for t in (width, Term(read) if read is not None else None) if t is not None] + rows
-    constant = m * (1 if read is not None else k) * (1 if width is not None else n)
-    activations: list[tuple[int, Term | None]] = [
-        (a.numel() // k, Term(read)) if read is not None else (a.numel(), None),
-        (out.numel() // n, width) if width is not None else (out.numel(), None),
-    ]
+        nest.insert(0, read.reshape(1, 1, -1, 1))
     owner = tr.stack[-1] if tr.stack else None
     is_layer = owner is not None and isinstance(getattr(owner, "weight", None), torch.Tensor)
     weight = f"{tr.location()}.weight" if is_layer else None
-    if not tr.probing:
-        tr.record.contractions.append(
-            Contraction(tr.location(), "linear" if is_layer else "matmul", weight, constant, terms, activations)
+    entering = next((x for x in tr.shadow_of(a) if x.size > 1), None)
+    leaving = next((x for x in reversed(passing)), None)
+    tr.record.contractions.append(
+        Contraction(
+            tr.location(),
+            "linear" if is_layer else "matmul",
+            weight,
+            out.numel() * k,
+            [],
+            [(a.numel(), entering), (out.numel(), leaving)],
+            nest,
         )
-        if width is not None and width.per == 1:
-            tr.record.producers.append((tr.location(), width.ids))
-    if rank > 2 and len(passing) > 1:  # both operands may carry ids along the axes of samples
-        combine(tr, [((layer,), layer.shape) for layer in passing], (*out.shape[:-2], 1, 1))
-    return alive(passing)
+    )

@@ -77,15 +77,16 @@ def combine(tr: Tracer, operands: Sequence[tuple[Shadow, Sequence[int]]], shape:
         return pad_rank(operands[0][0], rank)
     if not any(shadow for shadow, _ in operands):
         return ()
-    padded = [(pad_rank(s, rank), (1,) * (rank - len(z)) + tuple(z)) for s, z in operands]
+    shadows = [pad_rank(s, rank) for s, _ in operands]
+    sizes = [(1,) * (rank - len(z)) + tuple(z) for _, z in operands]
     for d in range(rank):
         if shape[d] <= 1:
             continue
-        have = [layer for s, _ in padded for layer in along(s, d)]
-        if have and any(z[d] > 1 and not along(s, d) for s, z in padded):
-            for layer in have:
-                tr.pin(layer, "meets data that is not the network's own channels")
-    layers = [layer for s, _ in padded for layer in s]
+        have = any(along(s, d) for s in shadows)
+        if have and any(z[d] > 1 and not along(s, d) for s, z in zip(shadows, sizes, strict=True)):
+            reason = "meets data that is not the network's own channels"
+            shadows = [tuple(tr.keep_whole(x, (d,), reason) for x in s) for s in shadows]
+    layers = [layer for s in shadows for layer in s]
     for i, left in enumerate(layers):
         for right in layers[i + 1 :]:
             if left is not right and set(varying(left)) & set(varying(right)):

@@ -26,7 +26,11 @@ def reshape(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any], 
         for layer in tr.shadow_of(args[0]):  # (N, C) -> (N, C, 1, 1), or C channels as C groups of one
             tr.assume_ids(layer)
     for table in splits:
-        tr.assume_columns(table, name)
+        tr.split_view(table)
+    for layer in shadow:
+        if len(out.shape) < args[0].ndim and layer.size > max(args[0].shape):
+            tr.assume_ids(layer)  # several axes became one: its size may be a number of the author's
+    tr.note_sizes(shadow)
     tr.set_shadow(out, shadow)
 
 
@@ -65,6 +69,11 @@ def cat(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out:
     """Ids stand one after another along the axis, and meet along the others."""
     pieces = [t for t in args[0] if not (t.ndim == 1 and t.numel() == 0)]
     d = positive_dim(argument(args, kwargs, 1, "dim", 0), out.ndim)
+    for t in pieces:
+        if any(len(varying(layer)) > 1 for layer in along(tr.shadow_of(t), d)):
+            reason = "is concatenated with other channels along part of a split"
+            kept = [tr.keep_whole(x, (d,), reason) if len(varying(x)) > 1 else x for x in tr.shadow_of(t)]
+            tr.set_shadow(t, tuple(kept))
     layers: list[IntArray] = []
     rest: list[tuple[Shadow, Sequence[int]]] = []
     if any(along(tr.shadow_of(t), d) for t in pieces):
@@ -113,12 +122,24 @@ def split(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any], ou
     d = positive_dim(argument(args, kwargs, 2, "dim", 0), args[0].ndim)
     shadow = tr.shadow_of(args[0])
     stops = list(np.cumsum([piece.shape[d] for piece in out]))
-    for layer in along(shadow, d):
-        tr.assume(layer, d, stops[:-1], func.overloadpacket.__name__)
+    shadow = tuple(_cut(tr, layer, d, stops[:-1], func.overloadpacket.__name__) for layer in shadow)
     start = 0
     for piece, stop in zip(out, stops, strict=True):
-        tr.set_shadow(piece, tuple(np.take(x, np.arange(start, stop), axis=d) if x.shape[d] > 1 else x for x in shadow))
+        mine = tuple(np.take(x, np.arange(start, stop), axis=d) if x.shape[d] > 1 else x for x in shadow)
+        tr.note_sizes(tuple(along(mine, d)))
+        tr.set_shadow(piece, mine)
         start = stop
+
+
+def _cut(tr: Tracer, layer: IntArray, d: int, stops: Sequence[int], what: str) -> IntArray:
+    """An axis is cut at ``stops``: one of channels keeps its shares, one that is part of a wider split stays whole."""
+    layer = tr.tight(layer)
+    if layer.shape[d] > 1 and len(varying(layer)) > 1:
+        return tr.keep_whole(layer, (d,), f"{what} takes channels by their position")
+    if layer.shape[d] > 1:
+        tr.note_sizes((layer,))
+        tr.assume(layer, d, stops, what)
+    return layer
 
 
 @rule("slice", "narrow", "slice_copy")
@@ -135,10 +156,12 @@ def slice_(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any], o
         if layer.shape[d] > 1:
             stop = start + out.shape[d]
             if step != 1:
-                tr.pin(layer, "a strided slice picks channels by their position")
+                layer = tr.keep_whole(layer, (d,), "a strided slice picks channels by their position")
             elif (start, stop) != (0, n):
-                tr.assume(layer, d, [b for b in (start, stop) if 0 < b < n], "slice")
-            layer = np.take(layer, np.arange(start, start + out.shape[d] * step, step), axis=d)
+                layer = _cut(tr, layer, d, [b for b in (start, stop) if 0 < b < n], "slice")
+            if layer.shape[d] > 1:
+                layer = np.take(layer, np.arange(start, start + out.shape[d] * step, step), axis=d)
+                tr.note_sizes((layer,))
         layers.append(layer)
     tr.set_shadow(out, alive(layers))
 
@@ -150,10 +173,10 @@ def select(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any], o
     d = positive_dim(argument(args, kwargs, 1, "dim", 0), x.ndim)
     many = isinstance(out, (tuple, list))
     index = 0 if many else positive_dim(argument(args, kwargs, 2, "index", 0), x.shape[d])
-    for layer in along(tr.shadow_of(x), d):
-        tr.assume_position(layer, d, func.overloadpacket.__name__)
+    reason = f"{func.overloadpacket.__name__} takes channels by their position"
+    shadow = [tr.keep_whole(layer, (d,), reason) for layer in tr.shadow_of(x)]
     for i, result in enumerate(out if many else (out,)):
-        tr.set_shadow(result, alive(np.take(x_, index + i if x_.shape[d] > 1 else 0, axis=d) for x_ in tr.shadow_of(x)))
+        tr.set_shadow(result, alive(np.take(x_, index + i if x_.shape[d] > 1 else 0, axis=d) for x_ in shadow))
 
 
 @rule("index_select")
@@ -177,16 +200,14 @@ def index(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any], ou
     """Indexed axes are fixed by position; the axes behind and before a single run of them pass."""
     x, indices = args[0], list(args[1])
     dims = [d for d, i in enumerate(indices) if i is not None]
-    for d in dims:
-        for layer in along(tr.shadow_of(x), d):
-            tr.pin(layer, "an index picks channels by their position")
+    shadow = tuple(tr.keep_whole(y, dims, "an index picks channels by their position") for y in tr.shadow_of(x))
     if not dims or dims != list(range(dims[0], dims[-1] + 1)):
         return tr.unknown(func, args, kwargs)
     inserted = out.ndim - (x.ndim - len(dims))
     if any(indices[d].dtype in (torch.bool, torch.uint8) for d in dims):
         return tr.unknown(func, args, kwargs)
     layers = []
-    for layer in tr.shadow_of(x):
+    for layer in shadow:
         if not set(varying(layer)) & set(dims):
             head, tail = layer.shape[: dims[0]], layer.shape[dims[-1] + 1 :]
             layers.append(layer.reshape(head + (1,) * inserted + tail))
@@ -204,10 +225,9 @@ def roll(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out
     dims = argument(args, kwargs, 2 if func.overloadpacket.__name__ == "roll" else 1, "dims", ())
     dims = [dims] if isinstance(dims, int) else list(dims)
     moved = {positive_dim(d, args[0].ndim) for d in dims} or set(range(args[0].ndim))
-    for layer in tr.shadow_of(args[0]):
-        if moved & set(varying(layer)):
-            tr.pin(layer, f"{func.overloadpacket.__name__} moves channels by position")
-    tr.set_shadow(out, tuple(x for x in tr.shadow_of(args[0]) if not moved & set(varying(x))))
+    reason = f"{func.overloadpacket.__name__} moves channels by position"
+    shadow = [tr.keep_whole(layer, tuple(moved), reason) for layer in tr.shadow_of(args[0])]
+    tr.set_shadow(out, tuple(x for x in shadow if not moved & set(varying(x))))
 
 
 @rule("repeat", "tile")

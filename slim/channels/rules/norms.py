@@ -48,8 +48,10 @@ def layer_norm(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any
     x, shape = args[0], args[1]
     first = x.ndim - len(shape)
     passing = []
-    for layer in tr.shadow_of(x):
-        if any(d >= first for d in varying(layer)):
+    for layer in map(tr.tight, tr.shadow_of(x)):
+        if any(d < first for d in varying(layer)):
+            layer = tr.keep_whole(layer, range(first, x.ndim), "statistics over channels")
+        elif any(d >= first for d in varying(layer)):
             tr.inexact(layer, f"{func.overloadpacket.__name__} takes statistics over channels")
         passing.append(layer)
     operands: list[tuple[Shadow, Sequence[int]]] = [(tuple(passing), tuple(x.shape))]

@@ -19,10 +19,10 @@ def spatial(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any], 
     name = func.overloadpacket.__name__
     count = next((k for k in (3, 2, 1) if f"{k}d" in name), x.ndim - 2)
     passing = []
+    positions = tuple(range(x.ndim - count, x.ndim))
     for layer in tr.shadow_of(x):
-        if any(d >= x.ndim - count for d in varying(layer)):
-            tr.pin(layer, f"{name} works on positions")
-        else:
+        layer = tr.keep_whole(layer, positions, f"{name} works on positions")
+        if not set(positions) & set(varying(layer)):
             passing.append(layer)
     for t in args[1:]:
         if isinstance(t, torch.Tensor):
@@ -44,9 +44,10 @@ def reduction(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any]
     name = func.overloadpacket.__name__
     layers = []
     for layer in tr.shadow_of(x):
+        layer = tr.keep_whole(layer, tuple(gone), f"{name} reduces over channels")
         if gone & set(varying(layer)):
-            tr.pin(layer, f"{name} reduces over channels")
-        elif tr.is_parameter(x):
+            continue
+        if tr.is_parameter(x):
             # A weight divided by its own norm: a masked row would be 0 / 0.
             tr.pin(layer, f"{name} normalizes a weight")
         elif keep:
@@ -77,9 +78,8 @@ def along_axis(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any
     d = positive_dim(argument(args, kwargs, position, "dim", -1), x.ndim)
     passing = []
     for layer in tr.shadow_of(x):
-        if layer.shape[d] > 1:
-            tr.pin(layer, f"{func.overloadpacket.__name__} over channels")
-        else:
+        layer = tr.keep_whole(layer, (d,), f"{func.overloadpacket.__name__} over channels")
+        if layer.shape[d] == 1:
             passing.append(layer)
     for result in out if isinstance(out, (tuple, list)) else (out,):
         tr.set_shadow(result, tuple(passing))

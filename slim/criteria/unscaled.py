@@ -1,0 +1,55 @@
+"""Channels without a scale in a network that gamma ranks: hidden widths of MLPs, attention heads."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from slim.criteria.l1 import l1
+from slim.criteria.marginal import marginal
+
+if TYPE_CHECKING:
+    from slim.channels import ChannelGraph
+
+WORTH = 0.25  # of the MACs that may go; below it (a classifier's hidden layer, squeeze-excite) they are left alone
+
+
+def rank_unscaled(
+    graph: ChannelGraph, values: npt.NDArray[np.float64], covered: npt.NDArray[np.bool_]
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_], str]:
+    """Give channels that no scale ranks a place among those that one does, if they are a good part of the network.
+
+    Magnitudes of weights cannot be compared with scales, nor across layers: each layer's channels are ordered by the L1
+    norm of their weights, and a channel at the middle of its layer is placed at the middle of all ranked scales.
+
+    Args:
+        graph: The network's channels.
+        values: (n_groups,) scores.
+        covered: (n_groups,) bool, which have one.
+
+    Returns:
+        Scores and covered groups with theirs, and a note that says so; empty when nothing was done.
+    """
+    bare = graph.prunable & ~covered
+    if len(graph.implied):
+        bare[graph.implied[:, 0]] = False
+    saved = marginal(graph, "macs")
+    if not bare.any() or saved[bare].sum() < WORTH * saved[graph.prunable].sum():
+        return values, covered, ""
+    magnitude, count = np.zeros(len(graph)), np.zeros(len(graph), dtype=np.int64)
+    for groups, norms in l1(graph):
+        mine = groups >= 0
+        np.add.at(magnitude, groups[mine], np.asarray(norms, dtype=np.float64)[mine])
+        np.add.at(count, groups[mine], 1)
+    bare &= count > 0
+    magnitude /= np.maximum(count, 1)
+    scaled = np.sort(values[graph.prunable & covered])
+    values, covered = values.copy(), covered | bare
+    for space in graph.spaces:
+        mine = space.groups[bare[space.groups]]
+        middle = (np.argsort(np.argsort(magnitude[mine], kind="stable")) + 0.5) / max(1, len(mine))
+        values[mine] = np.quantile(scaled, middle) if len(scaled) else middle
+    what = "no scale of this network may go" if not len(scaled) else f"{int(bare.sum())} channel groups have no scale"
+    return values, covered, f"{what}: ranked by weight magnitude in their layer; ratio counts each of them as one."

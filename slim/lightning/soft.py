@@ -1,0 +1,110 @@
+"""Soft pruning: what a cut would take is silenced while the network trains, and may grow back.
+
+SFP, He et al. 2018, arXiv:1808.06866.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytorch_lightning as pl
+
+from slim.errors import SlimError
+from slim.lightning.cut import Calibration, nothing, select
+from slim.lightning.network import Network
+from slim.lightning.pruning import ChannelPruning, sparse_of
+from slim.lightning.random_state import preserved
+from slim.lightning.surgery import agreed, refuse_sharded
+from slim.lightning.traced import TracedNetwork, callbacks_of
+from slim.selection import soften
+from slim.sparsity import Stochastic
+
+
+class SoftPruning(pl.Callback):
+    """Silences what a cut would take after every ``every`` epochs before it; see :func:`slim.selection.soften`.
+
+    Without a budget it follows the :class:`ChannelPruning` of the same network: its budget, criterion and limits, until
+    its last cut. Rank 0 decides, all ranks check.
+
+    Args:
+        every: Epochs between two soft cuts; the last epoch has none.
+        leak: What a silenced channel's scale and shift are multiplied by.
+        network: See :func:`find_network`.
+        example: Inputs of the network; by default those that the training step gives it in the first batch.
+        trace: Options of :func:`slim.trace`.
+        options: As of :class:`ChannelPruning`: the budget, ``criterion`` and limits.
+
+    Raises:
+        SlimError: A value out of range; in a fit: no budget, or a law with random gates.
+    """
+
+    def __init__(
+        self,
+        *,
+        every: int = 1,
+        leak: float = 1e-3,
+        network: Network = None,
+        example: Any = None,
+        trace: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> None:
+        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+            raise SlimError(f"every must be a whole number of at least 1. Got every={every!r}. Set it to 1.")
+        self.traced: TracedNetwork | None = None
+        self._own = ChannelPruning(**options) if options else None
+        self._every, self._leak = every, leak
+        self._network, self._example, self._trace = network, example, trace
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The network is complete now and where it will train."""
+        refuse_sharded(trainer, "SoftPruning")
+        self.watch(trainer, pl_module)
+        self._pruning(trainer)
+        for callback in sparse_of(trainer, self.traced):
+            if isinstance(callback.law, Stochastic):
+                raise SlimError(
+                    f"Soft cuts and random gates exclude each other. Got penalty={type(callback.law).__name__}. "
+                    "Use another penalty, or leave SoftPruning out."
+                )
+
+    def watch(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Find the network, which other callbacks may know already."""
+        self.traced = TracedNetwork.of(
+            module, self._network, callbacks=callbacks_of(trainer), example=self._example, trace=self._trace
+        )
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """See what the network is called with, once."""
+        assert self.traced is not None
+        self.traced.learn_example(pl_module, batch)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The checkpoint of the epoch is written after this, with the silenced weights in it."""
+        assert self.traced is not None
+        pruning = self._pruning(trainer)
+        last = pruning.last_epoch(trainer) if pruning is not self._own else None
+        done = trainer.current_epoch + 1
+        if done % self._every or done >= (trainer.max_epochs or 0) or (last is not None and done >= last):
+            return
+        traced = self.traced
+        removed = nothing(traced.graph)
+        if trainer.is_global_zero:
+            calibration = Calibration(pl_module, traced.network, None, trainer)
+            with preserved():
+                removed = select(traced, pruning.criterion, pruning.budget, pruning.limits, calibration.batches).removed
+        soften(traced.graph, agreed(trainer, traced.graph, removed), self._leak)
+
+    def _pruning(self, trainer: pl.Trainer) -> ChannelPruning:
+        """Whose cut is anticipated."""
+        assert self.traced is not None
+        if self._own is not None:
+            return self._own
+        for callback in callbacks_of(trainer):
+            if isinstance(callback, ChannelPruning) and callback.budget and callback.serves(trainer, self.traced):
+                return callback
+        raise SlimError(
+            "SoftPruning needs a budget. Got none, and no ChannelPruning of the same network. Set macs=0.5 or another."
+        )

@@ -1,0 +1,61 @@
+"""The metric that a run compares its networks by: accuracy, mIoU, mAP, an error."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from slim.report import words
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How values of a metric are shown.
+
+    Attributes:
+        name: Of the metric.
+        percent: Whether its values are fractions that people read as percentages.
+    """
+
+    name: str = "accuracy"
+    percent: bool = True
+
+    @property
+    def label(self) -> str:
+        """For an axis."""
+        return f"{self.name}, %" if self.percent else self.name
+
+    def shown(self, value: Any) -> str:
+        """One value.
+
+        >>> Metric().shown(0.93771), Metric("mae", False).shown(0.93771), Metric().shown(None)
+        ('93.77%', '0.9377', '-')
+        """
+        if self.percent:
+            return words.percent(value)
+        amount = words.number(value)
+        return words.MISSING if amount is None else f"{amount:.4g}"
+
+    def change(self, value: Any, before: Any) -> str:
+        """How far ``value`` is from ``before``.
+
+        >>> Metric().change(0.931, 0.938), Metric("mae", False).change(0.5, 0.25)
+        ('-0.70 pt', '+0.25')
+        """
+        if self.percent:
+            return words.points(value, before)
+        now, then = words.number(value), words.number(before)
+        return "" if now is None or then is None else f"{now - then:+.3g}"
+
+    def scaled(self, value: float) -> float:
+        """For an axis."""
+        return 100 * value if self.percent else value
+
+
+def metric_of(record: Mapping[str, Any]) -> Metric:
+    """The metric of a run's record."""
+    told = record.get("metric")
+    if not isinstance(told, Mapping):
+        return Metric()
+    return Metric(str(told.get("name", "accuracy")), bool(told.get("percent", True)))

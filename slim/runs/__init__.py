@@ -1,0 +1,1 @@
+"""Runs: phases, run directory, resume and report, for any LightningModule and LightningDataModule."""

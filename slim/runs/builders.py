@@ -1,0 +1,213 @@
+"""From the configuration to objects: the LightningModule, its network, optimizer and learning-rate scheduler."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.utilities.seed import isolate_rng
+from torch import nn
+from torch.optim import Optimizer
+
+from slim import models
+from slim.errors import SlimError
+from slim.runs.construct import construct, target
+from slim.runs.loaders import seed_all
+from slim.runs.schema import Config
+
+SchedulerFactory = Callable[[Optimizer, int], Any]
+
+
+def data_module(config: Config) -> pl.LightningDataModule:
+    """The data of the configuration, not yet set up."""
+    data = construct(config.data, "data")
+    if not isinstance(data, pl.LightningDataModule):
+        raise SlimError(
+            f"data._target_ must give a LightningDataModule. Got {type(data).__name__}. Set data or data._target_."
+        )
+    return data
+
+
+def lightning_module(config: Config, data: Any, kind: str | None = None, draw: int = 0, **options: Any) -> Any:
+    """The untrained LightningModule; the same weights every time, others for every ``draw``.
+
+    Its own options come from ``config.module``. What its constructor also takes by these names it is given: ``network``
+    (built from ``config.model``), ``optimizer`` and ``scheduler`` (factories), ``lr``, ``label_smoothing``,
+    ``channels_last``, ``compile``, and of the data ``num_classes``, ``in_channels``, ``image_size``.
+
+    Args:
+        config: The configuration.
+        data: The data module, for the number of classes and the like.
+        kind: The training phase it is for; ``None``: it is not trained.
+        draw: Of the weights. They come from generators of their own: it may be built between two steps.
+        options: Win over all others.
+
+    Raises:
+        SlimError: A target or an option that does not exist.
+    """
+    path = config.module.get("_target_")
+    names = _parameters(target(path, "module"))
+    with isolate_rng():
+        seed_all(config.seed, draw)
+        offers: dict[str, Any] = {"num_classes": None, "in_channels": None, "image_size": None}
+        offers = {name: getattr(data, name, None) for name in offers}
+        offers = {name: value for name, value in offers.items() if value is not None}
+        if "network" in names:
+            offers["network"] = network(config, data)
+        offers |= _training_options(config, kind, names) if kind is not None else _idle_options(names)
+        offers |= options
+        taken = {name: value for name, value in offers.items() if name in names and name not in config.module}
+        module = construct(config.module, "module", **taken)
+    if not isinstance(module, pl.LightningModule):
+        raise SlimError(f"module._target_ must give a LightningModule. Got {type(module).__name__} ({path}).")
+    return module
+
+
+def network(config: Config, data: Any) -> nn.Module:
+    """The untrained network of ``config.model``; it draws from the global generators."""
+    options = dict(config.model)
+    path = options.pop("_target_", None)
+    if not isinstance(path, str):
+        raise SlimError(f"model._target_ must be a dotted path. Got {path!r}. Set model=<family> or model._target_.")
+    size = getattr(data, "image_size", None)
+    sized = {} if size is None else {"image_size": size}
+    return models.build(path, data.num_classes, data.in_channels, **(sized | options))
+
+
+def optimizer(config: Config, parameters: Iterable[Any], lr: float) -> Optimizer:
+    """The optimizer of the configuration at learning rate ``lr``."""
+    made: Optimizer = construct(config.optimizer, "optimizer", parameters, lr=lr)
+    return made
+
+
+def scheduler(config: Config, made: Optimizer, total_steps: int) -> dict[str, Any]:
+    """The learning-rate scheduler of the configuration, as Lightning takes it.
+
+    Any scheduler class of torch, by ``_target_``. Numbers of steps may be given as shares of the phase, such as
+    ``milestones: [50%, 75%]`` or ``total_steps: 100%``; ``warmup`` multiplies a linear rise over that share of it.
+    ``interval`` (step or epoch) and ``monitor`` are Lightning's; a share counts steps, so it needs ``interval: step``.
+    """
+    options = dict(config.scheduler)
+    warmup, interval = options.pop("warmup", 0.0), options.pop("interval", "step")
+    monitor = options.pop("monitor", None)
+    if not isinstance(warmup, int | float) or not 0 <= warmup < 1:
+        raise SlimError(f"warmup must be in [0, 1), a share of the phase. Got warmup={warmup}. Set scheduler.warmup=0.")
+    if interval not in ("step", "epoch"):
+        raise SlimError(f"interval must be step or epoch. Got interval={interval}. Set scheduler.interval=step.")
+    steps = {name: _steps(value, total_steps, name) for name, value in options.items()}
+    if not isinstance(steps.get("milestones", []), list):
+        raise SlimError(f"milestones must be a list. Got milestones={steps['milestones']}. Set [50%,75%].")
+    found = construct(steps, "scheduler", made)
+    rise = round(warmup * total_steps)
+    if rise:
+        linear = torch.optim.lr_scheduler.LinearLR(made, 1 / (rise + 1), 1.0, rise)
+        found = torch.optim.lr_scheduler.ChainedScheduler([found, linear])
+    return {"scheduler": found, "interval": interval, **({"monitor": monitor} if monitor else {})}
+
+
+def learning_rates(config: Config, kind: str, steps_per_epoch: int) -> list[float]:
+    """The learning rate of every optimizer step of a phase, by running its scheduler on an optimizer of one number.
+
+    A scheduler that follows a metric is taken at its first rate.
+    """
+    training = config.training(kind)
+    total = steps_per_epoch * training.epochs
+    lr = base_rate(config, kind)
+    made = optimizer(config, [nn.Parameter(torch.zeros(1))], lr)
+    told = scheduler(config, made, total)
+    every = 1 if told["interval"] == "step" else steps_per_epoch
+    rates = []
+    follows = isinstance(told["scheduler"], torch.optim.lr_scheduler.ReduceLROnPlateau)
+    for step in range(total):
+        rates.append(float(made.param_groups[0]["lr"]))
+        made.step()
+        if not follows and (step + 1) % every == 0 and step + 1 < total:
+            told["scheduler"].step()
+    return rates
+
+
+def base_rate(config: Config, kind: str) -> float:
+    """The learning rate that a phase's optimizer is built with."""
+    return float(config.training(kind).lr or config.optimizer.get("lr", 0.1))
+
+
+def _training_options(config: Config, kind: str, names: Mapping[str, Any]) -> dict[str, Any]:
+    training = config.training(kind)
+    lr, make = base_rate(config, kind), lambda made, total: scheduler(config, made, total)
+    if kind == "finetune" and config.finetune.lr_rewind is not None and config.first is not None:
+        first = config.first
+        lr, make = base_rate(config, first), _replay(config, first)
+    found: dict[str, Any] = {
+        "optimizer": lambda parameters: optimizer(config, parameters, lr),
+        "scheduler": make,
+        "label_smoothing": training.label_smoothing,
+    }
+    if training.lr is not None:
+        found["lr"] = training.lr
+    for name in ("label_smoothing", "lr"):
+        given = getattr(training, name)
+        if given and name not in names and "optimizer" not in names:
+            raise SlimError(
+                f"{kind}.{name} must be an option of the module. Got {kind}.{name}={given}, which "
+                f"{config.module['_target_']} does not take. Set {kind}.{name}=null and the module's own option."
+            )
+    return found
+
+
+def _replay(config: Config, first: str) -> SchedulerFactory:
+    """The last learning rates of the phase ``first``, as many as the fine-tune has steps.
+
+    Learning-rate rewinding: Renda, Frankle & Carbin 2020, arXiv:2003.02389.
+    """
+
+    def make(made: Optimizer, total_steps: int) -> dict[str, Any]:
+        per_epoch = total_steps // config.finetune.epochs
+        rates = learning_rates(config, first, per_epoch)[-total_steps:]
+        base = base_rate(config, first)
+        factor = [rate / base for rate in rates]
+        replayed = torch.optim.lr_scheduler.LambdaLR(made, lambda step: factor[min(step, len(factor) - 1)])
+        return {"scheduler": replayed, "interval": "step"}
+
+    return make
+
+
+def _idle_options(names: Mapping[str, Any]) -> dict[str, Any]:
+    """A module that is not trained still needs an optimizer where its constructor asks for one."""
+    return {"optimizer": lambda parameters: torch.optim.SGD(parameters, 0.1)} if "optimizer" in names else {}
+
+
+def _parameters(function: Callable[..., Any]) -> Mapping[str, Any]:
+    try:
+        return inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        return {}
+
+
+def _steps(value: Any, total: int, name: str) -> Any:
+    """``"50%"`` as a number of steps, also inside lists; the step at which that share is done.
+
+    >>> _steps(["50%", "75%"], 10, "milestones"), _steps(3, 10, "step_size")
+    ([5, 8], 3)
+    """
+    if isinstance(value, list):
+        found = [_steps(item, total, name) for item in value]
+        if name == "milestones" and not all(isinstance(item, int) for item in found):
+            raise SlimError(f"milestones must be steps or shares. Got milestones={value}. Set [50%,75%].")
+        if name == "milestones" and found != sorted(found):
+            raise SlimError(
+                f"milestones must be ascending. Got milestones={value}. Set scheduler.milestones=[50%,75%]."
+            )
+        return found
+    if not isinstance(value, str) or not value.endswith("%"):
+        return value
+    try:
+        share = float(value[:-1]) / 100
+    except ValueError:
+        share = math.nan
+    if not 0 <= share <= 1:
+        raise SlimError(f"A share of the phase must be in [0%, 100%]. Got {name}={value}. Set scheduler.{name}=50%.")
+    return math.ceil(share * total - 1e-9)

@@ -1,0 +1,125 @@
+"""What a network can be asked besides training: its metric on a data set, and how much each layer can lose."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from slim import sensitivity
+from slim.channels import plan_of
+from slim.errors import SlimError
+from slim.runs import weights
+from slim.runs.components import Components, make
+from slim.runs.evaluation import evaluate, validation_batches
+from slim.runs.pruning import score
+from slim.runs.report import row
+from slim.runs.signals import Interrupted
+
+
+def perform(parts: Components, directory: Path) -> int:
+    """Run the task of the configuration and print what it found. Returns the exit code.
+
+    Args:
+        parts: Built and checked.
+        directory: A run directory that does not exist yet; what belongs to no run goes there.
+
+    Raises:
+        SlimError: A checkpoint is needed and not given, or it does not fit.
+    """
+    found = measure(parts) if parts.config.task == "evaluate" else analyze(parts, directory)
+    print(json.dumps(found, indent=2))
+    return 0
+
+
+def measure(parts: Components) -> dict[str, object]:
+    """Metric on the test data, and size, of the network in ``checkpoint``.
+
+    Returns:
+        checkpoint, data, the metric by its name, channels, params, macs, input_shape, plan (hash or null).
+
+    Raises:
+        SlimError: No checkpoint is given.
+    """
+    checkpoint = parts.config.checkpoint
+    if checkpoint is None:
+        raise SlimError("task=evaluate needs a network. Got checkpoint=null. Set checkpoint=<file or run directory>.")
+    module = weights.load(parts, Path(checkpoint))
+    network = parts.network(module)
+    value = evaluate(parts, module, "test")
+    plan = plan_of(network)
+    return {
+        "checkpoint": checkpoint,
+        "data": getattr(parts.data, "name", type(parts.data).__name__),
+        **row(parts, network, **{parts.config.metric.name: value}),
+        "input_shape": parts.input_shape,
+        "plan": None if plan is None else plan.hash,
+    }
+
+
+def analyze(parts: Components, directory: Path) -> dict[str, Any]:
+    """How much each layer can lose: a table, a figure, and the caps that follow. For classifiers.
+
+    They go beside ``checkpoint``; of a fresh network into ``directory``. A table that is there is gone on with.
+
+    Returns:
+        accuracy (of the whole network), images, csv, figure, max_drop, and override: ready for the shell.
+
+    Raises:
+        SlimError: The table that is there belongs to another analysis, or the network is no classifier.
+        Interrupted: Ctrl-C; what was measured is kept.
+    """
+    config, hardware = parts.config, parts.hardware
+    if config.metric.name != "accuracy":
+        raise SlimError(
+            f"task=sensitivity measures accuracy, of classifiers. Got metric.name={config.metric.name}. "
+            "Use slim.sensitivity in Python, or set metric.name=accuracy."
+        )
+    options = config.sensitivity
+    table = directory / "sensitivity.csv" if options.csv is None else Path(options.csv)
+    if options.csv is None and config.checkpoint is not None:
+        path = Path(config.checkpoint)
+        table = (path if path.is_dir() else path.parent) / "sensitivity.csv"
+    module = parts.module() if config.checkpoint is None else weights.load(parts, Path(config.checkpoint))
+    make(table.parent)
+    if config.trainer.threads is not None:
+        torch.set_num_threads(config.trainer.threads)
+    network = parts.network(module).to(hardware.device)
+    if hardware.channels_last:
+        network = network.to(memory_format=torch.channels_last)
+    graph = parts.trace(network)
+    try:
+        found = sensitivity.measure(
+            graph,
+            validation_batches(parts.data),
+            scores=score(parts, graph),
+            shares=options.shares,
+            images=options.images,
+            bf16=hardware.precision == "bf16-mixed",
+            memory_mb=options.memory_mb,
+            path=table,
+            seed=config.seed,
+        )
+    except KeyboardInterrupt:
+        raise Interrupted(
+            "SIGINT",
+            f"Stopped by Ctrl-C. {table} keeps what is measured. The same with sensitivity.csv={table} goes on.",
+        ) from None
+    figure = table.with_suffix(".png")
+    name = str(config.model["_target_"]).rsplit(".", 1)[-1]
+    sensitivity.draw(found, figure, title=f"{name}, {parts.data.name}")
+    caps = ",".join(
+        f"{layer}:{{max_layer_ratio:{rule['max_layer_ratio']:g}}}"
+        for layer, rule in found.to_caps(options.max_drop).items()
+    )
+    return {
+        "accuracy": found.whole,
+        "images": found.images,
+        "csv": str(table),
+        "figure": str(figure),
+        "max_drop": options.max_drop,
+        "override": shlex.quote(f"prune.overrides={{{caps}}}"),
+    }

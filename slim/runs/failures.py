@@ -1,0 +1,82 @@
+"""What Lightning and torch say when something is wrong, or is not, turned into what a user can use."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from slim.errors import RunFailed, SlimError
+
+QUIET = (
+    ".*does not have many workers.*",
+    ".*smaller than the logging interval.*",
+    ".*Checkpoint directory .* exists and is not empty.*",
+    ".*You defined a `validation_step` but have no `val_dataloader`.*",
+    ".*GPU available but not used.*",
+    ".*TPU available.*",
+    ".*The `srun` command is available.*",
+    ".*isinstance.treespec, LeafSpec.*",
+    ".*`.*_module_state_dict`.*",
+    ".*Grad strides do not match bucket view strides.*",
+    ".*Total length of .* across ranks is zero.*",
+)
+"""Lightning's warnings about choices that are ours on purpose."""
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Lightning without its tips, hardware lists and warnings about what we chose on purpose."""
+    loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch")]
+    levels = [(logger, logger.level) for logger in loggers]
+    with warnings.catch_warnings():
+        for message in QUIET:
+            warnings.filterwarnings("ignore", message)
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in levels:
+                logger.setLevel(level)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed: on the device, in torch on the CPU, or in Python."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+
+
+@contextlib.contextmanager
+def explained(batch_size: Any, key: str = "data.batch_size") -> Iterator[None]:
+    """Failures of a run that have a known reason, as one line.
+
+    Args:
+        batch_size: Of what runs here.
+        key: Where it is set.
+
+    Raises:
+        RunFailed: Out of memory, or a dead data loader worker.
+    """
+    try:
+        yield
+    except SlimError:
+        raise
+    except (RuntimeError, MemoryError) as error:
+        text = str(error)
+        half = f"{max(int(batch_size) // 2, 1)}" if isinstance(batch_size, int) else "half of it"
+        more = " and trainer.accumulate=2" if key == "data.batch_size" else ""
+        if out_of_memory(error):
+            raise RunFailed(
+                f"The batch must fit in memory. Got {key}={batch_size} (out of memory). "
+                f"Set {key}={half}{more}; the last checkpoint is kept."
+            ) from error
+        if "DataLoader worker" in text:
+            raise RunFailed(
+                f"Data loader workers must live. Got {text.splitlines()[0][:200]}. Lower data.num_workers or free "
+                "memory; the last checkpoint is kept."
+            ) from error
+        raise

@@ -1,0 +1,119 @@
+"""The callbacks of a training phase: public ones of :mod:`slim.lightning`, and those that make it a phase of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from torch import nn
+
+from slim.artifact import read_header
+from slim.lightning import ChannelPruning, Distillation, GammaDashboard, SoftPruning, SparseTraining
+from slim.runs import teachers
+from slim.runs.components import Components
+from slim.runs.curves import Curves
+from slim.runs.finite import Finite
+from slim.runs.progress import Progress
+from slim.runs.pruning import pruning, pruning_options
+from slim.runs.restart import EARLY, EarlyWeights
+from slim.runs.schema import BUDGETS, Sparse
+from slim.selection import remaining_budget
+
+
+class PhaseCallbacks:
+    """The callbacks of one phase, in their order.
+
+    Attributes:
+        sparse: The penalty, in a sparse phase.
+        slimming: Rebuilds in the middle of it.
+        curves: The metrics of every epoch.
+        all: Every callback but the one that writes checkpoints, which comes last.
+    """
+
+    def __init__(
+        self, parts: Components, directory: Path, name: str, number: int, before: Path | None, network: nn.Module
+    ) -> None:
+        config, kind = parts.config, name.partition("-")[0]
+        self.sparse, self.slimming = _sparse_callbacks(parts, kind, budget_of_law(parts, before, number))
+        self.curves = Curves()
+        if self.sparse is not None:
+            self.sparse.traced = parts.traced(network)  # which the other callbacks then share
+            self.sparse.next_cut = pruning(parts, number) if "prune" in config.phases else None
+        found: list[pl.Callback | None] = [
+            Finite(kind),
+            _distillation(parts, directory, kind, number),
+            self.sparse,
+            *_schedule_callbacks(parts, directory, name, number),
+            self.slimming,
+            GammaDashboard(network=config.network, example=parts.example),
+            self.curves,
+            Progress(name, config.metric, config.trainer.progress, self.sparse),
+        ]
+        self.all = [callback for callback in found if callback is not None]
+
+
+def _sparse_callbacks(
+    parts: Components, kind: str, budget: dict[str, float]
+) -> tuple[SparseTraining | None, ChannelPruning | None]:
+    """The penalty of a sparse phase, with the ``budget`` of a law that is told one, and rebuilds in between."""
+    config = parts.config
+    training = config.training(kind)
+    if not isinstance(training, Sparse):
+        return None, None
+    place: dict[str, Any] = {"network": config.network, "example": parts.example, "trace": config.prune.tracing}
+    options = {**config.penalty, **budget}
+    # A law that is told its target has no lam to scale.
+    shrink = training.shrink if options.get("lam") else None
+    sparse = SparseTraining(options.pop("name"), shrink=shrink, **place, **options)
+    if not training.slim_every:
+        return sparse, None
+    floor = config.prune.min_channels
+    # Statistics follow by themselves while training goes on; the constants of removed channels would be lost.
+    recover = {"absorb": True, "batches": 0}
+    every = training.slim_every
+    return sparse, ChannelPruning(zeros=True, every=every, recover=recover, min_channels=floor, **place)
+
+
+def _distillation(parts: Components, directory: Path, kind: str, number: int) -> Distillation | None:
+    teacher = teachers.load(parts, directory, kind, number)
+    if teacher is None:
+        return None
+    told = parts.config.teachers[kind]
+    return Distillation(teacher, network=parts.config.network, temperature=told.temperature, weight=told.weight)
+
+
+def _schedule_callbacks(parts: Components, directory: Path, name: str, number: int) -> list[pl.Callback]:
+    """What the schedule asks of a training phase; soft cuts come before surgery in place."""
+    config = parts.config
+    step = config.passes[number]
+    found: list[pl.Callback] = []
+    if step.soft_every and name.partition("-")[0] == "sparse":
+        found.append(SoftPruning(every=step.soft_every, **pruning_options(parts, number)))
+    if step.weights == "rewound" and step.rewind_epoch and name == config.first:
+        found.append(EarlyWeights(directory / EARLY, step.rewind_epoch, config.network))
+    return found
+
+
+def budget_of_law(parts: Components, before: Path | None, number: int) -> dict[str, float]:
+    """The budget of a law that is told one (``target``), for the pass ``number``, as its option.
+
+    Such a law takes the network it meets first for the dense one; so its budget is put in terms of that, also when the
+    phase goes on with a network that has become thinner since.
+
+    Args:
+        parts: Of the run.
+        before: Weights that the phase begins with; ``None``: the untrained ones.
+        number: 0-based.
+    """
+    config = parts.config
+    given = [(kind, config.penalty[kind]) for kind in BUDGETS if config.penalty.get(kind) is not None]
+    if "prune" not in config.phases or len(given) != 1 or not 0 <= given[0][1] <= 1:
+        return {}
+    ((kind, amount),) = given
+    amount = config.passes_to(kind, amount)[number].amount
+    plan = None if before is None else read_header(before).plan
+    if plan is None:
+        return {kind: amount}
+    dense, thin = parts.trace(parts.dense()), parts.trace(parts.network(parts.module(plan=plan)))
+    return {kind: remaining_budget(dense, thin, kind, amount)}

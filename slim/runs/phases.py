@@ -1,0 +1,215 @@
+"""A whole run: its phases in order, each kept when it is done, and the report at the end."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+
+from slim.channels import Plan
+from slim.errors import RunFailed, SlimError
+from slim.files import write_atomic
+from slim.runs import processes, teachers, weights
+from slim.runs.components import Components
+from slim.runs.config import plain
+from slim.runs.failures import explained
+from slim.runs.pruning import Cut, cut_network
+from slim.runs.schema import Hardware
+from slim.runs.signals import Interrupted, Signals
+from slim.runs.state import Lock, State, check_same
+from slim.runs.training import train
+from slim.runs.weights import NETWORK
+
+Say = Callable[[str], None]
+
+
+def run(parts: Components, directory: Path, overrides: list[str], say: Say | None = None) -> dict[str, Any]:
+    """Run, or go on with, the phases of a configuration in ``directory``.
+
+    Args:
+        parts: Built and checked.
+        directory: The run directory; it is made here. One with a state in it is continued.
+        overrides: What the user typed, kept for resuming.
+        say: Prints a line for the user (stderr by default).
+
+    Returns:
+        The record, as in report.json; of other processes than the first an empty one.
+
+    Raises:
+        SlimError: The directory is taken, or belongs to another configuration.
+        RunFailed: The run cannot go on. What was done is kept.
+        Interrupted: A signal asked it to stop; the message has the command that goes on.
+    """
+    say = say or (lambda line: print(line, file=sys.stderr, flush=True))
+    first = processes.rank() == 0
+    lock = Lock(directory) if first else contextlib.nullcontext()
+    with lock, Signals() as signals:
+        state = _state(parts, directory, overrides, first, say)
+        try:
+            with explained(parts.config.data.get("eval_batch_size"), "data.eval_batch_size"), processes.explained():
+                return _Run(parts, directory, state, signals, say if first else (lambda line: None)).all()
+        except Interrupted as stop:
+            raise Interrupted(
+                stop.name, f"Stopped by {stop.name}; nothing is lost. Go on with: python train.py resume={directory}"
+            ) from None
+        except SlimError as error:
+            if first:
+                with contextlib.suppress(SlimError):  # a full disk has no room for this either
+                    write_atomic(directory / "error.txt", f"{error}\n")
+            # Whatever was wrong, files were written: it is the run that failed.
+            raise error if isinstance(error, RunFailed) else RunFailed(str(error)) from error
+
+
+def _state(parts: Components, directory: Path, overrides: list[str], first: bool, say: Say) -> State:
+    """What is done so far; only the first process writes it."""
+    settings = plain(parts.config)
+    if not first:
+        return State.load(directory) if (directory / "state.json").is_file() else State(directory, settings, overrides)
+    for part in directory.rglob(".*.part"):
+        part.unlink()  # what a killed process was writing; the lock says that nobody writes now
+    if (directory / "state.json").is_file():
+        state = State.load(directory)
+        check_same(state.config, settings)
+        if (line := _other_processes(state.config["trainer"], parts.config.trainer)) is not None:
+            say(line)
+            state.note(line)
+        state.config = settings
+    else:
+        state = State(directory, settings, overrides)
+    state.save()
+    (directory / "error.txt").unlink(missing_ok=True)
+    return state
+
+
+def _other_processes(before: Mapping[str, Any], now: Hardware) -> str | None:
+    """What is and what is not the same when a run goes on with another number of processes; ``None``: it does not."""
+    then = before.get("devices", 1) * before.get("num_nodes", 1)
+    if then == now.processes:
+        return None
+    return (
+        f"Goes on with {now.processes} processes instead of {then}. The same: weights, plan, optimizer, epochs, and "
+        f"the order of the images. Not the same: a step sees {now.processes} batches instead of {then}, so there are "
+        "other steps to an epoch and other bits from here on."
+    )
+
+
+class _Run:
+    def __init__(self, parts: Components, directory: Path, state: State, signals: Signals, say: Say) -> None:
+        self.parts, self.directory, self.state, self.signals, self.say = parts, directory, state, signals, say
+
+    def all(self) -> dict[str, Any]:
+        """Every phase of every pass, then the report."""
+        config = self.parts.config
+        gpu = self.parts.hardware.accelerator == "gpu"
+        torch.set_float32_matmul_precision("high" if gpu else "highest")
+        if config.trainer.threads is not None:
+            torch.set_num_threads(config.trainer.threads)
+        described = getattr(self.parts.data, "describe", lambda: type(self.parts.data).__name__)()
+        self.say(f"{config.name}: {described}; {self.parts.hardware.line}; {self.directory}")
+        # Phases hand on files, not networks: what nobody works on is on the disk, not in memory.
+        before = self.start = self._start()
+        if processes.rank() == 0:
+            teachers.keep(self.parts, self.directory)
+        for number in range(len(config.passes)):
+            for kind in config.phases:
+                if number and kind == "baseline":
+                    continue
+                name = kind if number == 0 else f"{kind}-{number + 1}"
+                before = self._phase(name, kind, number, before)
+        return self._report()
+
+    def _start(self) -> Path | None:
+        """The weights that the run begins with; ``None``: untrained ones."""
+        checkpoint = self.parts.config.checkpoint
+        if checkpoint is None:
+            return None
+        if "start" not in self.state.phases:
+            self._keep("start", weights.load(self.parts, Path(checkpoint)), {})
+        return self._file("start")
+
+    def _phase(self, name: str, kind: str, number: int, before: Path | None) -> Path | None:
+        if name in self.state.phases:
+            self.say(f"{name}: done before")
+        else:
+            self._banner(name, kind)
+            work = self._prune if kind == "prune" else self._train
+            work(name, number, before)
+        # A baseline before sparse training is a run of its own: what follows begins from the network before it.
+        # Everything else begins from the file, whether or not this process wrote it, so that a resumed run begins from
+        # the same bits and strides.
+        return before if kind == "baseline" and self.parts.config.first == "sparse" else self._file(name)
+
+    def _train(self, name: str, number: int, before: Path | None) -> None:
+        done = train(self.parts, self.directory, name, before, self.signals, number=number, note=self._note)
+        self._keep(name, done.module, done.figures)
+
+    def _prune(self, name: str, number: int, before: Path | None) -> None:
+        cut = cut_network(self.parts, self.directory, before, self.start, number)
+        self._keep_plan(name, cut.plan)
+        self.say(f"{name:9} validation: {self._ladder(cut)}; {self._left(cut)}")
+        for line in cut.notes:
+            self._note(f"{name}: {line}")
+        if self._at_chance(cut):
+            self._note(f"The cut took the network to chance ({self._ladder(cut)}); fine-tuning starts from there.")
+        if processes.rank() == 0:
+            from slim.report.tensorboard import log_cut
+
+            log_cut(self.directory / name, **{key: cut.figures[key] for key in ("widths", "gammas", "cut", "removed")})
+        figures = {"val": cut.validation[cut.row], "validation": cut.validation, "weights": cut.weights}
+        self._keep(name, cut.module, {**figures, "difference": cut.difference, **cut.figures})
+
+    def _ladder(self, cut: Cut) -> str:
+        """The metric before and after every step of the cut."""
+        shown = self.parts.config.metric.shown
+        return ", ".join(f"{row} {shown(value)}" for row, value in cut.validation.items())
+
+    def _left(self, cut: Cut) -> str:
+        return ", ".join(
+            f"{100 * value:.1f} % of the {'channels gone' if kind == 'ratio' else f'{kind} left'}"
+            for kind, value in cut.figures["achieved"].items()
+            if kind in ("macs", *cut.figures["requested"])
+        )
+
+    def _at_chance(self, cut: Cut) -> bool:
+        """Whether a classifier does no better after the cut than guessing, and did before."""
+        classes = getattr(self.parts.data, "num_classes", None)
+        if self.parts.config.metric.name != "accuracy" or not classes:
+            return False
+        return bool(cut.validation.get("recovered", 1.0) < 1.5 / classes <= cut.validation["sparse"])
+
+    # Keeping
+
+    def _file(self, name: str) -> Path:
+        return self.directory / name / NETWORK
+
+    def _keep(self, name: str, module: pl.LightningModule, figures: Mapping[str, Any]) -> None:
+        if processes.rank() == 0:
+            weights.save(self._file(name), module, self.parts.network(module))
+            self.state.finish(name, figures)
+        else:
+            self.state.phases[name] = dict(figures)
+        processes.barrier()  # what comes next reads the file
+
+    def _keep_plan(self, name: str, plan: Plan) -> None:
+        if processes.rank() == 0:
+            write_atomic(self.directory / name / "plan.json", plan.to_json())
+
+    def _note(self, line: str) -> None:
+        self.say(line)
+        self.state.note(line)
+
+    def _banner(self, name: str, kind: str) -> None:
+        epochs = "" if kind == "prune" else f" {self.parts.config.training(kind).epochs} epochs "
+        self.say(f"── {name} ──{epochs}".ljust(72, "─"))
+
+    # The end
+
+    def _report(self) -> dict[str, Any]:
+        from slim.runs.report import finish
+
+        return finish(self.parts, self.directory, self.state, self.say)

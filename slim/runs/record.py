@@ -1,0 +1,105 @@
+"""The record of a run: one plain dict, the content of report.json, built from what the phases left behind.
+
+Keys (a missing one means: not known in this run)::
+
+    experiment, data, model, seed, status      "finished", or "failed" with error: one line
+    metric            {name, mode (max, min), percent}: what networks are compared by
+    schedule, passes  its name, and how many cuts it makes
+    input_shape       "1x3x32x32", the example the MACs are counted on
+    phases            {name: {metric (test, last epoch), val, best_val, best_epoch, epochs, seconds, steps}}
+    rows              {dense | sparse | masked | rebuilt | recovered | restarted | finetuned:
+                        {metric (test), channels, params, macs, latency_ms_b1, latency_ms_b64}}
+                        of several passes the last; restarted stands in for recovered where the thin network goes on
+                        from rewound or fresh weights
+    cuts              [{phase, requested, achieved, weights, validation: {row: metric}, finetuned (validation)}]
+    requested, achieved   {budget name: number}, of the dense network, after the last cut; plan_hash: hex
+    widths            {layer: [dense, after]};  layer_macs: {layer: [dense, after]}
+    gammas            {layer: [|gamma| before the cut]};  removed: {layer: [bool]};  cut: largest removed |gamma|
+    recovery          [{name, before, after, kept, reason}]: the steps after the cut, and whether they stayed
+    kept_because      [[reason, channels, what can be done]]: the largest reasons for what could not go
+    history           {phase: {train_loss, train_accuracy, val_loss, val_accuracy: one number per epoch}}
+    notes             one line each: selection, shrink budget, warnings
+    latency           {"1": statement, "64": statement}
+    environment       versions, processor, device, git revision
+    paths             {artifact, report, tensorboard}
+
+Metrics are as the module logs them: accuracies are fractions in [0, 1]. Everything but ``seconds``, latencies,
+``environment`` and ``paths`` is a function of configuration and seed (on one machine): a resumed run ends with the same
+values as one that was left alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+ROWS = ("dense", "sparse", "masked", "rebuilt", "recovered", "restarted", "finetuned")
+"""The networks of a run, in the order they come to be."""
+
+TIMED = ("seconds", "latency", "latency_ms_b1", "latency_ms_b64", "environment", "paths")
+"""Keys whose values belong to the machine and the moment."""
+
+
+def build(
+    *,
+    name: str,
+    directory: Path,
+    seed: int,
+    schedule: str,
+    passes: int,
+    data: str,
+    model: str,
+    metric: Mapping[str, Any],
+    input_shape: str,
+    phases: Mapping[str, Mapping[str, Any]],
+    rows: Mapping[str, Mapping[str, Any]],
+    cut: Mapping[str, Any] | None,
+    cuts: Sequence[Mapping[str, Any]],
+    history: Mapping[str, Mapping[str, Sequence[float]]],
+    notes: Sequence[str],
+    latency: Mapping[int, str],
+    environment: Mapping[str, Any],
+    artifact: Path | None,
+) -> dict[str, Any]:
+    """Put the pieces of a finished run together. ``cut`` is what the (last) prune phase recorded, or ``None``."""
+    return {
+        "experiment": name,
+        "status": "finished",
+        "data": data,
+        "model": model,
+        "metric": dict(metric),
+        "seed": seed,
+        "schedule": schedule,
+        "passes": passes,
+        "input_shape": input_shape,
+        "phases": {key: dict(value) for key, value in phases.items()},
+        "rows": {key: dict(rows[key]) for key in ROWS if key in rows},
+        **(dict(cut) if cut else {}),
+        **({"cuts": [dict(each) for each in cuts]} if cuts else {}),
+        "history": {key: dict(value) for key, value in history.items()},
+        "notes": list(notes),
+        "latency": {str(batch): line for batch, line in latency.items()},
+        "environment": dict(environment),
+        "paths": {
+            "artifact": None if artifact is None else str(artifact),
+            "report": str(directory / "report.md"),
+            "tensorboard": str(directory),
+        },
+    }
+
+
+def failed(name: str, error: str) -> dict[str, Any]:
+    """What a run that did not end leaves for the table of its sweep."""
+    return {"experiment": name, "status": "failed", "error": error}
+
+
+def timeless(record: Any) -> Any:
+    """``record`` without what belongs to the machine and the moment; equal for equal configuration and seed.
+
+    >>> timeless({"rows": {"dense": {"metric": 0.9, "latency_ms_b1": 3.1}}, "paths": {}})
+    {'rows': {'dense': {'metric': 0.9}}}
+    """
+    if isinstance(record, Mapping):
+        return {key: timeless(value) for key, value in record.items() if key not in TIMED}
+    return record

@@ -1,0 +1,176 @@
+"""The end of a run: the one look at the test data, measured latencies, the artifact, and the report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
+
+import slim
+from slim import report
+from slim.channels import Plan, plan_of
+from slim.files import write_json
+from slim.report import environment, latency
+from slim.runs import processes, record, weights
+from slim.runs.components import Components
+from slim.runs.config import plain
+from slim.runs.evaluation import evaluate
+from slim.runs.state import State
+from slim.runs.weights import NETWORK
+
+ROW_OF = {"baseline": "dense", "sparse": "sparse", "finetune": "finetuned"}
+"""Which row of the table a phase's network is; of several passes the last counts."""
+
+
+def finish(parts: Components, directory: Path, state: State, say: Callable[[str], None]) -> dict[str, Any]:
+    """Write ``model.safetensors``, the report and the HParams row; returns the record."""
+    say("test data: read once, by every network of the run")
+    rows, kept = {}, {}
+    for name, module in _modules(parts, directory, state):
+        network = parts.network(module)
+        rows[name] = row(parts, network, metric=evaluate(parts, module, "test"))
+        kept[name] = network.cpu()
+        thin = name
+        if name != "dense":  # of the others only the last is needed below
+            kept = {other: found for other, found in kept.items() if other in ("dense", name)}
+    if "dense" not in rows:
+        kept["dense"] = parts.dense()
+        rows["dense"] = row(parts, kept["dense"], metric=None)
+    if processes.rank() != 0:
+        return {}
+    lines = _time(parts, {name: kept[name] for name in dict.fromkeys(("dense", thin))}, rows, thin)
+    artifact = directory / "model.safetensors"
+    slim.save(artifact, kept[thin], plan_of(kept[thin]))
+    config = parts.config
+    found = record.build(
+        name=config.name,
+        directory=directory,
+        seed=config.seed,
+        schedule=config.schedule.name,
+        passes=len(config.passes),
+        data=str(getattr(parts.data, "name", type(parts.data).__name__)),
+        model=_model_name(parts),
+        metric=config.metric.model_dump(),
+        input_shape=parts.input_shape,
+        phases=_phases(state, rows),
+        rows=rows,
+        cut=_cut(state),
+        cuts=_cuts(state),
+        history={name: figures["history"] for name, figures in state.phases.items() if "history" in figures},
+        notes=state.notes,
+        latency=lines,
+        environment={**environment.describe(), "hardware": parts.hardware.line},
+        artifact=artifact,
+    )
+    write_json(directory / "report.json", found)
+    report.write(directory, found)
+    from slim.report.tensorboard import log_hparams
+
+    log_hparams(directory, plain(config), found)
+    state.finished = True
+    state.save()
+    return found
+
+
+def row(parts: Components, network: Any, **figures: Any) -> dict[str, Any]:
+    """Size of a network, for the report's table."""
+    graph = parts.trace(network)
+    return {
+        **figures,
+        "channels": sum(len(scale.groups) for scale in graph.scales) or len(graph),
+        "params": graph.params(),
+        "macs": graph.macs(),
+    }
+
+
+def _model_name(parts: Components) -> str:
+    """Of the network, or of the module that builds its own."""
+    path = parts.config.model.get("_target_") if parts.takes_network else parts.config.module["_target_"]
+    return str(path).rsplit(".", 1)[-1]
+
+
+def _modules(parts: Components, directory: Path, state: State) -> Iterator[tuple[str, Any]]:
+    """The run's networks by row, in the table's order, one at a time: from the files that the phases left."""
+    files: dict[str, tuple[Path | None, Plan | None, bool]] = {}
+    plan: Plan | None
+    before = directory / "start" / NETWORK if "start" in state.phases else None
+    for phase in state.phases:
+        kind, file = phase.partition("-")[0], directory / phase / NETWORK
+        if kind == "prune":
+            plan = Plan.from_json((directory / phase / "plan.json").read_bytes())
+            files |= {"masked": (before, plan, True), "rebuilt": (before, plan, False)}
+            files[_row_after_cut(state.phases[phase])] = (file, None, False)
+            if "start" in state.phases:
+                files.setdefault("sparse", (directory / "start" / NETWORK, None, False))
+            before = file
+        elif kind in ROW_OF:
+            files[ROW_OF[kind]] = (file, None, False)
+            before = before if kind == "baseline" and parts.config.first == "sparse" else file
+    for name in (name for name in record.ROWS if name in files):
+        path, plan, masked = files[name]
+        module = parts.module() if path is None else weights.load(parts, path)
+        if plan is not None and masked:
+            slim.mask(parts.network(module), plan, in_place=True)
+        elif plan is not None:
+            slim.rebuild(parts.network(module), plan, in_place=True)
+        yield name, module
+
+
+def _time(parts: Components, networks: dict[str, Any], rows: dict[str, Any], thin: str) -> dict[int, str]:
+    """Measured latency of the dense and the thin network, side by side on the run's device."""
+    device = parts.hardware.device
+    ready = {name: network.to(device) for name, network in networks.items()}
+    seconds = parts.config.latency_seconds
+    example = tree_map_only(Tensor, lambda tensor: tensor.to(device), parts.example)
+    found = latency.compare(ready, example, batches=(1, 64), seconds=seconds)
+    for name in ready:
+        ready[name].cpu()
+        rows[name] |= {f"latency_ms_b{batch}": millis for batch, millis in found.millis[name].items()}
+    # Same shapes, same time: these rows differ from their twins in weights alone.
+    for twin in ("rebuilt", "recovered", "restarted"):
+        if twin in rows and rows[twin]["macs"] == rows[thin]["macs"]:
+            rows[twin] |= {key: value for key, value in rows[thin].items() if key.startswith("latency")}
+    return dict(found.statements)
+
+
+def _phases(state: State, rows: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Figures of every phase; the metric on the test data belongs to the last pass."""
+    keys = ("val", "best_val", "best_epoch", "epochs", "steps", "seconds", "validation", "weights", "slimmed")
+    phases = {name: {key: figures[key] for key in keys if key in figures} for name, figures in state.phases.items()}
+    last = {name.partition("-")[0]: name for name in phases}
+    for kind, name in last.items():
+        of_row = _row_after_cut(state.phases[name]) if kind == "prune" else ROW_OF.get(kind)
+        if of_row is not None and (rows.get(of_row) or {}).get("metric") is not None:
+            phases[name]["metric"] = rows[of_row]["metric"]
+    return phases
+
+
+CUT_KEYS = (
+    *("requested", "achieved", "plan_hash", "widths", "layer_macs", "gammas", "removed", "cut"),
+    *("recovery", "kept_because"),
+)
+
+
+def _cut(state: State) -> dict[str, Any] | None:
+    cuts = [figures for name, figures in state.phases.items() if name.partition("-")[0] == "prune"]
+    return {key: cuts[-1][key] for key in CUT_KEYS if key in cuts[-1]} if cuts else None
+
+
+def _cuts(state: State) -> list[dict[str, Any]]:
+    """Every cut in a few numbers, with what the training after it came to."""
+    found = []
+    for name, figures in state.phases.items():
+        kind, _, number = name.partition("-")
+        if kind == "prune":
+            after = state.phases.get(f"finetune-{number}" if number else "finetune", {})
+            keys = ("requested", "achieved", "weights", "validation")
+            found.append({"phase": name, **{key: figures[key] for key in keys}, "finetuned": after.get("val")})
+    return found
+
+
+def _row_after_cut(figures: Mapping[str, Any]) -> str:
+    """Which row of the table is what the cut left: trained weights recovered, or others in their place."""
+    return "recovered" if figures["weights"] == "trained" else "restarted"

@@ -1,0 +1,199 @@
+"""The run directory's memory: who holds it, what was asked for, which phases are done."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from slim.errors import SlimError
+from slim.files import read_json, write_json
+from slim.runs.schema import SAFE_ON_RESUME
+
+FORMAT = 1
+
+
+class Lock:
+    """Holds a run directory for this process: a file ``lock`` with an advisory lock on it.
+
+    The operating system lets the lock go when the process ends, however it ends: a lock file that nobody holds is stale
+    by itself and is taken over.
+
+    Raises:
+        SlimError: Another live process holds the directory.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.path = directory / "lock"
+        self._handle: int | None = None
+
+    def __enter__(self) -> Lock:
+        import fcntl
+
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise SlimError(
+                f"The run directory must be writable. Got {self.path.parent} ({error.strerror}). Set output=<dir>."
+            ) from error
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            holder = os.read(handle, 200).decode(errors="replace").strip() or "another process"
+            os.close(handle)
+            raise SlimError(
+                f"A run directory belongs to one process. Got {self.path.parent}, held by {holder}. "
+                "Wait for it or end it."
+            ) from error
+        if not self._is_the_file(handle):
+            # Its holder took the name away while this process waited in line for it: what is locked has no name.
+            os.close(handle)
+            return self.__enter__()
+        os.ftruncate(handle, 0)
+        os.write(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+        self._handle = handle
+        _held.add(self)
+        return self
+
+    def _is_the_file(self, handle: int) -> bool:
+        try:
+            return os.path.samestat(os.fstat(handle), self.path.stat())
+        except FileNotFoundError:
+            return False
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._handle is not None:
+            # Unlink while holding it: nobody can lock a name that is going away and believe to be alone.
+            self.path.unlink(missing_ok=True)
+            os.close(self._handle)
+            self._handle = None
+            _held.discard(self)
+
+
+_held: set[Lock] = set()
+
+
+def _let_go() -> None:
+    for lock in _held:
+        if lock._handle is not None:
+            os.close(lock._handle)
+            lock._handle = None
+    _held.clear()
+
+
+# A forked process (a data worker) has its parent's locks, and lives on for a moment when the parent is killed.
+os.register_at_fork(after_in_child=_let_go)
+
+
+class State:
+    """``state.json``: configuration, overrides and the figures of every finished phase.
+
+    Attributes:
+        phases: Name of a finished phase -> what it recorded.
+        notes: Lines for the report.
+    """
+
+    def __init__(self, directory: Path, config: Mapping[str, Any], overrides: list[str]) -> None:
+        self.path = directory / "state.json"
+        self.config = dict(config)
+        self.overrides = list(overrides)
+        self.phases: dict[str, dict[str, Any]] = {}
+        self.notes: list[str] = []
+        self.finished = False
+
+    @classmethod
+    def load(cls, directory: Path) -> State:
+        """Read the state of a run.
+
+        Raises:
+            SlimError: There is none, or it is no state of ours.
+        """
+        path = directory / "state.json"
+        if not path.is_file():
+            raise SlimError(f"resume needs a run directory with a state.json. Got resume={directory}. Check the path.")
+        body = read_json(path, what="run state")
+        try:
+            if body["format"] != FORMAT:
+                raise ValueError(f"format {body['format']}")
+            state = cls(directory, body["config"], _texts(body["overrides"]))
+            state.phases = {str(phase): dict(record) for phase, record in body["phases"].items()}
+            state.notes, state.finished = _texts(body["notes"]), bool(body["finished"])
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise SlimError(f"A run state must be complete. Got {error!r} ({path}). Start a new run.") from error
+        return state
+
+    def save(self) -> None:
+        """Write it, atomically."""
+        write_json(
+            self.path,
+            {
+                "format": FORMAT,
+                "config": self.config,
+                "overrides": self.overrides,
+                "phases": self.phases,
+                "notes": self.notes,
+                "finished": self.finished,
+            },
+        )
+
+    def finish(self, phase: str, record: Mapping[str, Any]) -> None:
+        """A phase is done; it is never run again."""
+        self.phases[phase] = dict(record)
+        self.save()
+
+    def note(self, line: str) -> None:
+        """Remember a line for the report, once; it is kept when the phase is done."""
+        if line not in self.notes:
+            self.notes.append(line)
+
+
+def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """Keys (dotted) whose values differ and that are not safe to change in the middle of a run, as "key (a -> b)".
+
+    >>> differences({"seed": 0, "debug": False}, {"seed": 1, "debug": True})
+    ['seed (0 -> 1)']
+    """
+    old, new = _flat(before), _flat(after)
+    missing = object()
+    found = []
+    for key in sorted(old.keys() | new.keys()):
+        if key not in SAFE_ON_RESUME and old.get(key, missing) != new.get(key, missing):
+            found.append(f"{key} ({old.get(key, 'absent')} -> {new.get(key, 'absent')})")
+    return found
+
+
+def check_same(before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
+    """Refuse to go on with another configuration.
+
+    Raises:
+        SlimError: It names the keys that differ.
+    """
+    # Through JSON: a tuple of the settings and a list of the file are the same thing.
+    found = differences(json.loads(json.dumps(before)), json.loads(json.dumps(after)))
+    if found:
+        raise SlimError(
+            f"A run goes on with the configuration it began with. Got other values for {', '.join(found)}. "
+            f"Start a new run, or change only {', '.join(SAFE_ON_RESUME[:3])}, trainer.devices or logging."
+        )
+
+
+def _texts(items: Any) -> list[str]:
+    if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
+        raise TypeError(f"a list of texts is {str(items)[:80]}")
+    return items
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(value, Mapping) and value:
+        flat: dict[str, Any] = {}
+        for key, item in value.items():
+            flat |= _flat(item, f"{prefix}{key}.")
+        return flat
+    return {prefix.rstrip("."): value}

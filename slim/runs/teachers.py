@@ -1,0 +1,105 @@
+"""The teacher of a phase: the network before the cut, the dense one, or one from a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from slim.channels import plan_of
+from slim.errors import SlimError
+from slim.runs import weights
+from slim.runs.components import Components
+from slim.runs.schema import Config
+from slim.runs.weights import NETWORK
+
+
+def copy_name(kind: str) -> str:
+    """Name of the run's own copy of a teacher that came from a file: a resumed run learns from the same one."""
+    return f"{kind}-teacher.safetensors"
+
+
+def from_files(parts: Components, start: Any = None) -> dict[str, Any]:
+    """The teacher modules that the configuration names files for, by the kind of phase they teach.
+
+    Args:
+        parts: Builds modules.
+        start: The module that the run begins with, if it begins with a checkpoint.
+
+    Raises:
+        SlimError: The file is missing, damaged, or of another architecture; or the dense teacher is not dense.
+    """
+    config = parts.config
+    found: dict[str, Any] = {}
+    for kind, distill in config.teachers.items():
+        name = distill.teacher
+        if name is None:
+            continue
+        thin = start is not None and plan_of(parts.network(start)) is not None
+        if name == "dense" and "baseline" not in config.phases and thin:
+            raise SlimError(
+                f"A dense teacher needs a dense network. Got checkpoint={config.checkpoint}, which is thinner. "
+                f"Set {kind}.distill.teacher=<file>, or add the baseline phase."
+            )
+        if name in ("sparse", "dense"):
+            continue
+        try:
+            found[kind] = weights.load(parts, Path(name))
+        except SlimError as error:
+            raise SlimError(
+                f"A teacher must be a network of the configured model. Got {kind}.distill.teacher={name}: {error}"
+            ) from error
+    return found
+
+
+def check_files(parts: Components) -> None:
+    """Read the files that a run begins with or learns from, before anything is written.
+
+    Raises:
+        SlimError: A checkpoint or a teacher that is missing, damaged, or of another architecture.
+    """
+    checkpoint = parts.config.checkpoint
+    from_files(parts, None if checkpoint is None else weights.load(parts, Path(checkpoint)))
+
+
+def keep(parts: Components, directory: Path) -> None:
+    """Before anything trains: copy the teachers from files into the run directory, unless they are there."""
+    named = [kind for kind in parts.config.teachers if source(parts.config, kind, 0) == copy_name(kind)]
+    missing = [kind for kind in named if not (directory / copy_name(kind)).is_file()]
+    found = from_files(parts) if missing else {}
+    for kind in missing:
+        weights.save(directory / copy_name(kind), found[kind], parts.network(found[kind]))
+
+
+def load(parts: Components, directory: Path, kind: str, number: int) -> Any:
+    """The teacher network of a phase of the pass ``number`` (0-based); ``None`` where there is none.
+
+    Args:
+        parts: Builds networks.
+        directory: The run directory, with what earlier phases left in it.
+        kind: Of the phase; a baseline has no teacher.
+        number: Of the pass.
+    """
+    found = source(parts.config, kind, number)
+    if found is None:
+        return None
+    file = directory / found if found == copy_name(kind) else directory / found / NETWORK
+    return parts.network(weights.load(parts, file))
+
+
+def source(config: Config, kind: str, number: int) -> str | None:
+    """The phase whose network teaches in the pass ``number``, ``start`` (what the run began with), or the copied file.
+
+    A teacher of weight 0 teaches nothing.
+    """
+    distill = config.teachers.get(kind)
+    if distill is None or distill.teacher is None or distill.weight == 0:
+        return None
+    if distill.teacher == "dense":
+        return "baseline" if "baseline" in config.phases else "start"
+    if distill.teacher != "sparse":
+        return copy_name(kind)
+    if "sparse" in config.phases:
+        return f"sparse-{number + 1}" if number else "sparse"
+    if number:  # pass after pass of cut and fine-tune
+        return f"finetune-{number}" if number > 1 else "finetune"
+    return config.first or "start"

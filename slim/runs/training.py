@@ -1,0 +1,134 @@
+"""One training phase: a fresh Trainer, from the module before it to the module after it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+
+from slim.channels import Plan
+from slim.runs import weights
+from slim.runs.checkpoint import Saver, read
+from slim.runs.components import Components, plan_json
+from slim.runs.curves import Curves
+from slim.runs.failures import explained, quiet
+from slim.runs.loaders import resumable, seed_all
+from slim.runs.phase_callbacks import PhaseCallbacks
+from slim.runs.schema import PHASES
+from slim.runs.signals import Signals
+from slim.runs.trainer import training_trainer
+
+
+@dataclass
+class Trained:
+    """What a training phase leaves: the module, and its figures for state.json."""
+
+    module: pl.LightningModule
+    figures: dict[str, Any]
+
+
+def train(
+    parts: Components,
+    directory: Path,
+    name: str,
+    before: Path | None,
+    signals: Signals,
+    *,
+    number: int = 0,
+    note: Callable[[str], None] = lambda line: None,
+) -> Trained:
+    """Train for the phase ``name``, or go on with it where its checkpoint ends.
+
+    Args:
+        parts: What the run works with.
+        directory: The run directory; curves and the checkpoint go to ``directory/name``.
+        name: ``baseline``, ``sparse``, ``finetune``, with ``-2`` and so on for later passes.
+        before: Weights that the phase begins with; ``None``: the untrained module.
+        signals: Looked at between steps.
+        number: Of the pass, 0-based.
+        note: Called with lines for the report.
+    """
+    config, kind = parts.config, name.partition("-")[0]
+    checkpoint = directory / name / "last.ckpt"
+    saved = read(checkpoint) if checkpoint.is_file() else None
+    module = _begin(parts, kind, before, saved)
+    network = parts.network(module)
+    run = {} if saved is None else saved["run"]
+    earlier = run.get("seconds", 0.0)
+    callbacks = PhaseCallbacks(parts, directory, name, number, before, network)
+    key = (config.seed, number)
+    seed_all(config.seed, number, PHASES.index(kind))
+    began = time.monotonic()
+
+    def forecast_line() -> str | None:
+        """Of the network that the phase began with, also when it goes on with a thinner one: the same line."""
+        sparse = callbacks.sparse
+        known = None if sparse is None or sparse.forecast is None else sparse.forecast.line
+        line: str | None = run.get("forecast") or known
+        return line
+
+    with (
+        quiet(),
+        explained(config.data.get("batch_size")),
+        resumable(parts.data, key, config.trainer.limit_batches, run.get("position")) as position,
+    ):
+        saver = Saver(
+            checkpoint,
+            beside=lambda: {
+                "plan": plan_json(network),
+                "position": position.state_dict(),
+                "seconds": earlier + time.monotonic() - began,
+                "forecast": forecast_line(),
+            },
+            signals=signals,
+            every_steps=config.trainer.checkpoint_every,
+        )
+        # Points after the checkpoint belong to a past that did not happen; a phase that was killed before its first
+        # checkpoint may have left points, too.
+        first_step = 0 if saved is None else int(saved["global_step"]) + 1
+        trainer = training_trainer(
+            parts,
+            config.training(kind).epochs,
+            directory,
+            name,
+            first_step=first_step,
+            callbacks=[*callbacks.all, saver],
+        )
+        trainer.fit(module, datamodule=parts.data, ckpt_path=checkpoint if saved is not None else None)
+    parts.data.trainer = None  # which holds the module
+    if line := forecast_line():
+        note(line)
+    module.cpu().eval()
+    seconds = earlier + time.monotonic() - began
+    figures = _figures(parts, callbacks.curves, config.training(kind).epochs, trainer.global_step, seconds)
+    if callbacks.slimming is not None and callbacks.slimming.history:
+        figures["slimmed"] = [{"epoch": cut["epochs"], **cut} for cut in callbacks.slimming.history]
+    return Trained(module, figures)
+
+
+def _begin(parts: Components, kind: str, before: Path | None, saved: dict[str, Any] | None) -> pl.LightningModule:
+    """The module that the phase trains: as ``before`` left it, or as thin as the checkpoint to go on from."""
+    if saved is not None:
+        text = saved["run"]["plan"]
+        module = parts.module(kind, plan=None if text is None else Plan.from_json(text))
+    elif before is None:
+        module = parts.module(kind)
+    else:
+        module = weights.load(parts, before, kind)
+    # Lightning leaves modes as it finds them.
+    module.train()
+    return module
+
+
+def _figures(parts: Components, curves: Curves, epochs: int, steps: int, seconds: float) -> dict[str, Any]:
+    figures: dict[str, Any] = {"epochs": epochs, "steps": steps, "seconds": seconds, "history": curves.history}
+    metric = parts.config.metric
+    values = next((curves.history[key] for key in (f"val_{metric.name}", metric.name) if key in curves.history), [])
+    if values:
+        best = max(range(len(values)), key=lambda epoch: values[epoch] * (1 if metric.mode == "max" else -1))
+        figures |= {"val": values[-1], "best_val": values[best], "best_epoch": best + 1}
+    return figures

@@ -1,0 +1,127 @@
+"""The weights of a module in a file: written after every phase, read from whatever a user calls a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+import slim
+from slim.artifact import read as read_artifact
+from slim.channels import Plan, plan_of
+from slim.errors import SlimError
+from slim.files import read_torch
+from slim.runs.components import Components
+
+NETWORK = "network.safetensors"
+"""What every finished phase leaves in its folder: the weights, and the plan that the network was thinned by."""
+
+
+def save(path: Path, module: pl.LightningModule, network: nn.Module) -> None:
+    """Write the weights of ``network``, or of the whole ``module`` where it has others, atomically, with the plan."""
+    inside = {value.data_ptr() for value in network.state_dict().values()}
+    alone = all(value.data_ptr() in inside for value in module.state_dict().values())
+    slim.save(path, network if alone else module, plan_of(network))
+
+
+def load(parts: Components, path: Path, kind: str | None = None) -> pl.LightningModule:
+    """The module of the configuration with the weights in ``path``, its network as thin as they are.
+
+    Args:
+        parts: Builds the module.
+        path: ``*.safetensors`` written by :func:`save` or :func:`slim.save`; a Lightning checkpoint ``*.ckpt``; a run
+            directory (its last network); or a state dict saved by ``torch.save`` (loaded with ``weights_only``).
+        kind: The phase that the module is for; ``None`` to evaluate only.
+
+    Raises:
+        SlimError: Missing, damaged or hostile file, or one of another architecture.
+    """
+    if path.is_dir():
+        path = _last_of(path)
+    if not path.is_file():
+        raise SlimError(f"checkpoint must be a file or a run directory. Got checkpoint={path}. Check the path.")
+    plan, weights = _read(path)
+    module = parts.module(kind, plan=plan)
+    _fill(module, parts.network(module), weights, path)
+    return module
+
+
+def _read(path: Path) -> tuple[Plan | None, Mapping[str, Tensor]]:
+    if path.suffix == ".safetensors":
+        header, tensors = read_artifact(path)
+        return header.plan, tensors
+    body = read_torch(path, what="checkpoint")
+    return _plan_in(body), _state_dict(body, path)
+
+
+def _plan_in(body: Any) -> Plan | None:
+    """The plan that a checkpoint carries: one of a run, or one of the callbacks in anybody's Trainer."""
+    if not isinstance(body, dict):
+        return None
+    if isinstance(body.get("run"), dict):
+        text = body["run"].get("plan")
+        return None if text is None else Plan.from_json(text)
+    carried = body.get("slim")
+    texts = list(carried.get("networks", {}).values()) if isinstance(carried, dict) else []
+    if len(texts) > 1:
+        raise SlimError(f"checkpoint must hold one thin network. Got {len(texts)} plans. Give a file with one network.")
+    return Plan.from_json(texts[0]) if texts else None
+
+
+def _state_dict(body: Any, path: Path) -> dict[str, Tensor]:
+    for key in ("state_dict", "model"):
+        if isinstance(body, dict) and isinstance(body.get(key), dict):
+            body = body[key]
+    if not isinstance(body, dict) or not all(isinstance(value, Tensor) for value in body.values()):
+        raise SlimError(
+            f"checkpoint must be a state dict. Got {path} with {type(body).__name__}. Give a file of weights."
+        )
+    return {str(key).removeprefix("module."): value for key, value in body.items()}
+
+
+def _last_of(directory: Path) -> Path:
+    """The latest network of a run: what its last finished phase left, or the artifact alone."""
+    found = [directory / "model.safetensors", *sorted(directory.glob(f"*/{NETWORK}"), key=_age, reverse=True)]
+    for path in found:
+        if path.is_file():
+            return path
+    raise SlimError(
+        f"checkpoint must hold a network. Got checkpoint={directory} without a finished phase. Check the path."
+    )
+
+
+def _age(path: Path) -> float:
+    return path.stat().st_mtime
+
+
+def _fill(module: pl.LightningModule, network: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
+    """Load ``weights`` into the module, or into its network where they name the network's parameters alone."""
+    whole = module.state_dict()
+    receiver: nn.Module = module if len(whole.keys() & weights.keys()) > 0 or not weights else network
+    own = receiver.state_dict()
+    if receiver is network and not own.keys() & weights.keys():
+        # Of another wrapper: a LightningModule that calls its network by another name.
+        weights = {key.partition(".")[2]: value for key, value in weights.items()}
+    missing, extra = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
+    wrong = [key for key in own.keys() & weights.keys() if own[key].shape != weights[key].shape]
+    if missing or extra or wrong:
+        first = (missing or extra or sorted(wrong))[0]
+        raise SlimError(
+            f"checkpoint must hold a network of the configured model. Got {path}: {len(missing)} weights missing, "
+            f"{len(extra)} unknown, {len(wrong)} of another shape, such as {first}. Set model as it was trained."
+        )
+    for key, value in weights.items():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise SlimError(
+                f"Weights must be finite. Got NaN or infinity in {key} ({path}). Set checkpoint to an earlier one."
+            )
+    try:
+        receiver.load_state_dict(dict(weights))
+    except RuntimeError as error:
+        raise SlimError(
+            f"checkpoint must hold plain weights. Got {str(error)[:160]} ({path}). Set checkpoint to another file."
+        ) from None

@@ -1,0 +1,48 @@
+"""One rank of a fit on two: run as a program by test_ranks.py, with the environment that torchrun gives its workers."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import EMAWeightAveraging, ModelCheckpoint
+
+from slim.channels import plan_of
+from slim.lightning import ChannelPruning, SoftPruning, SparseTraining
+from tests.lightning.modules import Plain, fit, images
+
+
+class Seen(pl.Callback):
+    """Scales after every epoch."""
+
+    def __init__(self) -> None:
+        self.scales: list[Any] = []
+
+    def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
+        self.scales.append([module.net[index].weight.detach().clone() for index in (1, 4)])
+
+
+def main(folder: Path) -> None:
+    torch.set_num_threads(1)
+    module, seen, average = Plain(), Seen(), EMAWeightAveraging(decay=0.5)
+    criterion = {"name": "taylor", "batches": 1}
+    pruning = ChannelPruning(macs=0.5, at=2, criterion=criterion, recover={"batches": 2})
+    callbacks = [SparseTraining("l1", lam=0.05), SoftPruning(every=1), pruning, average, seen]
+    saver = ModelCheckpoint(folder, filename="last")
+    run = fit(module, *callbacks, saver, data=images(32, 4), epochs=3, devices=2, strategy="ddp")
+    found = {
+        "scales": seen.scales,
+        "state": module.state_dict(),
+        "hash": plan_of(module.net).hash,
+        "steps": run.global_step,
+        "data": next(iter(run.train_dataloader))[0].sum(),
+        "history": pruning.history,
+    }
+    torch.save(found, folder / f"rank{run.global_rank}.pt")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

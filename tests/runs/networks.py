@@ -1,0 +1,64 @@
+"""A network that writes down its gammas, for tests that look into every process of a run."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from slim.runs import processes
+
+
+class Watched(nn.Sequential):
+    """Appends all gammas to ``$GAMMAS/<rank>`` as bytes, a line of hexadecimal for every training step.
+
+    Where ``$NAN_RANK`` and ``$NAN_STEP`` name a process and a step, its logits become NaN there.
+    """
+
+    steps = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = super().forward(x)
+        if self.training and x.device.type == "cpu" and len(x) > 1:
+            rank = str(processes.rank())
+            gammas = [m.weight.detach().numpy().tobytes().hex() for m in self if isinstance(m, nn.BatchNorm2d)]
+            with (Path(os.environ["GAMMAS"]) / rank).open("a") as file:
+                file.write(" ".join(gammas) + "\n")
+            self.steps += 1
+            if (rank, str(self.steps)) == (os.environ.get("NAN_RANK"), os.environ.get("NAN_STEP")):
+                logits = logits * torch.nan
+        return logits
+
+
+def watched(num_classes: int, in_channels: int) -> nn.Module:
+    """Two convolutions, and gammas on both."""
+    return Watched(
+        nn.Conv2d(in_channels, 8, 3, padding=1, bias=False),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Conv2d(8, 16, 3, padding=1, bias=False),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(16, num_classes),
+    )
+
+
+class Hungry(nn.Module):
+    """Asks for a petabyte where ``$HUNGRY`` says: while it trains, or while it is judged."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.device.type == "cpu" and self.training == (os.environ["HUNGRY"] == "training") and len(x) > 1:
+            torch.empty(10**15, dtype=torch.uint8)
+        return x
+
+
+def hungry(num_classes: int, in_channels: int) -> nn.Module:
+    """One convolution, and too much memory for it."""
+    return nn.Sequential(
+        nn.Conv2d(in_channels, 8, 3), nn.BatchNorm2d(8), nn.AdaptiveAvgPool2d(1), nn.Flatten(), Hungry(),
+        nn.Linear(8, num_classes),
+    )  # fmt: skip

@@ -1,0 +1,83 @@
+"""Tasks on the network of a run, found as the run was configured."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import slim
+import train
+from slim.sensitivity.forward_cache import ForwardCache
+from tests.runs.tiny import TINY, run
+
+
+def test_sensitivity_of_a_run_goes_on_and_its_caps_are_obeyed(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "run"
+    run(place, "phases=[baseline]", "baseline.epochs=1")
+    line = ["task=sensitivity", f"checkpoint={place}", "sensitivity.shares=[0.25,0.5]", "sensitivity.max_drop=1"]
+    capfd.readouterr()
+    assert train.main(line) == 0
+    first = json.loads(capfd.readouterr().out)
+    rows = (place / "sensitivity.csv").read_text().splitlines()
+    assert len(rows) == 2 + 2 * 2  # a head of two lines; two layers, two shares
+    assert (place / "sensitivity.png").read_bytes().startswith(b"\x89PNG")
+    assert first["images"] == 13
+    before = (place / "sensitivity.csv").read_bytes()
+
+    def never(*_: object) -> None:
+        raise AssertionError("what is in the table is not measured again")
+
+    monkeypatch.setattr(ForwardCache, "run_from", never)
+    assert train.main(line) == 0
+    assert (place / "sensitivity.csv").read_bytes() == before
+    assert json.loads(capfd.readouterr().out) == first
+    caps = first["override"]
+    assert caps == "'prune.overrides={features.0:{max_layer_ratio:0.5},features.4:{max_layer_ratio:0.5}}'"
+    report = run(tmp_path / "capped", caps.strip("'"), "prune.ratio=0.9", "sparse.epochs=1", "phases=[sparse,prune]")
+    assert report["achieved"]["ratio"] == 0.5
+    assert train.main([*line, "seed=1"]) == 0, "the seed of the network does not matter: it is read"
+
+
+def test_sensitivity_of_a_fresh_network(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    line = [*TINY, "task=sensitivity", "sensitivity.shares=[0.5]", "sensitivity.images=8", "criterion=l1"]
+    assert train.main([*line, f"hydra.run.dir={tmp_path / 'fresh'}"]) == 0
+    told = json.loads(capfd.readouterr().out)
+    assert told["csv"] == str(tmp_path / "fresh" / "sensitivity.csv") and Path(told["csv"]).is_file()
+    assert told["images"] == 8
+    assert train.main([*line, f"sensitivity.csv={told['csv']}", "criterion=random"]) == 2
+    assert "the same analysis" in capfd.readouterr().err
+
+
+def test_ctrl_c_keeps_what_is_measured(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer, calls = ForwardCache.run_from, iter(range(100))
+
+    def stopping(self: ForwardCache, *args: object) -> object:
+        if next(calls) == 1:
+            raise KeyboardInterrupt
+        return answer(self, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(ForwardCache, "run_from", stopping)
+    table = tmp_path / "s.csv"
+    line = [*TINY, "task=sensitivity", "sensitivity.shares=[0.5]", f"sensitivity.csv={table}"]
+    assert train.main(line) == 130
+    assert f"sensitivity.csv={table}" in capfd.readouterr().err
+    assert len(table.read_text().splitlines()) == 3
+    assert train.main(line) == 0
+    assert next(calls) == 3, "one layer was left"
+
+
+def test_a_network_without_scales_can_be_evaluated(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """It could not be trained sparsely, which nobody asks for here."""
+    from tests.cli.networks import no_norm
+
+    slim.save(tmp_path / "plain.safetensors", no_norm(10, 1))
+    line = [item for item in TINY if not item.startswith("model.")]
+    line += ["model=custom", "model._target_=tests.cli.networks.no_norm", "task=evaluate"]
+    assert train.main([*line, f"checkpoint={tmp_path / 'plain.safetensors'}"]) == 0
+    assert json.loads(capfd.readouterr().out)["params"] == sum(p.numel() for p in no_norm(10, 1).parameters())

@@ -1,0 +1,91 @@
+"""Every configuration composes; every experiment runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra._internal.utils import get_args_parser
+
+import train
+from slim.runs.config import read
+from tests.runs.tiny import run
+
+CONF = Path(__file__).parents[2] / "conf"
+EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
+GROUPS = (
+    "data",
+    "model",
+    "module",
+    "criterion",
+    "penalty",
+    "recovery",
+    "schedule",
+    "optimizer",
+    "scheduler",
+    "trainer",
+)
+OPTIONS = [
+    f"{group}={path.stem}"
+    for group in GROUPS
+    for path in sorted((CONF / group).glob("*.yaml"))
+    if not path.stem.startswith("_")
+]
+NEEDED = {
+    "data=image_folder": ["data.dir=/images"],
+    "model=custom": ["model._target_=torch.nn.Identity"],
+    "module=own": ["module._target_=pytorch_lightning.LightningModule"],
+}
+SMALL = {
+    "preresnet_slim": ["model.depth=11"],
+    "densenet_slim": ["model.depth=7"],
+    "resnet_slim": ["model.depth=8"],
+    "mlp_slim": ["model.hidden=[16,8]"],
+}
+
+
+def composed(*overrides: str) -> dict[str, Any]:
+    train._register("id")
+    return train._compose(list(overrides), get_args_parser().parse_args([]))[0]
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_every_option_composes(option: str) -> None:
+    assert read(composed(option, *NEEDED.get(option, []))).task in ("train", "evaluate", "sensitivity")
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+@pytest.mark.parametrize("data", sorted(path.stem for path in (CONF / "data").glob("[a-z]*.yaml")))
+def test_every_experiment_composes_with_every_data_set(experiment: str, data: str) -> None:
+    settings = read(composed(f"+experiment={experiment}", f"data={data}", *NEEDED.get(f"data={data}", [])))
+    assert settings.name == experiment
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_runs(experiment: str, tmp_path: Path) -> None:
+    model = SMALL.get(experiment, ["model.widths=[8,M,16]"])
+    epochs = ["sparse.epochs=3"] if experiment == "vgg_slim_early" else ["sparse.epochs=1"]
+    report = run(
+        tmp_path / "run", f"+experiment={experiment}", "finetune.epochs=1", "baseline.epochs=1", "data.image_size=16",
+        "trainer.limit_batches=1", *epochs, *model,
+    )  # fmt: skip
+    assert report["status"] == "finished"
+    assert report["experiment"] == experiment
+
+
+def test_cifar10_gives_the_papers_setting() -> None:
+    settings = read(composed("+experiment=vgg_slim", "data=cifar10"))
+    assert settings.model["depth"] == 19
+    assert settings.model["widths"] is None
+    assert (settings.sparse.epochs, settings.finetune.epochs, settings.sparse.lr) == (160, 160, 0.1)
+    assert (settings.penalty["lam"], settings.sparse.shrink, settings.prune.ratio) == (1e-4, None, 0.7)
+    assert settings.data["batch_size"] == 64
+
+
+def test_dense_has_the_same_number_of_epochs() -> None:
+    for data in ("digits", "cifar10", "cifar100", "svhn", "mnist"):
+        slim = read(composed("+experiment=vgg_slim", f"data={data}"))
+        dense = read(composed("+experiment=vgg_dense", f"data={data}"))
+        assert dense.baseline.epochs == slim.sparse.epochs + slim.finetune.epochs
+        assert dense.model == slim.model

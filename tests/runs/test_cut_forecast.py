@@ -1,0 +1,47 @@
+"""How far a network is on its way to the cut: told after every epoch, for every law, and true."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from experiments.chaos.harness import curves
+from slim.sparsity import LAWS
+from tests.runs.tiny import run
+
+FAR = ("sparsity/zero", "sparsity/target", "sparsity/macs_after_cut", "sparsity/ready")
+
+
+@pytest.mark.parametrize("law", LAWS)
+def test_every_law_tells_how_far_it_is(law: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    run(tmp_path, f"penalty={law}", "phases=[sparse,prune]", "sparse.shrink=null")
+    found = curves(tmp_path / "sparse")
+    epochs = [step + 1 for step, _ in found["train/loss"]]  # counted from 0, as Lightning does
+    for tag in (*FAR, "macs"):
+        assert [step for step, _ in found[tag]] == epochs, tag
+    assert all(0 <= value <= 1 for tag in FAR for _, value in found[tag])
+    said = capfd.readouterr().err
+    assert said.count("after the cut") == len(epochs)
+    assert f"{law}: " in said, "what the law can do in this phase, before it begins"
+
+
+def test_the_last_outlook_is_the_cut(tmp_path: Path) -> None:
+    report = run(tmp_path, "phases=[sparse,prune]", "prune.ratio=null", "prune.macs=0.4")
+    found = curves(tmp_path / "sparse")
+    assert found["sparsity/macs_after_cut"][-1][1] == pytest.approx(report["achieved"]["macs"])
+    assert found["sparsity/target"][-1][1] == pytest.approx(report["achieved"]["ratio"])
+    assert found["sparsity/ready"][-1][1] == float(report["cut"] < 1e-2)
+
+
+def test_ready_when_what_goes_is_gone(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Surgery in the middle of training included: shares are those of the dense network."""
+    line = ("penalty=prox", "penalty.lam=3", "sparse.epochs=6", "sparse.slim_every=2", "prune.ratio=0.3")
+    report = run(tmp_path, *line, "phases=[sparse,prune]", "sparse.shrink=null")
+    found = curves(tmp_path / "sparse")
+    assert found["sparsity/ready"][-1][1] == 1
+    assert found["sparsity/zero"][-1][1] >= 0.3
+    assert "ready to prune" in capfd.readouterr().err
+    macs = [value for _, value in found["macs"]]
+    assert macs == sorted(macs, reverse=True)
+    assert macs[-1] < macs[0] == report["rows"]["dense"]["macs"]

@@ -1,0 +1,176 @@
+"""Several processes, started by torchrun or by Lightning: one plan, equal gammas, and no hang when one dies."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+import train
+from slim.errors import RunFailed, SlimError
+from slim.runs import processes
+from slim.runs.checkpoint import Saver
+from slim.runs.schema import Hardware
+from slim.runs.signals import Signals
+from slim.runs.state import State
+from tests.runs.tiny import TINY, run
+
+ROOT = Path(__file__).parents[2]
+LINE = [
+    "+experiment=vgg_slim", *(item for item in TINY if not item.startswith(("model.", "sparse.", "finetune.epochs"))),
+    "model=custom", "model._target_=tests.runs.networks.watched", "trainer.checkpoint_every=2", "penalty=target",
+    "sparse.epochs=3", "sparse.slim_every=1", "sparse.shrink=null", "finetune.epochs=1",
+]  # fmt: skip
+BOUND = 300.0
+"""Seconds after which a test gives up waiting: far more than a busy machine with one core needs."""
+
+
+def environment(gammas: Path) -> dict[str, str]:
+    gammas.mkdir(exist_ok=True)
+    return {**os.environ, "GAMMAS": str(gammas), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
+def two_nodes(directory: Path, gammas: Path, line: list[str]) -> list[subprocess.Popen[str]]:
+    """``torchrun`` as on two machines, one process each, talking over this machine's loopback."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port = sock.getsockname()[1]
+    return [
+        subprocess.Popen(
+            [
+                sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1",
+                f"--node_rank={node}", "--master_addr=127.0.0.1", f"--master_port={port}", "train.py", *line,
+                "trainer.num_nodes=2",
+                f"hydra.run.dir={directory}",
+            ],
+            cwd=ROOT, env=environment(gammas), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        )
+        for node in range(2)
+    ]  # fmt: skip
+
+
+def ends(agents: list[subprocess.Popen[str]]) -> list[tuple[int, str]]:
+    """Exit code and stderr of each, which must come within the bound."""
+    try:
+        errors = [agent.communicate(timeout=BOUND)[1] for agent in agents]
+    finally:
+        for agent in agents:
+            agent.kill()
+    return [(agent.returncode, error) for agent, error in zip(agents, errors, strict=True)]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], list[list[str]]]:
+    """An undisturbed run on two nodes: its directory, its report, and each process's gammas at every step."""
+    home = tmp_path_factory.mktemp("nodes")
+    for code, error in ends(two_nodes(home / "run", home / "gammas", LINE)):
+        assert code == 0, error[-2000:]
+    report = json.loads((home / "run" / "report.json").read_text())
+    return home / "run", report, [(home / "gammas" / str(rank)).read_text().splitlines() for rank in range(2)]
+
+
+def test_gammas_agree_bit_for_bit(whole: tuple[Path, dict[str, Any], list[list[str]]]) -> None:
+    """At every step of sparse training and fine-tuning, before and after surgery in the middle of it."""
+    place, report, (first, second) = whole
+    assert report["phases"]["sparse"]["slimmed"], "surgery happened under DDP"
+    assert report["phases"]["sparse"]["steps"] == 6  # 4 batches of 32 an epoch, shared by two
+    assert len(first) == 6 + report["phases"]["finetune"]["steps"]
+    assert first == second
+    widths = [tuple(len(gamma) for gamma in line.split()) for line in first]
+    assert widths[0] != widths[5], "thinner after surgery"
+    assert len(set(first[:6])) == 6, "gammas move"
+    assert State.load(place).finished
+
+
+def test_lightnings_own_launcher_runs_the_same(
+    whole: tuple[Path, dict[str, Any], list[list[str]]], tmp_path: Path
+) -> None:
+    """``trainer.devices=2`` alone: the same gammas, the same plan."""
+    done = subprocess.run(
+        [sys.executable, "train.py", *LINE, "trainer.devices=2", f"hydra.run.dir={tmp_path / 'run'}"],
+        cwd=ROOT, env=environment(tmp_path / "gammas"), capture_output=True, text=True, timeout=BOUND,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert [(tmp_path / "gammas" / str(rank)).read_text().splitlines() for rank in range(2)] == whole[2]
+    assert json.loads((tmp_path / "run" / "report.json").read_text())["plan_hash"] == whole[1]["plan_hash"]
+
+
+def test_a_dead_process_ends_all_and_the_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """SIGKILL to the second node's process; what is left goes on with one, and says what that changes."""
+    place = tmp_path / "run"
+    agents = two_nodes(place, tmp_path / "gammas", [*LINE, "sparse.epochs=400", "sparse.slim_every=0"])
+    _until((place / "sparse" / "last.ckpt").is_file, agents)
+    (worker,) = _children(agents[1].pid)
+    os.kill(worker, signal.SIGKILL)
+    found = ends(agents)
+    assert all(code != 0 for code, _ in found)
+    assert "Every process of a phase must live" in found[0][1]
+    assert "Every process of a phase must live" in (place / "error.txt").read_text()
+    assert not State.load(place).phases
+    monkeypatch.setenv("GAMMAS", str(tmp_path / "gammas"))
+    assert train.main([f"resume={place}", "trainer.num_nodes=1", "sparse.epochs=2"]) == 0
+    said = capfd.readouterr().err
+    assert "Goes on with 1 processes instead of 2. The same: weights, plan" in said
+    assert any("Not the same" in note for note in json.loads((place / "report.json").read_text())["notes"])
+
+
+def test_processes_that_were_started_must_be_those_configured(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "4", "RANK": "1", "LOCAL_RANK": "1",
+                        "GROUP_RANK": "0", "LOCAL_WORLD_SIZE": "4"}.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SlimError, match=r"Got 1 x 2, and 4 were started \(TorchElastic\)"):
+        processes.connect(Hardware(num_nodes=2))
+    assert processes.rank() == 1
+
+
+def test_strategies_that_shard_are_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    run(tmp_path / "run", "strategy=fsdp", code=2)
+    assert "shards parameters" in capfd.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_broken_connection_is_the_end_of_a_process() -> None:
+    with pytest.raises(RunFailed, match="Every process of a phase must live"), processes.explained():
+        raise RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:3453")
+
+
+def test_ranks_save_together() -> None:
+    """Clocks differ: where one rank finds that it is time to save, all do; and the strongest signal counts."""
+    others = torch.tensor([1, 2])
+    trainer: Any = SimpleNamespace(
+        world_size=2,
+        strategy=SimpleNamespace(
+            root_device=torch.device("cpu"), reduce=lambda mine, reduce_op: torch.maximum(mine, others)
+        ),
+    )
+    saver = Saver(Path("last.ckpt"), beside=dict, signals=Signals())
+    assert saver._agreed(trainer, False) == (True, "SIGTERM")
+    others.zero_()
+    assert saver._agreed(trainer, False) == (False, None)
+    assert saver._agreed(trainer, True) == (True, None)
+
+
+def _children(process: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+
+
+def _until(holds: Callable[[], bool], agents: list[subprocess.Popen[str]]) -> None:
+    """Wait for an event of another process, which leaves nothing but a file; bounded, and over when a process ends."""
+    deadline = time.monotonic() + BOUND
+    while not holds():
+        assert all(agent.poll() is None for agent in agents), "a process ended early"
+        assert time.monotonic() < deadline
+        time.sleep(0.05)

@@ -1,0 +1,219 @@
+"""Whatever happens to the process, a resumed run ends as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from pytorch_lightning import Trainer
+
+import train
+from experiments.chaos.harness import Outcome, chaos, compare, curves, start
+from slim.errors import SlimError
+from slim.runs import pruning
+from slim.runs.checkpoint import Saver, read
+from slim.runs.record import timeless
+from slim.runs.signals import Interrupted
+from slim.runs.state import Lock, State, differences
+from tests.runs.tiny import TINY, run
+
+SLIMMING = ("penalty=target", "sparse.epochs=4", "sparse.slim_every=1", "trainer.checkpoint_every=2")
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_three_kills(tmp_path: Path) -> None:
+    """SIGKILL at random moments, surgery in the middle of training included; every bit is compared."""
+    outcome = chaos(tmp_path, 3, overrides=("+experiment=vgg_slim", *_tiny(*SLIMMING)), longest=3.0)
+    assert len(outcome.kills) == 3
+    assert not {"begin", "end"} & set(outcome.kills), "every kill hit work"
+    assert outcome.differences == []
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGUSR1, 138), (signal.SIGINT, 130)])
+def test_signals_leave_a_checkpoint(tmp_path: Path, number: int, code: int) -> None:
+    """And the command that goes on, in one line; the step that is under way is in the checkpoint."""
+    place, told = tmp_path / "run", tmp_path / "told"
+    line = ["+experiment=vgg_slim", *_tiny("sparse.epochs=400", "data.limit_train=64")]
+    process = start([*line, f"hydra.run.dir={place}"], told)
+    _until(lambda: (place / "sparse" / "last.ckpt").is_file(), process)
+    before = read(place / "sparse" / "last.ckpt")["global_step"]
+    os.kill(process, number)
+    began = time.monotonic()
+    _, status = os.waitpid(process, 0)
+    assert os.waitstatus_to_exitcode(status) == code
+    assert time.monotonic() - began < 20
+    assert told.read_text().splitlines()[-1].endswith(f"Go on with: python train.py resume={place}")
+    assert "Traceback" not in told.read_text()
+    assert not (place / "lock").exists() and not (place / "error.txt").exists()
+    assert State.load(place).phases == {}
+    assert read(place / "sparse" / "last.ckpt")["global_step"] >= before
+
+
+def test_a_signal_during_the_last_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not forgotten when no step follows that would look at it."""
+    save, place = Saver.save, tmp_path / "run"
+
+    def late(self: Saver, trainer: Trainer) -> None:
+        save(self, trainer)
+        if trainer.current_epoch + 1 == trainer.max_epochs:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Saver, "save", late)
+    run(place, "phases=[baseline]", code=143)
+    assert State.load(place).phases == {}
+    monkeypatch.setattr(Saver, "save", save)
+    assert train.main([f"resume={place}"]) == 0
+    assert len(json.loads((place / "report.json").read_text())["history"]["baseline"]["train_loss"]) == 2
+
+
+def test_a_signal_between_training_phases(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Where no step is waited for it counts at once; what was done stays done."""
+    measured = pruning.evaluate
+
+    def told(*args: object) -> object:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+        return measured(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(pruning, "evaluate", told)
+    began = time.monotonic()
+    run(tmp_path / "run", "phases=[sparse,prune]", code=143)
+    assert time.monotonic() - began < 60
+    assert "resume=" in capfd.readouterr().err.splitlines()[-1]
+    assert list(State.load(tmp_path / "run").phases) == ["sparse"]
+    monkeypatch.setattr(pruning, "evaluate", measured)
+    assert train.main([f"resume={tmp_path / 'run'}"]) == 0
+    assert "sparse: done before" in capfd.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL, "handlers are given back"
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_killed_run_is_nobodys(tmp_path: Path) -> None:
+    """Data workers outlive a killed run for a moment; they do not hold its directory."""
+    place = tmp_path / "run"
+    place.mkdir()
+    reader, writer = os.pipe()
+    process = os.fork()
+    if process == 0:
+        with Lock(place):
+            if os.fork() == 0:
+                os.write(writer, str(os.getpid()).encode())
+            time.sleep(20)
+            os._exit(0)
+    worker = int(os.read(reader, 20))
+    with pytest.raises(SlimError, match=f"held by process {process}"), Lock(place):
+        pass
+    os.kill(process, signal.SIGKILL)
+    os.waitpid(process, 0)
+    with Lock(place):
+        pass
+    os.kill(worker, signal.SIGKILL)
+
+
+def test_epochs_may_be_added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To a phase that was stopped: it goes on to the new end."""
+    save, place = Saver.save, tmp_path / "run"
+
+    def stopping(self: Saver, trainer: object) -> None:
+        save(self, trainer)  # type: ignore[arg-type]
+        raise Interrupted("SIGTERM")
+
+    monkeypatch.setattr(Saver, "save", stopping)
+    run(place, "phases=[baseline]", code=143)
+    monkeypatch.setattr(Saver, "save", save)
+    assert train.main([f"resume={place}", "baseline.epochs=3", "trainer.log_every=1"]) == 0
+    report = json.loads((place / "report.json").read_text())
+    assert report["phases"]["baseline"]["epochs"] == 3
+    assert len(report["history"]["baseline"]["train_loss"]) == 3
+    assert [step for step, _ in curves(place / "baseline")["train/loss"]] == [3, 7, 11], "one curve, without a gap"
+
+
+def test_changed_runs_are_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    place = tmp_path / "run"
+    run(place, "phases=[baseline]")
+    capfd.readouterr()
+    assert train.main([f"resume={place}", "seed=5", "optimizer.lr=0.3"]) == 2
+    line = capfd.readouterr().err
+    assert "seed (0 -> 5)" in line
+    assert "optimizer.lr" in line
+    assert len(line.strip().splitlines()) == 1
+
+
+def test_resumed_without_a_kill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run whose fine-tuning failed once goes on there; what was done is not done again."""
+    from slim.errors import RunFailed
+    from slim.runs import phases as runs
+
+    run(tmp_path / "whole")
+    once = runs.train
+
+    def fails(*args: object, **kwargs: object) -> object:
+        if args[2] == "finetune":
+            raise RunFailed("The disk must have room. Got none. Free some.")
+        return once(*args, **kwargs)
+
+    monkeypatch.setattr(runs, "train", fails)
+    run(tmp_path / "killed", code=1)
+    monkeypatch.setattr(runs, "train", once)
+    before = (tmp_path / "killed" / "sparse" / "network.safetensors").stat().st_mtime_ns
+    assert train.main([f"resume={tmp_path / 'killed'}"]) == 0
+    assert (tmp_path / "killed" / "sparse" / "network.safetensors").stat().st_mtime_ns == before
+    outcome = Outcome()
+    compare(tmp_path / "whole", tmp_path / "killed", outcome)
+    assert outcome.differences == []
+
+
+def test_two_runs_never_share_a_directory(tmp_path: Path) -> None:
+    with Lock(tmp_path), pytest.raises(SlimError, match=f"held by process {os.getpid()}"), Lock(tmp_path):
+        pass
+    (tmp_path / "lock").write_text("process 1 on elsewhere\n")  # a process that is gone holds no lock
+    with Lock(tmp_path):
+        pass
+    assert not (tmp_path / "lock").exists()
+
+
+def test_differences_name_keys() -> None:
+    before = {"seed": 0, "sparse": {"epochs": 3, "lr": 0.1}, "debug": False}
+    after = {"seed": 0, "sparse": {"epochs": 9, "lr": 0.2}, "debug": True}
+    assert differences(before, after) == ["sparse.lr (0.1 -> 0.2)"]
+
+
+def _tiny(*overrides: str) -> list[str]:
+    given = {item.partition("=")[0] for item in overrides}
+    return [*(item for item in TINY if item.partition("=")[0] not in given), *overrides]
+
+
+def _until(holds: object, process: int, seconds: float = 120.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():  # type: ignore[operator]
+        assert os.waitpid(process, os.WNOHANG)[0] == 0, "the run ended early"
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("stop", [1, 3, 4, 7, 8, 10])
+def test_every_kind_of_save_is_exact(stop: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped after a save within an epoch, at its end, and right after surgery (four steps to an epoch)."""
+    line = (*SLIMMING, "phases=[sparse]", "trainer.checkpoint_every=1", "trainer.channels_last=true")
+    run(tmp_path / "whole", *line)
+    save, saves = Saver.save, iter(range(1, 1000))
+
+    def stopping(self: Saver, trainer: object) -> None:
+        save(self, trainer)  # type: ignore[arg-type]
+        if next(saves) == stop:
+            raise Interrupted("SIGTERM")
+
+    monkeypatch.setattr(Saver, "save", stopping)
+    run(tmp_path / "stopped", *line, code=143)
+    monkeypatch.setattr(Saver, "save", save)
+    assert train.main([f"resume={tmp_path / 'stopped'}"]) == 0
+    reports = [json.loads((tmp_path / name / "report.json").read_text()) for name in ("whole", "stopped")]
+    assert timeless(reports[0]) == timeless(reports[1])
+    assert curves(tmp_path / "whole" / "sparse") == curves(tmp_path / "stopped" / "sparse")

@@ -1,0 +1,143 @@
+"""A run from its first phase to its report."""
+
+from __future__ import annotations
+
+import gc
+import json
+import platform
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import slim
+import train
+from slim.channels import Plan, plan_of
+from slim.models import vgg
+from slim.report import environment
+from slim.runs import pruning
+from slim.runs.record import timeless
+from tests.runs.tiny import run
+
+PHASES = "phases=[baseline,sparse,prune,finetune]"
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """One run of all four phases, and its report."""
+    place = tmp_path_factory.mktemp("runs") / "one"
+    return place, run(place, PHASES)
+
+
+def dense() -> torch.nn.Module:
+    return vgg(widths=[8, "M", 16], num_classes=10, in_channels=1)
+
+
+def test_run_directory(done: tuple[Path, dict[str, Any]]) -> None:
+    place, _ = done
+    for name in (
+        ".hydra/config.yaml", "state.json", "prune/plan.json", "model.safetensors", "report.md", "report.json",
+        "sparse/last.ckpt", "finetune/last.ckpt", "baseline/network.safetensors",
+    ):  # fmt: skip
+        assert (place / name).is_file(), name
+    for phase in ("baseline", "sparse", "finetune"):
+        assert list((place / phase).glob("events.out.tfevents.*"))
+    assert list((place / "figures").glob("*.png"))
+    assert not (place / "lock").exists()
+    assert not list(place.rglob(".*.part"))
+
+
+def test_report(done: tuple[Path, dict[str, Any]]) -> None:
+    _, report = done
+    rows = report["rows"]
+    assert list(rows) == ["dense", "sparse", "masked", "rebuilt", "recovered", "finetuned"]
+    assert rows["masked"]["metric"] == rows["rebuilt"]["metric"]
+    assert rows["dense"]["macs"] == rows["sparse"]["macs"] == rows["masked"]["macs"] > rows["finetuned"]["macs"]
+    assert report["phases"]["sparse"]["epochs"] == 2
+    assert len(report["history"]["sparse"]["val_accuracy"]) == 2
+    assert abs(report["achieved"]["ratio"] - 0.5) < 0.05
+    told = report["environment"]
+    assert told["versions"]["torch"] == metadata.version("torch")
+    assert told["python"] == platform.python_version() and told["processor"]
+    revision = environment.revision()
+    assert told["git"] == revision and (revision is None or len(revision.rstrip("+")) == 12)
+
+
+def test_artifact_is_the_fine_tuned_network(done: tuple[Path, dict[str, Any]]) -> None:
+    place, report = done
+    network = slim.load(place / "model.safetensors", dense())
+    plan = plan_of(network)
+    assert plan is not None
+    written = Plan.from_json((place / "prune" / "plan.json").read_text())
+    assert written.hash == report["plan_hash"]
+    assert {key: keep.kept.tolist() for key, keep in plan.axes.items()} == {
+        key: keep.kept.tolist() for key, keep in written.axes.items()
+    }
+    assert slim.trace(network, torch.zeros(1, 1, 8, 8)).params() == report["rows"]["finetuned"]["params"]
+
+
+def test_baseline_leaves_sparse_training_alone(done: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    """The dense control is a run of its own: with and without it the rest is the same, bit for bit."""
+    _, report = done
+    alone = run(tmp_path / "alone")
+    assert timeless(alone["rows"]["finetuned"]) == timeless(report["rows"]["finetuned"])
+    assert alone["history"]["sparse"] == report["history"]["sparse"]
+
+
+def test_from_a_checkpoint(done: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    """Prune and fine-tune from the sparse network come to what the whole run came to."""
+    place, report = done
+    later = run(tmp_path / "later", "phases=[prune,finetune]", f"checkpoint={place}/sparse/network.safetensors")
+    assert later["plan_hash"] == report["plan_hash"]
+    assert timeless(later["rows"]["finetuned"]) == timeless(report["rows"]["finetuned"])
+    from_ckpt = run(tmp_path / "ckpt", "phases=[prune]", f"checkpoint={place}/sparse/last.ckpt")
+    assert from_ckpt["plan_hash"] == report["plan_hash"]
+
+
+def test_finished_runs_are_not_run_again(done: tuple[Path, dict[str, Any]], capfd: pytest.CaptureFixture[str]) -> None:
+    place, _ = done
+    before = {path: path.stat().st_mtime_ns for path in place.rglob("*") if path.is_file()}
+    assert train.main([f"resume={place}"]) == 0
+    assert "finished before" in capfd.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in place.rglob("*") if path.is_file()} == before
+
+
+def test_evaluate(done: tuple[Path, dict[str, Any]], capfd: pytest.CaptureFixture[str]) -> None:
+    import evaluate
+
+    place, report = done
+    assert evaluate.main([str(place)]) == 0
+    told = json.loads(capfd.readouterr().out)
+    assert told["accuracy"] == report["rows"]["finetuned"]["metric"]
+    assert told["macs"] == report["rows"]["finetuned"]["macs"]
+    assert evaluate.main([str(place / "sparse" / "last.ckpt"), "data.limit_test=32"]) == 0
+    assert json.loads(capfd.readouterr().out)["macs"] == report["rows"]["sparse"]["macs"]
+
+
+def test_same_seed_same_bits(tmp_path: Path) -> None:
+    first, again = run(tmp_path / "a", "seed=0"), run(tmp_path / "b", "seed=0")
+    other = run(tmp_path / "c", "seed=1")
+    assert timeless(first) == timeless(again)
+    assert first["history"] != other["history"]
+
+
+def test_the_prune_phase_holds_one_dense_and_two_thin_networks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whenever a network is evaluated: the dense one, a thin one that recovery tries, and its twin that is measured."""
+    measured, alive = pruning.evaluate, []
+    gc.collect()
+    others = [p for p in gc.get_objects() if type(p) is nn.Parameter]  # held, so that nobody gets their ids
+    foreign = {id(p) for p in others}
+
+    def counted(*args: Any) -> float:
+        gc.collect()
+        own = [p for p in gc.get_objects() if type(p) is nn.Parameter and id(p) not in foreign and not p.is_meta]
+        alive.append(sum({p.data_ptr(): p.numel() for p in own}.values()))
+        return measured(*args)
+
+    monkeypatch.setattr(pruning, "evaluate", counted)
+    report = run(tmp_path / "run", "phases=[sparse,prune]", "prune.ratio=0.5")
+    assert len(alive) >= 4, "sparse, masked, rebuilt, recovered"
+    assert max(alive) <= report["rows"]["sparse"]["params"] + 2 * report["rows"]["rebuilt"]["params"]
