@@ -112,7 +112,7 @@ def _run(config: dict[str, Any], directory: Path, overrides: list[str], composed
     from slim.runs import processes
     from slim.runs.components import check_writable, make, prepare
     from slim.runs.config import read
-    from slim.runs.phases import run
+    from slim.runs.phases import check_metric, run
     from slim.runs.teachers import check_files
 
     processes.connect(read(config).trainer)
@@ -126,6 +126,7 @@ def _run(config: dict[str, Any], directory: Path, overrides: list[str], composed
         return perform(parts, directory)
     if not begun:
         check_files(parts)
+        check_metric(parts)
     if processes.rank() != 0:
         run(parts, directory.absolute(), overrides)
         return 0

@@ -84,7 +84,11 @@ class VOCBoxes:
 
     def __init__(self, root: str, download: bool, year: str, image_size: int) -> None:
         self.root, self.download, self.year = Path(root).expanduser().absolute(), bool(download), year
-        self.where, self.image_size, self.collate = str(self.root), options.whole("image_size", image_size, 1), collate
+        self.where, self.image_size, self.collate = (
+            str(self.root),
+            options.integer("image_size", image_size, 1),
+            collate,
+        )
 
     def prepare(self) -> None:
         """Download what is missing."""
@@ -145,7 +149,7 @@ class CocoBoxes:
 
     def __init__(self, name: str, parts: Mapping[str, tuple[Path, Path]], image_size: int) -> None:
         self.name, self.parts, self.collate = name, dict(parts), collate
-        self.image_size = options.whole("image_size", image_size, 1)
+        self.image_size = options.integer("image_size", image_size, 1)
         self.where, self.has_val = str(parts["train"][0]), "val" in parts
         self._read: dict[str, tuple[list[tuple[str, Target]], dict[int, str]]] = {}
 

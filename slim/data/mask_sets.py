@@ -71,7 +71,7 @@ class _Pictures:
     ) -> None:
         self.name, self.where, self.class_names = name, str(where), tuple(classes)
         self.num_classes = len(self.class_names)
-        self.image_size = options.whole("image_size", size, 1)
+        self.image_size = options.integer("image_size", size, 1)
         self.finish = Normalized(*_statistics(mean, std))
 
 

@@ -162,9 +162,9 @@ class SceneOptions:
 
     def __post_init__(self) -> None:
         for name, key in (("train", "scenes"), ("val", "val_scenes"), ("test", "test_scenes"), ("digits", "digits")):
-            options.whole(key, getattr(self, name), 1)
-        options.whole("image_size", self.image_size, 24)
-        options.whole("scene_seed", self.seed, 0)
+            options.integer(key, getattr(self, name), 1)
+        options.integer("image_size", self.image_size, 24)
+        options.integer("scene_seed", self.seed, 0)
 
     def render(self, split: str) -> list[Scene]:
         """All scenes of ``split``."""

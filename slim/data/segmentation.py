@@ -117,5 +117,5 @@ class SegmentationFolder(TaskData):
         std: Sequence[float] = IMAGENET["std"],
         **common: Any,
     ) -> None:
-        classes = options.whole("num_classes", num_classes, 2)
+        classes = options.integer("num_classes", num_classes, 2)
         super().__init__(MaskFolder(Path(dir).expanduser(), classes, image_size, mean, std), **known(common))

@@ -89,14 +89,14 @@ class TaskData(LightningDataModule):
         super().__init__()
         self.origin = origin
         self.name = origin.name
-        self.batch_size = options.whole("batch_size", batch_size, 1)
-        self.eval_batch_size = options.whole("eval_batch_size", eval_batch_size, 1)
-        self.seed = options.whole("seed", seed, 0)
+        self.batch_size = options.integer("batch_size", batch_size, 1)
+        self.eval_batch_size = options.integer("eval_batch_size", eval_batch_size, 1)
+        self.seed = options.integer("seed", seed, 0)
         self.augment = bool(augment)
         self.val_fraction = options.fraction("val_fraction", val_fraction)
         self.limit_train = options.limit("limit_train", limit_train)
         self.limit_test = options.limit("limit_test", limit_test)
-        self.num_workers = options.whole("num_workers", num_workers, 0)
+        self.num_workers = options.integer("num_workers", num_workers, 0)
         self._sets: dict[str, Dataset[Any]] = {}
 
     @property

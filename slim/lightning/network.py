@@ -47,6 +47,11 @@ def find_network(module: nn.Module, network: Network = None) -> nn.Module:
     return unwrap(found)
 
 
+def same_module(one: nn.Module, other: nn.Module) -> bool:
+    """Whether two objects are one module: a view of it under another class shares its attributes."""
+    return one is other or one.__dict__ is other.__dict__
+
+
 def path_of(module: nn.Module, network: nn.Module) -> str:
     """Where ``network`` is registered in ``module``, as in the names of its parameters; ``""`` for the module itself.
 
@@ -54,7 +59,7 @@ def path_of(module: nn.Module, network: nn.Module) -> str:
         SlimError: It is not a part of the module, so its weights are in no checkpoint.
     """
     for name, part in module.named_modules():
-        if part is network:
+        if same_module(part, network):
             return str(name)
     raise SlimError(
         f"The network must be a registered part of the module. Got a {type(network).__name__} that "

@@ -15,7 +15,7 @@ from slim import sparsity
 from slim.errors import SlimError
 from slim.lightning.checkpoint import prepare
 from slim.lightning.example import packed, unpacked
-from slim.lightning.network import Network, find_network
+from slim.lightning.network import Network, find_network, same_module
 from slim.lightning.rates import replay_learning_rates, steps_of
 from slim.lightning.surgery import refuse_sharded
 from slim.lightning.traced import TracedNetwork, callbacks_of
@@ -292,7 +292,8 @@ class SparseTraining(pl.Callback):
             if callback is not self
             and hasattr(callback, method)
             and isinstance(traced := getattr(callback, "traced", None), TracedNetwork)
-            and traced.network is mine
+            and mine is not None
+            and same_module(traced.network, mine)
         ]
 
 

@@ -14,7 +14,7 @@ from slim.channels import ChannelGraph, plan_of, rebuild, trace
 from slim.channels.plan import Plan
 from slim.errors import SlimError
 from slim.lightning.example import as_example, eager, inputs_of, usable
-from slim.lightning.network import Network, find_network, path_of
+from slim.lightning.network import Network, find_network, path_of, same_module
 from slim.lightning.random_state import preserved
 
 
@@ -65,7 +65,9 @@ class TracedNetwork:
         found = find_network(module, network)
         path_of(module, found)
         known = [getattr(callback, "traced", None) for callback in callbacks]
-        this = next((each for each in known if isinstance(each, cls) and each.network is found), None) or cls(found)
+        this = next(
+            (each for each in known if isinstance(each, cls) and same_module(each.network, found)), None
+        ) or cls(found)
         if example is not None and this.example is None:
             this.example = example
         if trace is not None and dict(trace) != this.options:

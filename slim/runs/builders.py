@@ -88,8 +88,9 @@ def scheduler(config: Config, made: Optimizer, total_steps: int) -> dict[str, An
     """The learning-rate scheduler of the configuration, as Lightning takes it.
 
     Any scheduler class of torch, by ``_target_``. Numbers of steps may be given as shares of the phase, such as
-    ``milestones: [50%, 75%]`` or ``total_steps: 100%``; ``warmup`` multiplies a linear rise over that share of it.
-    ``interval`` (step or epoch) and ``monitor`` are Lightning's; a share counts steps, so it needs ``interval: step``.
+    ``milestones: [50%, 75%]`` or ``total_steps: 100%``; ``lr`` is the phase's learning rate; ``warmup`` multiplies a
+    linear rise over that share of the phase. ``interval`` (step or epoch) and ``monitor`` are Lightning's; a share
+    counts steps, so it needs ``interval: step``.
     """
     options = dict(config.scheduler)
     warmup, interval = options.pop("warmup", 0.0), options.pop("interval", "step")
@@ -99,6 +100,8 @@ def scheduler(config: Config, made: Optimizer, total_steps: int) -> dict[str, An
     if interval not in ("step", "epoch"):
         raise SlimError(f"interval must be step or epoch. Got interval={interval}. Set scheduler.interval=step.")
     steps = {name: _steps(value, total_steps, name) for name, value in options.items()}
+    # A schedule that sets rates itself is told the one of the phase.
+    steps = {name: float(made.param_groups[0]["lr"]) if value == "lr" else value for name, value in steps.items()}
     if not isinstance(steps.get("milestones", []), list):
         raise SlimError(f"milestones must be a list. Got milestones={steps['milestones']}. Set [50%,75%].")
     found = construct(steps, "scheduler", made)

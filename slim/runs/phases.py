@@ -10,6 +10,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities.seed import isolate_rng
 
 from slim.channels import Plan
 from slim.errors import RunFailed, SlimError
@@ -17,6 +18,7 @@ from slim.files import write_atomic
 from slim.runs import processes, teachers, weights
 from slim.runs.components import Components
 from slim.runs.config import plain
+from slim.runs.evaluation import lookup, metrics
 from slim.runs.failures import explained
 from slim.runs.pruning import Cut, cut_network
 from slim.runs.schema import Hardware
@@ -26,6 +28,17 @@ from slim.runs.training import train
 from slim.runs.weights import NETWORK
 
 Say = Callable[[str], None]
+
+
+def check_metric(parts: Components) -> None:
+    """Let a module that is not ours evaluate one batch: better now than after hours.
+
+    Raises:
+        SlimError: It does not log the metric that networks are compared by.
+    """
+    if not str(parts.config.module["_target_"]).startswith("slim.tasks."):
+        with isolate_rng():
+            lookup(parts.config.metric, metrics(parts, parts.module(), "val", limit=1), "val")
 
 
 def run(parts: Components, directory: Path, overrides: list[str], say: Say | None = None) -> dict[str, Any]:

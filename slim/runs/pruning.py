@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
@@ -19,6 +20,7 @@ from slim.channels import ChannelGraph, Plan, plan_of
 from slim.criteria import Scores
 from slim.lightning import ChannelPruning
 from slim.lightning.cut import Calibration
+from slim.recovery import Step
 from slim.runs import weights
 from slim.runs.components import Components
 from slim.runs.evaluation import bottleneck, evaluate, validation_batches
@@ -88,7 +90,8 @@ def cut_network(parts: Components, directory: Path, before: Path | None, start: 
     )
     module.cpu()
     plan = plan_of(parts.network(module)) or done.plan
-    notes = [*done.selection.notes, *(f"recovery: {line}" for line in done.recovery)]
+    steps = [_in_units_of_the_metric(parts, each) for each in done.recovery]
+    notes = [*done.selection.notes, *(f"recovery: {line}" for line in steps)]
     if step.weights == "trained":
         validation["recovered"] = evaluate(parts, module, "val")
     else:
@@ -102,7 +105,7 @@ def cut_network(parts: Components, directory: Path, before: Path | None, start: 
     slim.rebuild(network, done.plan, in_place=True)
     ladder["rebuilt"] = evaluate(parts, bare, "val")
     figures = _describe(parts, graph, done.selection, plan) | _removed(graph, described, done.selection)
-    figures["recovery"] = [_plain_step(each) for each in done.recovery]
+    figures["recovery"] = [dataclasses.asdict(each) for each in steps]
     if thinnest := bottleneck(figures["widths"]):
         notes.append(thinnest)
     last = validation.popitem()
@@ -241,5 +244,8 @@ def _describe(parts: Components, graph: ChannelGraph, selection: Selection, plan
     }
 
 
-def _plain_step(step: Any) -> dict[str, Any]:
-    return {name: getattr(step, name) for name in ("name", "before", "after", "kept", "reason")}
+def _in_units_of_the_metric(parts: Components, step: Step) -> Step:
+    """Recovery maximizes; of an error it has seen the negative."""
+    if parts.config.metric.mode == "max" or step.before is None or step.after is None:
+        return step
+    return dataclasses.replace(step, before=-step.before, after=-step.after)

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from slim.errors import SlimError
+from slim.tasks.detector_view import RawOutputs, raw_outputs
 from slim.tasks.layout import Runner
 from slim.tasks.means import EpochMeans
 from slim.tasks.optimization import OptimizerFactory, SchedulerFactory, configured
-from slim.tasks.detector_view import RawOutputs, raw_outputs
 
 Targets = list[dict[str, Tensor]]
 

@@ -22,9 +22,14 @@ class RawOutputs(nn.Module):
     count one region per image and level. Another detector says itself what it is: a method ``raw_outputs(images)``.
     """
 
-    def forward(self, images: Tensor) -> Any:
-        """Images float (N, C, H, W) in [0, 1] to nested dicts and lists of tensors."""
+    def forward(self, images: Tensor | list[Tensor], targets: Any = None) -> Any:
+        """Images float (N, C, H, W) in [0, 1] to nested dicts and lists of tensors.
+
+        Equally large images may come as a list and with targets, as the detector takes them; targets are not looked at.
+        """
         detector: Any = self
+        if not isinstance(images, Tensor):
+            images = torch.stack(list(images))
         if hasattr(detector, "raw_outputs"):
             return detector.raw_outputs(images)
         if hasattr(detector, "transform"):
@@ -39,7 +44,7 @@ class RawOutputs(nn.Module):
 
 def raw_outputs(detector: nn.Module) -> RawOutputs:
     """The view of ``detector``; see :class:`RawOutputs`."""
-    kind = RawOutputs
+    kind: Any = RawOutputs
     if hasattr(type(detector), "raw_outputs"):
         kind = type("RawOutputs", (RawOutputs, type(detector)), {})  # with the detector's own methods
     view = kind.__new__(kind)

@@ -16,8 +16,8 @@ from slim.data.task_data import TaskData
 from slim.models import build, check
 
 CONF = Path(__file__).parents[2] / "conf"
-DATA = sorted(path.stem for path in (CONF / "data").glob("[!_]*.yaml"))
-MODELS = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
+DATA = sorted(path.stem for path in (CONF / "data").glob("[!_]*.yaml") if path.stem != "own")
+MODELS = sorted(path.stem for path in (CONF / "model").glob("*.yaml") if path.stem != "none")
 
 
 def read(group: str, name: str) -> dict[str, Any]:

@@ -13,7 +13,8 @@ from slim.runs.config import read
 from tests.runs.tiny import run
 
 CONF = Path(__file__).parents[2] / "conf"
-EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
+EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml") if path.stem != "own_slim")
+"""What needs a module of the user's is run with those of examples/, in tests/examples."""
 GROUPS = (
     "data",
     "model",
@@ -36,12 +37,22 @@ NEEDED = {
     "data=image_folder": ["data.dir=/images"],
     "model=custom": ["model._target_=torch.nn.Identity"],
     "module=own": ["module._target_=pytorch_lightning.LightningModule"],
+    "data=own": ["data._target_=pytorch_lightning.LightningDataModule"],
+    "data=segmentation_folder": ["data.dir=/scenes", "data.num_classes=3"],
 }
+TASKS = {
+    "segmentation_slim": ("segmentation_digits", "segmentation_folder", "oxford_pet", "voc_segmentation"),
+    "detection_slim": ("detection_digits", "coco_detection", "voc_detection"),
+}
+"""Experiments that are no classification, and the data sets of their task."""
+OF_A_TASK = {name for names in TASKS.values() for name in names}
 SMALL = {
     "preresnet_slim": ["model.depth=11"],
     "densenet_slim": ["model.depth=7"],
     "resnet_slim": ["model.depth=8"],
     "mlp_slim": ["model.hidden=[16,8]"],
+    "segmentation_slim": ["model.name=lraspp_resnet8", "data.scenes=32", "data.val_scenes=4", "data.test_scenes=4"],
+    "detection_slim": ["model.name=ssdlite_resnet8", "data.scenes=32", "data.val_scenes=4", "data.test_scenes=4"],
 }
 
 
@@ -55,9 +66,16 @@ def test_every_option_composes(option: str) -> None:
     assert read(composed(option, *NEEDED.get(option, []))).task in ("train", "evaluate", "sensitivity")
 
 
-@pytest.mark.parametrize("experiment", EXPERIMENTS)
-@pytest.mark.parametrize("data", sorted(path.stem for path in (CONF / "data").glob("[a-z]*.yaml")))
-def test_every_experiment_composes_with_every_data_set(experiment: str, data: str) -> None:
+CLASSIFICATION = [path.stem for path in sorted((CONF / "data").glob("[a-z]*.yaml"))]
+PAIRS = [
+    (experiment, data)
+    for experiment in EXPERIMENTS
+    for data in TASKS.get(experiment, [name for name in CLASSIFICATION if name not in {*OF_A_TASK, "own"}])
+]
+
+
+@pytest.mark.parametrize(("experiment", "data"), PAIRS)
+def test_every_experiment_composes_with_every_data_set_of_its_task(experiment: str, data: str) -> None:
     settings = read(composed(f"+experiment={experiment}", f"data={data}", *NEEDED.get(f"data={data}", [])))
     assert settings.name == experiment
 
@@ -66,8 +84,9 @@ def test_every_experiment_composes_with_every_data_set(experiment: str, data: st
 def test_every_experiment_runs(experiment: str, tmp_path: Path) -> None:
     model = SMALL.get(experiment, ["model.widths=[8,M,16]"])
     epochs = ["sparse.epochs=3"] if experiment == "vgg_slim_early" else ["sparse.epochs=1"]
+    size = "data.image_size=64" if experiment in TASKS else "data.image_size=16"
     report = run(
-        tmp_path / "run", f"+experiment={experiment}", "finetune.epochs=1", "baseline.epochs=1", "data.image_size=16",
+        tmp_path / "run", f"+experiment={experiment}", "finetune.epochs=1", "baseline.epochs=1", size,
         "trainer.limit_batches=1", *epochs, *model,
     )  # fmt: skip
     assert report["status"] == "finished"

@@ -110,4 +110,5 @@ def test_half_of_the_network_goes_exactly_and_the_rest_trains_on(tmp_path: Path,
     slim.rebuild(module.network, plan, in_place=True)
     assert torch.allclose(masked(x)["out"], module(x), atol=1e-4)
     assert slim.trace(module.network, x).macs() <= 0.5 * before
+    module.network.train()
     assert fit(module, tmp_path, data)["train/loss"] < 5

@@ -1,0 +1,73 @@
+"""Modules and data that were not written for slim go through a whole run, and what is saved of them is read again."""
+
+from __future__ import annotations
+
+import ast
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import train
+from tests.runs.tiny import run
+
+OWN = Path(__file__).parents[2] / "examples" / "own"
+LINE = ("+experiment=own_slim", "sparse.epochs=2", "finetune.epochs=1", "data._target_=examples.own.scenes.Scenes",
+        "+data.limit=400", "trainer.accelerator=cpu", "trainer.precision=fp32", "trainer.threads=1",
+        "latency_seconds=0.01", "recovery.recalibrate_batches=2", "+module.width=8")  # fmt: skip
+REGRESSION = (*LINE, "module._target_=examples.own.regression.Regression", "metric.name=mae", "network=net")
+DETECTOR = (*LINE, "module._target_=examples.own.detector.GridDetector", "metric.name=f1", "metric.mode=max",
+            "metric.percent=true", "network=''", "+data.digits=3")  # fmt: skip
+
+
+def test_they_know_nothing_of_slim() -> None:
+    for file in OWN.glob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not any(name.split(".")[0] == "slim" for name in names), file
+
+
+@pytest.mark.parametrize("line", [REGRESSION, DETECTOR], ids=["regression", "detector"])
+def test_a_whole_run(line: tuple[str, ...], tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    report = run(tmp_path / "run", *line)
+    rows, metric = report["rows"], report["metric"]["name"]
+    assert rows["finetuned"]["macs"] <= 0.5 * rows["sparse"]["macs"]
+    assert rows["masked"]["metric"] == pytest.approx(rows["rebuilt"]["metric"], abs=1e-4)
+    assert metric in (tmp_path / "run" / "report.md").read_text()
+    assert len(report["history"]["sparse"][f"val_{metric}"]) == 2
+    capfd.readouterr()
+    assert train.main(["task=evaluate", f"checkpoint={tmp_path / 'run'}"]) == 0
+    assert json.loads(capfd.readouterr().out)[metric] == pytest.approx(rows["finetuned"]["metric"])
+
+
+def test_killed_and_resumed_with_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its loader shuffles by the global generators, and its own scheduler goes on where it was."""
+    from slim.runs.checkpoint import Saver
+    from slim.runs.signals import Interrupted
+
+    run(tmp_path / "whole", *REGRESSION)
+    save, saves = Saver.save, iter(range(1, 100))
+
+    def stopping(self: Saver, trainer: object) -> None:
+        save(self, trainer)  # type: ignore[arg-type]
+        if next(saves) == 3:
+            raise Interrupted("SIGTERM")
+
+    monkeypatch.setattr(Saver, "save", stopping)
+    run(tmp_path / "stopped", *REGRESSION, "trainer.checkpoint_every=3", code=143)
+    monkeypatch.setattr(Saver, "save", save)
+    assert train.main([f"resume={tmp_path / 'stopped'}"]) == 0
+    from safetensors.torch import load_file
+
+    whole, stopped = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "stopped"))
+    assert all(torch.equal(whole[name], stopped[name]) for name in whole)
+
+
+def test_a_metric_that_is_not_logged_costs_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    line = [item for item in REGRESSION if not item.startswith("metric.name")]
+    run(tmp_path / "run", *line, "metric.name=rmse", code=2)
+    error = capfd.readouterr().err
+    assert "metric.name=rmse; it logs val/mae" in error
+    assert not (tmp_path / "run").exists()
