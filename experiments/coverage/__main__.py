@@ -70,7 +70,7 @@ def line(row: dict[str, Any]) -> str:
 
 
 def run(names: list[str], workers: int, done: Path) -> list[dict[str, Any]]:
-    """Try all ``names`` in ``workers`` processes; prints as they come. Rows in ``done`` (JSON lines) stay as they are."""
+    """Try all ``names`` in ``workers`` processes; prints as they come. Rows in ``done`` (JSON lines) stay."""
     rows = [json.loads(text) for text in done.read_text().splitlines()] if done.exists() else []
     rows = [row for row in rows if row["model"] in names]
     waiting: queue.SimpleQueue[str] = queue.SimpleQueue()

@@ -1,8 +1,8 @@
 """Residual branches: what stands between a stream and the sum that adds to it, and can go as a whole.
 
 A forward is a graph of operations. At every sum of a stream and something computed from it, the operations that serve
-this summand alone are the branch. Its modules are replaced by :class:`Zero` (one whose silence makes the summand zero) and
-:class:`Pass` (the others), so that the rebuilt network leaves the identity.
+this summand alone are the branch. Its modules are replaced by :class:`Zero` (one whose silence makes the summand zero)
+and :class:`Pass` (the others), so that the rebuilt network leaves the identity.
 """
 
 from __future__ import annotations

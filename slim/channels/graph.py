@@ -157,7 +157,9 @@ class ChannelGraph:
             SlimError: when blocks lose unequally many, a layer would be empty, or a group must stay.
         """
         removed = self.closure(removed)
-        if any(len(groups) and groups.min() >= 0 and removed[groups].all() for groups in self.axes.values()):
+        if removed.shape == (self.count,) and any(
+            len(groups) and groups.min() >= 0 and removed[groups].all() for groups in self.axes.values()
+        ):
             _ = self.branches  # something is empty: a branch may be gone
         self.check_removal(removed)
         keep = self._keep(removed).astype(bool)

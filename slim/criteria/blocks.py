@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def score_blocks(graph: ChannelGraph, scores: Scores) -> npt.NDArray[np.float64]:
     """The score of every branch of ``graph.branches``, (n_branches,); NaN where nothing is known about one.
 
-    With criterion ``gamma`` the mean of \\|gamma\\| over the scales of the branch, its last one included, which no channel
+    With criterion ``gamma`` the mean magnitude of the scales of the branch, its last one included, which no channel
     group has for itself. With others, and in branches without a scale, the mean score of the branch's own channels.
     """
     found = np.full(len(graph.branches), np.nan)

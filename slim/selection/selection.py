@@ -90,9 +90,9 @@ def select_groups(
         overrides: Per pattern, any of ratio, max_layer_ratio, min_channels, round_to, ignore for the layers it names.
             Layers with a ratio of their own lose it whatever the budget, and it counts towards the budget.
         strategy: ``global``: by score. ``marginal``: by score per MAC saved. ``layer``: the same share of each layer.
-        granularity: ``channel``: single channels. ``layer``: whole residual branches, of which rebuild leaves the identity;
-            ``ratio`` is then the share of the branches. ``both``: one order of channels and branches, in which a branch
-            stands at the mean of its gammas; ``min_channels`` holds for the branches that stay.
+        granularity: ``channel``: single channels. ``layer``: whole residual branches, of which rebuild leaves the
+            identity; ``ratio`` is then the share of the branches. ``both``: one order of channels and branches, in
+            which a branch stands at the mean of its gammas; ``min_channels`` holds for the branches that stay.
         inexact: Also remove groups whose removal changes the statistics of a normalization over channels.
         table: From :func:`slim.selection.latency.measure`; measured here, in seconds, when it is needed and not given.
 
@@ -137,7 +137,8 @@ def select_groups(
     set_of, notes = balanced_sets(graph, candidates, scores.values)
     if granularity == "layer":
         set_of[:] = -1
-    steps, blocks = removal_steps(graph, set_of, scores.values, bounds), []
+    steps = removal_steps(graph, set_of, scores.values, bounds)
+    blocks: list[npt.NDArray[np.int64]] = []
     counts = scores.counts
     if granularity != "channel":
         steps, blocks = with_blocks(graph, scores, steps, bounds)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -114,8 +115,8 @@ def test_the_block_with_the_smallest_gammas_goes_first(net: Net) -> None:
 def test_a_smaller_budget_keeps_a_subset(net: Net) -> None:
     graph = slim.trace(net, X)
     scores = slim.score(graph)
-    removed = [slim.select_groups(graph, scores, macs=m, granularity="both").removed for m in (0.8, 0.5, 0.2, 0.1)]
-    for less, more in zip(removed, removed[1:], strict=False):
+    removed = [slim.select_groups(graph, scores, macs=m, granularity="both").removed for m in (0.8, 0.5, 0.3)]
+    for less, more in itertools.pairwise(removed):
         assert not (less & ~more).any()
         assert graph.macs(more) < graph.macs(less)
     graph.plan(removed[-1])
@@ -164,7 +165,7 @@ def test_a_removal_that_only_a_branch_allows_needs_the_whole_branch(net: Net) ->
     assert graph.plan(removed).replaced
     stem = graph.axes[("head.weight", 1)]
     removed[stem] = True
-    with pytest.raises(SlimError, match="must be prunable|become empty"):
+    with pytest.raises(SlimError, match=r"must be prunable|become empty"):
         graph.plan(removed)
 
 
