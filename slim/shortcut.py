@@ -26,6 +26,7 @@ class PruneReport:
         macs: (dense, thin) multiply-accumulates of one forward on the example inputs.
         params: (dense, thin) parameters.
         input_shapes: Shapes of the example inputs the MACs are counted on, e.g. ``1x3x32x32``.
+        depth: (dense, thin) convolutions and linear layers of one forward.
         widths: (dense, kept) channels per module.
         notes: One line for every part of the request that could not be met.
     """
@@ -36,6 +37,7 @@ class PruneReport:
     macs: tuple[int, int]
     params: tuple[int, int]
     input_shapes: str
+    depth: tuple[int, int]
     widths: dict[str, tuple[int, int]]
     notes: tuple[str, ...]
 
@@ -46,6 +48,7 @@ class PruneReport:
             f"MACs   {self.macs[0]:>15,} -> {self.macs[1]:>15,}  ({self.achieved['macs']:.1%} kept;"
             f" FLOPs = 2 x MACs; input {self.input_shapes})",
             f"params {self.params[0]:>15,} -> {self.params[1]:>15,}  ({self.achieved['params']:.1%} kept)",
+            f"depth  {self.depth[0]:>15,} -> {self.depth[1]:>15,}  (convolutions and linear layers)",
         ]
         lines += [
             f"  {name:<40} {dense:>6} -> {kept:>6}" for name, (dense, kept) in self.widths.items() if dense != kept
@@ -116,6 +119,7 @@ def report(graph: ChannelGraph, selection: Selection, plan: Plan, criterion: str
         macs=(graph.macs(), graph.macs(selection.removed)),
         params=(graph.params(), graph.params(selection.removed)),
         input_shapes=graph.input_shapes,
+        depth=(graph.depth(), graph.depth(selection.removed)),
         widths=dict(plan.widths),
         notes=selection.notes,
     )

@@ -6,6 +6,7 @@ import argparse
 import json
 import queue
 import select
+import statistics
 import subprocess
 import sys
 import threading
@@ -15,6 +16,9 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
+SOURCES = ("torchvision", "timm", "transformers")
+KINDS = ("classifier", "segmentation", "detection", "video", "flow")
+ENOUGH = 0.4  # of what was asked
 TIMEOUT = 120  # seconds for one network, building included
 
 
@@ -58,17 +62,20 @@ def line(row: dict[str, Any]) -> str:
     before, after = row["macs"]
     error = max(row["error"].values())
     text = f"{head} {row['groups']:6d} groups  {row['requested']:.0%} -> {row['achieved']:6.1%}  "
-    text += f"{before / 1e6:9.1f} -> {after / 1e6:9.1f} M MACs  "
+    text += (
+        f"{before / 1e6:9.1f} -> {after / 1e6:9.1f} M MACs  {1 - row['params'][1] / row['params'][0]:4.0%} of params  "
+    )
     text += f"error {error:.0e} {row['dtype'][5:]}  {row['seconds']:6.2f} s"
     return text + (f"  {row['why'][:110]}" if row["why"] else "")
 
 
-def run(names: list[str], workers: int) -> list[dict[str, Any]]:
-    """Try all ``names`` in ``workers`` processes; prints as they come."""
+def run(names: list[str], workers: int, done: Path) -> list[dict[str, Any]]:
+    """Try all ``names`` in ``workers`` processes; prints as they come. Rows in ``done`` (JSON lines) stay."""
+    rows = [json.loads(text) for text in done.read_text().splitlines()] if done.exists() else []
+    rows = [row for row in rows if row["model"] in names]
     waiting: queue.SimpleQueue[str] = queue.SimpleQueue()
-    for name in names:
+    for name in sorted(set(names) - {row["model"] for row in rows}, key=names.index):
         waiting.put(name)
-    rows = []
 
     def serve() -> None:
         worker = Worker()
@@ -79,6 +86,8 @@ def run(names: list[str], workers: int) -> list[dict[str, Any]]:
                 return worker.close()
             row = worker.ask(name)
             rows.append(row)
+            with done.open("a") as file:
+                file.write(json.dumps(row) + "\n")
             print(line(row), flush=True)
 
     threads = [threading.Thread(target=serve) for _ in range(workers)]
@@ -89,29 +98,52 @@ def run(names: list[str], workers: int) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: names.index(row["model"]))
 
 
+def goal(rows: list[dict[str, Any]]) -> str:
+    """How many networks obey the law, and how many lose at least 40% of what was asked."""
+    tried = [row for row in rows if row["verdict"] not in ("unbuilt", "lost")]
+    lawful = sum(row["verdict"] in ("ok", "short", "nothing") for row in tried)
+    cut = [row for row in tried if "params" in row]
+    counts = {
+        key: sum(1 - row[key][1] / row[key][0] >= ENOUGH * row["requested"] for row in cut)
+        for key in ("macs", "params")
+    }
+    either = sum(
+        max(1 - row[key][1] / row[key][0] for key in ("macs", "params")) >= ENOUGH * row["requested"] for row in cut
+    )
+    n = max(1, len(tried))
+    return (
+        f"{len(rows)} networks, {len(tried)} tried: the law held or nothing went for {lawful}; at least {ENOUGH:.0%} of"
+        f" what was asked: {counts['macs'] / n:.1%} of them in MACs, {counts['params'] / n:.1%} in parameters,"
+        f" {either / n:.1%} in either; median {statistics.median([r['seconds'] for r in cut] or [0]):.2f} s"
+    )
+
+
 def main() -> None:
     """Try, print, count, write results.json beside this file."""
     parser = argparse.ArgumentParser(prog="python -m experiments.coverage", description=__doc__)
-    parser.add_argument("--source", choices=("torchvision", "timm"), help="only the networks of one library")
+    parser.add_argument("--source", choices=SOURCES, help="only the networks of one library")
+    parser.add_argument("--done", type=Path, default=HERE / "rows.jsonl", help="rows so far, to go on after a stop")
     parser.add_argument("--only", default="", help="only the networks whose path contains this, e.g. timm/ or /resnet")
     parser.add_argument("--every", action="store_true", help="every network of timm, not one per family (hours)")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--results", type=Path, default=HERE / "results.json")
     args = parser.parse_args()
 
-    from experiments.coverage.catalog import timm_names, torchvision_names
+    from experiments.coverage.catalog import timm_names, torchvision_names, transformers_names
 
-    names = list(torchvision_names()) if args.source != "timm" else []
-    names += timm_names(args.every) if args.source != "torchvision" else []
+    names = list(torchvision_names()) if args.source in (None, "torchvision") else []
+    names += transformers_names() if args.source in (None, "transformers") else []
+    names += timm_names(args.every) if args.source in (None, "timm") else []
     names = [name for name in names if args.only in name]
     began = time.time()
-    rows = run(names, args.workers)
-    for source in ("torchvision/classifier", "torchvision/segmentation", "torchvision/detection", "timm"):
+    rows = run(names, args.workers, args.done)
+    for source in (*(f"torchvision/{kind}" for kind in KINDS), "transformers", "timm"):
         counts = Counter(row["verdict"] for row in rows if row["model"].startswith(source))
         if counts:
             print(
                 f"{source}: {sum(counts.values())} networks: " + ", ".join(f"{n} {v}" for v, n in counts.most_common())
             )
+    print(goal(rows))
     print(f"{time.time() - began:.0f} s")
     if not (args.only or args.source) or args.results != HERE / "results.json":
         args.results.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")

@@ -20,9 +20,18 @@ def torchvision_names() -> Iterator[str]:
         ("classifier", models),
         ("segmentation", models.segmentation),
         ("detection", models.detection),
+        ("video", models.video),
+        ("flow", models.optical_flow),
     ):
         for name in models.list_models(module=module):
             yield f"torchvision/{kind}/{name}"
+
+
+def transformers_names() -> Iterator[str]:
+    """The small models of :mod:`experiments.coverage.hugging`."""
+    from experiments.coverage.hugging import SMALL
+
+    yield from (f"transformers/small/{name}" for name in SMALL)
 
 
 def timm_names(every: bool = False) -> Iterator[str]:
@@ -52,10 +61,16 @@ def _timm_size(name: str) -> int:
         return sum(p.numel() for p in timm.create_model(name).parameters())
 
 
-def build(path: str) -> tuple[nn.Module, Tensor]:
+def build(path: str) -> tuple[nn.Module, Tensor | tuple[Tensor, Tensor]]:
     """The network that a path of this catalog names, prepared, and its example image."""
     source, kind, name = path.split("/")
     channels, fixed = 3, None
+    if source == "transformers":
+        from experiments.coverage.hugging import small
+
+        return prepare(small(name), sizes=(64,))
+    if kind in ("video", "flow"):
+        return _moving(_torchvision(kind, name), kind, name)
     if source == "timm":
         import timm
 
@@ -69,14 +84,16 @@ def build(path: str) -> tuple[nn.Module, Tensor]:
     return prepare(model, channels, fixed)
 
 
-def prepare(model: nn.Module, channels: int = 3, fixed: int | None = None) -> tuple[nn.Module, Tensor]:
+def prepare(
+    model: nn.Module, channels: int = 3, fixed: int | None = None, sizes: tuple[int, ...] = SIZES
+) -> tuple[nn.Module, Tensor]:
     """``model`` in eval mode and an image ``(2, C, H, W)``: ``fixed``, or the smallest of ``SIZES`` that it accepts.
 
     Norms get random scales and shifts and statistics fitted to a random batch, layer scales are made large and zeros
     random: at their defaults a channel removed by mistake would hardly show.
     """
     stir(model)
-    for size in (fixed,) if isinstance(fixed, int) else SIZES:
+    for size in (fixed,) if isinstance(fixed, int) else sizes:
         image = torch.randn(2, channels, size, size, generator=torch.Generator().manual_seed(0))
         try:
             fit_statistics(model, image)
@@ -86,10 +103,26 @@ def prepare(model: nn.Module, channels: int = 3, fixed: int | None = None) -> tu
     raise RuntimeError(f"no image of {SIZES} fits: {' '.join(str(last).split())[:100]}")
 
 
+def _moving(model: nn.Module, kind: str, name: str) -> tuple[nn.Module, Tensor | tuple[Tensor, Tensor]]:
+    """A video network and a clip ``(N, 3, T, H, W)``, or a flow network and two images ``(2, 3, 128, 128)``."""
+    stir(model)
+    generator = torch.Generator().manual_seed(0)
+    example: Tensor | tuple[Tensor, Tensor]
+    if kind == "flow":
+        first, second = (torch.randn(2, 3, 128, 128, generator=generator) for _ in range(2))
+        example = first, second
+    elif name.startswith("mvit"):
+        example = torch.randn(1, 3, 16, 224, 224, generator=generator)
+    else:
+        example = torch.randn(2, 3, 16, 64, 64, generator=generator)
+    fit_statistics(model, example)
+    return model.eval(), example
+
+
 def _torchvision(kind: str, name: str) -> nn.Module:
     from torchvision import models
 
-    options = {} if kind == "classifier" else {"weights_backbone": None}
+    options = {"weights_backbone": None} if kind in ("segmentation", "detection") else {}
     if name in ("googlenet", "inception_v3"):
         options = {"init_weights": False, "aux_logits": False}
     model = models.get_model(name, weights=None, **options)
@@ -114,7 +147,7 @@ def norms(model: nn.Module) -> list[nn.Module]:
     return [module for module in model.modules() if getattr(module, "running_mean", None) is not None]
 
 
-def fit_statistics(model: nn.Module, image: Tensor) -> None:
+def fit_statistics(model: nn.Module, image: Tensor | tuple[Tensor, ...]) -> None:
     """One forward in which every BatchNorm takes its statistics from the batch, so that activations keep their size."""
     model.eval()
     momenta = []
@@ -124,7 +157,7 @@ def fit_statistics(model: nn.Module, image: Tensor) -> None:
         module.train()
     try:
         with torch.no_grad():
-            model(image)
+            model(*image) if isinstance(image, tuple) else model(image)
     finally:
         for module, momentum in momenta:
             module.momentum = momentum

@@ -20,7 +20,7 @@ TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 DOUBLE_BELOW = 2e8  # parameters; larger networks are compared in float32, for memory
 
 
-def trial(model: nn.Module, image: Tensor) -> dict[str, Any]:
+def trial(model: nn.Module, image: Tensor | tuple[Tensor, ...]) -> dict[str, Any]:
     """Trace, rank, select, rebuild and mask ``model`` (eval mode) on ``image`` and compare.
 
     Returns:
@@ -30,14 +30,15 @@ def trial(model: nn.Module, image: Tensor) -> dict[str, Any]:
     """
     size = sum(p.numel() for p in model.parameters())
     dtype = torch.float64 if size < DOUBLE_BELOW else torch.float32
-    model, image = model.to(dtype), image.to(dtype)
+    model = model.to(dtype)
+    image = tuple(part.to(dtype) for part in image) if isinstance(image, tuple) else image.to(dtype)
     start = time.perf_counter()
     graph = slim.trace(model, image)
     traced = time.perf_counter()
-    batchnorms = [scale.groups for scale in graph.scales if scale.weight and scale.mean]
-    criterion = "gamma" if any(graph.prunable[groups[groups >= 0]].any() for groups in batchnorms) else "l1"
+    criterion = "gamma" if any(scale.weight for scale in graph.scales) else "l1"
     row: dict[str, Any] = {"parameters": size, "dtype": str(dtype).removeprefix("torch."), "criterion": criterion}
-    row |= {"input": "x".join(map(str, image.shape)), "groups": len(graph), "prunable": int(graph.prunable.sum())}
+    first = image[0] if isinstance(image, tuple) else image
+    row |= {"input": "x".join(map(str, first.shape)), "groups": len(graph), "prunable": int(graph.prunable.sum())}
     if not graph.prunable.any():
         return row | {"verdict": "nothing", "seconds": traced - start, "why": reasons(graph)}
     try:
@@ -63,7 +64,10 @@ def trial(model: nn.Module, image: Tensor) -> dict[str, Any]:
             if errors[mode] > allowed[mode]:
                 # Batch statistics of two images can amplify rounding without bound: compare with what the last
                 # bit of the input does to the same network.
-                nudged = outputs(masked, image * (1 + 4 * torch.finfo(dtype).eps))
+                factor = 1 + 4 * torch.finfo(dtype).eps
+                nudged = outputs(
+                    masked, tuple(p * factor for p in image) if isinstance(image, tuple) else image * factor
+                )
                 allowed[mode] = max(allowed[mode], relative_error(nudged, want))
             if mode == "eval":
                 change = relative_error(want, dense)
@@ -88,9 +92,10 @@ def channels_lost(graph: ChannelGraph, removed: np.ndarray) -> float:
     return float(removed.sum() / max(1, len(graph)))
 
 
-def outputs(model: nn.Module, image: Tensor) -> list[Tensor]:
+def outputs(model: nn.Module, image: Tensor | tuple[Tensor, ...]) -> list[Tensor]:
     """Every floating tensor that the network returns, whatever holds it."""
-    return [leaf for leaf in tree_leaves(model(image)) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+    result = model(*image) if isinstance(image, tuple) else model(image)
+    return [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
 
 
 def relative_error(got: list[Tensor], want: list[Tensor]) -> float:

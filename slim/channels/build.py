@@ -86,6 +86,9 @@ def _assemble(model: nn.Module, example_inputs: Any, record: TraceRecord) -> Cha
         selects=selects,
         unknown=record.unknown,
         unreached=[n for n, p in model.named_parameters() if n not in record.reached and p.numel() > 1],
+        operations=record.operations,
+        results=record.results,
+        returned=record.returned,
         inputs=None if record.real else input_spec(example_inputs),
         input_shapes=", ".join("x".join(map(str, t.shape)) for t in tensors),
     )

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
+from slim.channels.branches import Branch
 from slim.channels.ids import IntArray
 from slim.channels.structure import Layer
 from slim.channels.trace_record import Axis
@@ -69,9 +70,9 @@ class CostModel:
         ]
 
     @cached_property
-    def _parameter_terms(self) -> tuple[int, list[tuple[int, list[tuple[IntArray, int]]]]]:
-        """(elements that never change, [(fixed factor, [(groups of an axis, divisor)]) per parameter])."""
-        constant, table = 0, []
+    def _parameter_terms(self) -> list[tuple[str, int, list[tuple[IntArray, int]]]]:
+        """(name, fixed factor, [(groups of an axis, divisor)]) per parameter."""
+        table = []
         for name, parameter in self._model.named_parameters():
             size, terms = parameter.numel(), []
             owner = name.rpartition(".")[0]
@@ -84,17 +85,15 @@ class CostModel:
                     continue  # the group count follows the width; channels per group stay
                 terms.append((groups, per))
                 size //= n
-            if terms:
-                table.append((size, terms))
-            else:
-                constant += size
-        return constant, table
+            table.append((name, size, terms))
+        return table
 
-    def params(self, keep: npt.NDArray[np.int64]) -> int:
-        """Number of parameters."""
-        constant, table = self._parameter_terms
-        return constant + sum(
-            size * math.prod(int(keep[groups].sum()) // per for groups, per in terms) for size, terms in table
+    def params(self, keep: npt.NDArray[np.int64], gone: Sequence[Branch] = ()) -> int:
+        """Number of parameters, without those of the branches that are ``gone``."""
+        return sum(
+            size * math.prod(int(keep[groups].sum()) // per for groups, per in terms)
+            for name, size, terms in self._parameter_terms
+            if not any(branch.holds(name) for branch in gone)
         )
 
     def peak_activation(self, keep: npt.NDArray[np.int64]) -> int:

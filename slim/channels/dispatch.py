@@ -46,6 +46,7 @@ class TracingMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         tracer.operation = func.overloadpacket.__name__
         tracer.steps += 1
         out = self._execute(func, args, kwargs)
+        tracer.note_operation(args, kwargs, out)
         if not _carries_ids(args, kwargs):
             return out
         tracer.note_scalars(func, args)
@@ -121,12 +122,17 @@ def run_forward(tracer: Tracer, example_inputs: Any, *, meta: bool, training: bo
         with temporary_state(tracer.model, meta=meta, training=training):
             try:
                 watch = _NoteFailure(tracer) if tracer.probing else nullcontext()
-                with module_stack(tracer.stack, failed, tracer.note_inputs), watch, TracingMode(tracer, meta=meta):
+                with (
+                    module_stack(tracer.stack, failed, tracer.note_inputs, tracer.note_result),
+                    watch,
+                    TracingMode(tracer, meta=meta),
+                ):
                     out = tracer.model(*args, **kwargs)
             except Exception:
                 tracer.failed = tracer.names.get(id(failed[-1]), "") if failed else ""
                 raise
             for tensor in tensors_in(out):
+                tracer.returned.add(getattr(tensor, "_slim_operation", 0))
                 for layer in tracer.shadow_of(tensor):
                     tracer.record.outputs.append(layer.ravel())
                     if not tracer.probing:
@@ -161,6 +167,7 @@ def record_trace(model: nn.Module, example_inputs: Any, *, residual: str, groupe
                 "Check their shape and dtype."
             ) from second
     record.scalars = tracer.scalars
+    record.operations, record.results, record.returned = tracer.operations, tracer.results, tracer.returned
     if any(name not in record.reached and p.numel() > 1 for name, p in model.named_parameters()):
         again = Tracer(model, residual=residual, grouped=grouped, record=record)
         again.seen_norms, again.selective_norms = tracer.seen_norms, tracer.selective_norms

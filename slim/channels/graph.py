@@ -11,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
+from slim.channels.branch_check import removable_branches
+from slim.channels.branches import Branch, Operation
 from slim.channels.cost import CostModel
 from slim.channels.ids import IntArray
 from slim.channels.plan import Keep, Plan
@@ -46,6 +48,9 @@ class ChannelGraph:
     unreached: list[str]
     inputs: Any
     input_shapes: str
+    operations: list[Operation]
+    results: dict[str, list[tuple[int, int]]]
+    returned: set[int]
 
     def __len__(self) -> int:
         return self.count
@@ -87,7 +92,10 @@ class ChannelGraph:
 
     def layer_macs(self, removed: BoolArray | None = None) -> list[int]:
         """Multiply-accumulates of every layer in trace order, for the network without the ``removed`` groups."""
-        return self._cost.layer_macs(self._keep(removed))
+        macs = self._cost.layer_macs(self._keep(removed))
+        for branch, _ in self._gone(removed):
+            macs = [0 if branch.holds(layer.module) else n for layer, n in zip(self.layers, macs, strict=True)]
+        return macs
 
     def macs(self, removed: BoolArray | None = None) -> int:
         """Multiply-accumulates of one forward on the example inputs (FLOPs = 2 x MACs)."""
@@ -95,11 +103,30 @@ class ChannelGraph:
 
     def params(self, removed: BoolArray | None = None) -> int:
         """Parameters of the network without the ``removed`` groups."""
-        return self._cost.params(self._keep(removed))
+        return self._cost.params(self._keep(removed), [branch for branch, _ in self._gone(removed)])
+
+    def depth(self, removed: BoolArray | None = None) -> int:
+        """Convolutions and linear layers of one forward; those of branches that are gone do not count."""
+        gone = [branch for branch, _ in self._gone(removed)]
+        layers = [layer.module for layer in self.layers if layer.weight is not None]
+        return sum(not any(branch.holds(module) for branch in gone) for module in layers)
 
     def peak_activation(self, removed: BoolArray | None = None) -> int:
         """Elements of the largest input + output of one layer."""
         return self._cost.peak_activation(self._keep(removed))
+
+    # --- branches ------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def branches(self) -> list[tuple[Branch, IntArray]]:
+        """Residual branches that can go as a whole, and the groups (n,) that are theirs alone."""
+        return removable_branches(self)
+
+    def _gone(self, removed: BoolArray | None) -> list[tuple[Branch, IntArray]]:
+        """The branches of which nothing stays. Nobody can have removed one before asking which there are."""
+        if removed is None or "branches" not in self.__dict__:
+            return []
+        return [(branch, inner) for branch, inner in self.branches if removed[inner].all()]
 
     # --- plan ----------------------------------------------------------------------------------------------------
 
@@ -130,14 +157,20 @@ class ChannelGraph:
             SlimError: when blocks lose unequally many, a layer would be empty, or a group must stay.
         """
         removed = self.closure(removed)
+        if removed.shape == (self.count,) and any(
+            len(groups) and groups.min() >= 0 and removed[groups].all() for groups in self.axes.values()
+        ):
+            _ = self.branches  # something is empty: a branch may be gone
         self.check_removal(removed)
         keep = self._keep(removed).astype(bool)
-        axes = self._kept_channels(keep)
+        gone = [branch for branch, _ in self._gone(removed)]
+        axes = {key: kept for key, kept in self._kept_channels(keep).items() if not _held(gone, key[0])}
         return Plan(
             axes=axes,
             grouped={name: g for name, g in self.grouped.items() if (name, 0) in axes or (name, 1) in axes},
             regroup=self._group_counts(axes, keep),
-            attributes=self._attributes(keep),
+            attributes={name: v for name, v in self._attributes(keep).items() if not _held(gone, name)},
+            replaced={name: kind for branch in gone for name, kind in branch.modules.items()},
             selects=self._kept_streams(axes, keep),
             widths=self._module_widths(keep),
             inputs=self.inputs,
@@ -154,7 +187,11 @@ class ChannelGraph:
         """
         if removed.shape != (self.count,):
             raise SlimError(f"removed must be one flag per group. Got shape {removed.shape}, groups {self.count}.")
-        stuck = np.flatnonzero(removed & ~self.prunable & ~self.inexact)
+        gone = self._gone(removed)
+        inside = np.zeros(self.count, dtype=bool)
+        for _, inner in gone:
+            inside[inner] = True
+        stuck = np.flatnonzero(removed & ~self.prunable & ~self.inexact & ~inside)
         if len(stuck):
             space = self.spaces[self.space_of[stuck[0]]]
             raise SlimError(
@@ -163,12 +200,14 @@ class ChannelGraph:
             )
         for (name, dim), groups in self.axes.items():
             mine = groups[groups >= 0]
-            if len(mine) == len(groups) and removed[mine].all():
+            if len(mine) == len(groups) and removed[mine].all() and not _held([b for b, _ in gone], name):
                 raise SlimError(
                     f"No layer may become empty. Got {name} (axis {dim}) without channels. Keep one, with "
                     "min_channels=1."
                 )
         for balance in self.balance:
+            if all(inside[block[block >= 0]].all() for block in balance.blocks):
+                continue
             counts = [int(removed[block[block >= 0]].sum()) for block in balance.blocks]
             if len(set(counts)) > 1:
                 raise SlimError(
@@ -261,3 +300,8 @@ class ChannelGraph:
             return note
         why = self.reasons.get(int(stuck[0]), "must stay")
         return f"{why}; with {note}" if note else why
+
+
+def _held(branches: Sequence[Branch], name: str) -> bool:
+    """Whether any of these branches holds the module or parameter."""
+    return any(branch.holds(name) for branch in branches)

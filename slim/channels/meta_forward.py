@@ -146,7 +146,10 @@ def temporary_state(model: nn.Module, *, meta: bool, training: bool) -> Iterator
 
 @contextmanager
 def module_stack(
-    stack: list[nn.Module], failed: list[nn.Module], entered: Callable[[nn.Module, Any], None] | None = None
+    stack: list[nn.Module],
+    failed: list[nn.Module],
+    entered: Callable[[nn.Module, Any], None] | None = None,
+    left: Callable[[nn.Module, Any], None] | None = None,
 ) -> Iterator[None]:
     """Keep ``stack`` the modules whose forward is running; on an exception note the innermost one in ``failed``."""
 
@@ -155,7 +158,9 @@ def module_stack(
         if entered is not None:
             entered(module, args)
 
-    def leave(module: nn.Module, _: Any, __: Any) -> None:
+    def leave(module: nn.Module, _: Any, out: Any) -> None:
+        if left is not None:
+            left(module, out)
         # A forward that raised and was caught by its caller leaves its modules behind: drop down to this one.
         while stack and stack.pop() is not module:
             pass

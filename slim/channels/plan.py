@@ -12,11 +12,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import nn
 
+from slim.channels.branches import Branch, replacement
 from slim.channels.ids import IntArray
 from slim.errors import SlimError
 
 FORMAT = "slim-plan"
-VERSION = 2  # 1 had no attributes
+VERSION = 2  # 1 had neither attributes nor replaced modules
 MAX_WIDTH = 1 << 24  # no layer is wider; a file that claims so is refused before anything is allocated
 
 
@@ -59,6 +60,7 @@ class Plan:
         regroup: module name -> its new number of groups.
         selects: normalization module name -> what stays of the stream it reads.
         widths: module name -> (dense, kept) output channels, for every layer that makes channels.
+        replaced: module name -> what stands for it in a residual branch that is gone: ``pass``, ``zero`` or ``zero+n``.
         attributes: module name -> attribute -> the number of channels or heads it holds now (``name[i]`` is an entry).
         inputs: shapes and dtypes of the example input (nested lists and dicts), for a check forward; None when unknown.
     """
@@ -70,11 +72,12 @@ class Plan:
     widths: Mapping[str, tuple[int, int]]
     inputs: Any = None
     attributes: Mapping[str, Mapping[str, int]] = dataclasses.field(default_factory=dict)
+    replaced: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def is_identity(self) -> bool:
         """Whether nothing is removed."""
-        return not self.axes and not self.selects
+        return not self.axes and not self.selects and not self.replaced
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Plan) and self.hash == other.hash
@@ -111,6 +114,9 @@ class Plan:
         if self.attributes:  # without it a plan is what it was in version 1
             body["version"] = VERSION
             body["attributes"] = {k: dict(sorted(v.items())) for k, v in sorted(self.attributes.items())}
+        if self.replaced:
+            body["version"] = VERSION
+            body["replaced"] = dict(sorted(self.replaced.items()))
         return json.dumps(body, separators=(",", ":"))
 
     @classmethod
@@ -145,6 +151,7 @@ class Plan:
                 selects={str(k): pick(v) for k, v in body["selects"].items()},
                 widths={str(k): (int(a), int(b)) for k, (a, b) in body["widths"].items()},
                 inputs=body["inputs"],
+                replaced={str(k): _replacement(v) for k, v in body.get("replaced", {}).items()},
                 attributes={
                     str(module): {str(k): _positive(v) for k, v in values.items()}
                     for module, values in body.get("attributes", {}).items()
@@ -191,14 +198,18 @@ class Plan:
         for name, keep in later.selects.items():
             selects[name] = selects[name].then(keep) if name in selects else keep
         widths = {k: (v[0], later.widths.get(k, (0, v[1]))[1]) for k, v in self.widths.items()}
+        gone = Branch("", later.replaced)
+        axes = {key: keep for key, keep in axes.items() if not gone.holds(key[0])}
         return Plan(
             axes=axes,
-            grouped={**later.grouped, **self.grouped},
-            regroup={**self.regroup, **later.regroup},
+            grouped={k: v for k, v in {**later.grouped, **self.grouped}.items() if not gone.holds(k)},
+            regroup={k: v for k, v in {**self.regroup, **later.regroup}.items() if not gone.holds(k)},
             attributes={
                 name: {**self.attributes.get(name, {}), **later.attributes.get(name, {})}
                 for name in (*self.attributes, *later.attributes)
+                if not gone.holds(name)
             },
+            replaced={**self.replaced, **later.replaced},
             selects=selects,
             widths=widths or dict(later.widths),
             inputs=self.inputs if self.inputs is not None else later.inputs,
@@ -227,12 +238,17 @@ class Plan:
                     f"({name}, axis {dim}). {again}Apply it once, to the dense network it was made for."
                 )
         modules = dict(model.named_modules())
-        for name in (*self.regroup, *self.selects, *self.attributes):
+        for name in (*self.regroup, *self.selects, *self.attributes, *self.replaced):
             if name not in modules:
                 raise SlimError(
                     f"A plan must match its network. Got a plan for layer {name}, which the model lacks. "
                     "Build the network the plan was made for."
                 )
+
+
+def _replacement(value: Any) -> str:
+    replacement(str(value))
+    return str(value)
 
 
 def _positive(value: Any) -> int:

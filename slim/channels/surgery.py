@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from slim.channels.branches import Branch, replacement
 from slim.channels.duplicate import duplicate
 from slim.channels.ids import IntArray
 from slim.channels.meta_forward import call_arguments, call_on_meta, module_stack, move_to_meta, temporary_state, unwrap
@@ -133,6 +134,9 @@ def mask(model: nn.Module, plan: Plan, *, in_place: bool = False) -> nn.Module:
         for name, tensor in _named(masked):
             if name in cuts:
                 _zeroed(tensor, name, cuts[name], plan)
+        for name in plan.replaced:
+            for parameter in masked.get_submodule(name).parameters():
+                parameter.zero_()
     return masked
 
 
@@ -176,9 +180,12 @@ def _built(model: nn.Module, plan: Plan, prepare: Callable[[Tensor], Tensor]) ->
     """A copy of the modules around sliced tensors."""
     cuts = _cuts(plan)
     memo: dict[int, Any] = {}
+    for name, kind in plan.replaced.items():
+        memo[id(model.get_submodule(name))] = replacement(kind).train(model.get_submodule(name).training)
+    gone = Branch("", plan.replaced)
     with torch.no_grad():
         for name, tensor in _named(model):
-            if id(tensor) in memo:
+            if id(tensor) in memo or gone.holds(name):
                 continue
             source = prepare(tensor.detach())
             new = _sliced(source, name, cuts[name], plan) if name in cuts else source.clone()
@@ -191,7 +198,24 @@ def _built(model: nn.Module, plan: Plan, prepare: Callable[[Tensor], Tensor]) ->
     return thin
 
 
+def _replace_modules(model: nn.Module, plan: Plan, optimizer: torch.optim.Optimizer | None) -> None:
+    """Put what stands for them in the place of modules that are gone; their parameters leave the optimizer."""
+    gone: set[int] = set()
+    for name, kind in plan.replaced.items():
+        owner, _, leaf = name.rpartition(".")
+        module = model.get_submodule(name)
+        gone |= {id(p) for p in module.parameters()}
+        model.get_submodule(owner)._modules[leaf] = replacement(kind).train(module.training)
+    gone -= {id(p) for p in model.parameters()}
+    if optimizer is not None and gone:
+        for group in optimizer.param_groups:
+            for parameter in [p for p in group["params"] if id(p) in gone]:
+                optimizer.state.pop(parameter, None)
+            group["params"] = [p for p in group["params"] if id(p) not in gone]
+
+
 def _in_place(model: nn.Module, plan: Plan, optimizer: torch.optim.Optimizer | None) -> None:
+    _replace_modules(model, plan, optimizer)
     cuts = _cuts(plan)
     tensors = dict(_named(model))
     with torch.no_grad():
@@ -298,15 +322,16 @@ def input_spec(value: Any) -> Any:
     return None
 
 
-def _inputs_from_spec(spec: Any) -> Any:
+def inputs_from_spec(spec: Any) -> Any:
+    """Meta tensors of the shapes and dtypes that :func:`input_spec` describes."""
     if "shape" in spec:
         dtype = getattr(torch, str(spec["dtype"]), None)
         if not isinstance(dtype, torch.dtype):
             raise ValueError("dtype")
         return torch.empty([int(n) for n in spec["shape"]], dtype=dtype, device="meta")
     if "dict" in spec:
-        return {str(k): _inputs_from_spec(v) for k, v in spec["dict"].items()}
-    parts = [_inputs_from_spec(v) for v in spec["list"]]
+        return {str(k): inputs_from_spec(v) for k, v in spec["dict"].items()}
+    parts = [inputs_from_spec(v) for v in spec["list"]]
     return tuple(parts) if spec["tuple"] else parts
 
 
@@ -319,7 +344,7 @@ def check_forward(thin: nn.Module, plan: Plan) -> None:
     if plan.inputs is None:
         return
     try:
-        args, kwargs = call_arguments(_inputs_from_spec(plan.inputs))
+        args, kwargs = call_arguments(inputs_from_spec(plan.inputs))
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError):  # sizes, too, may be odd
         raise SlimError(
             "A plan's inputs must give shapes and dtypes. Got something else (plan.inputs). Write plan.to_json()."

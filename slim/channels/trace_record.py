@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import NamedTuple
 
+from slim.channels.branches import Operation
 from slim.channels.ids import Ids, IntArray, Shadow
 
 
@@ -98,5 +99,8 @@ class TraceRecord:
     split_views: list[SplitView] = dataclasses.field(default_factory=list)
     sizes: list[SizeUse] = dataclasses.field(default_factory=list)
     inputs: dict[str, list[IntArray]] = dataclasses.field(default_factory=dict)  # module -> ids along axes it is given
+    operations: list[Operation] = dataclasses.field(default_factory=list)
+    results: dict[str, list[tuple[int, int]]] = dataclasses.field(default_factory=dict)  # see ``branches``
+    returned: set[int] = dataclasses.field(default_factory=set)  # operations whose results the network returns
     settings: dict[tuple[str, str], IntArray] = dataclasses.field(default_factory=dict)  # (module, attribute) -> ids
     real: bool = False

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_map_only
 
+from slim.channels.branches import Operation
 from slim.channels.ids import FIXED, IntArray, Shadow, axis_layer, compress, varying
 from slim.channels.trace_record import Axis, NormCall, SizeUse, SplitView, TraceRecord
 
@@ -45,6 +46,9 @@ class Tracer:
         self.conflicts: list[IntArray] = []
         self.first_conflict: tuple[int, tuple[str, ...]] | None = None  # (operation, modules) of the first of them
         self.steps = 0  # operations so far
+        self.operations: list[Operation] = []
+        self.results: dict[str, list[tuple[int, int]]] = {}
+        self.returned: set[int] = set()
         self.operands: Any = None  # of the operation that failed
         self.failing: tuple[str, ...] = ()  # the modules in which it failed, innermost first
         self.free: npt.NDArray[np.bool_] = np.ones(1, dtype=bool)  # by root; set while probing
@@ -141,6 +145,40 @@ class Tracer:
         """A module is called: note the ids along every axis of what it is given."""
         layers = [layer.ravel() for t in args if isinstance(t, torch.Tensor) for layer in self.shadow_of(t)]
         self.record.inputs[self.names.get(id(module), "")] = layers
+
+    def note_operation(self, args: Any, kwargs: Any, out: Any) -> None:
+        """An operation has run: note what it read and in which modules."""
+        if self.probing:
+            return
+        parents: list[int] = []
+        params: list[str] = []
+        for a in (*args, *kwargs.values()):
+            for t in a if isinstance(a, (list, tuple)) else (a,):
+                if isinstance(t, torch.Tensor):
+                    if hasattr(t, "_slim_operation"):
+                        parents.append(t._slim_operation)
+                    elif hasattr(t, "_slim_param"):
+                        params.append(t._slim_param)
+                    else:  # an input of the network, or made outside of any operation
+                        t._slim_operation = len(self.operations)  # type: ignore[attr-defined]
+                        parents.append(len(self.operations))
+                        self.operations.append(Operation("input", (), (), (), tuple(t.shape)))
+        first = next(
+            (t for t in (out if isinstance(out, (list, tuple)) else (out,)) if isinstance(t, torch.Tensor)), None
+        )
+        shape = tuple(first.shape) if first is not None else ()
+        made = Operation(self.operation, tuple(parents), tuple(params), self.modules_running(), shape)
+        for t in out if isinstance(out, (list, tuple)) else (out,):
+            if isinstance(t, torch.Tensor):
+                t._slim_operation = len(self.operations)  # type: ignore[attr-defined]
+        self.operations.append(made)
+
+    def note_result(self, module: nn.Module, out: Any) -> None:
+        """A module returns: note which operation made its result, and how many None follow."""
+        first, rest = (out[0], out[1:]) if isinstance(out, (list, tuple)) and out else (out, ())
+        plain = isinstance(first, torch.Tensor) and all(part is None for part in rest)
+        made = getattr(first, "_slim_operation", -1) if plain else -1
+        self.results.setdefault(self.names.get(id(module), ""), []).append((made, len(rest)))
 
     def tight(self, layer: IntArray) -> IntArray:
         """``layer`` without the axes along which its ids have been joined."""

@@ -16,6 +16,7 @@ from slim.criteria.scores import Scores
 from slim.errors import SlimError, expect, nearest
 from slim.selection import latency as latency_tables
 from slim.selection.balanced_sets import balanced_sets
+from slim.selection.block_steps import GRANULARITIES, with_blocks
 from slim.selection.budget import Target, cost_of, nearest_count, smallest_prefix, target_of
 from slim.selection.limits import Limits, limits
 from slim.selection.protect import protected
@@ -66,6 +67,7 @@ def select_groups(
     ignore: Iterable[str] = (),
     overrides: Mapping[str, Mapping[str, Any]] | None = None,
     strategy: str = "global",
+    granularity: str = "channel",
     inexact: bool = False,
     table: Any = None,
 ) -> Selection:
@@ -88,6 +90,9 @@ def select_groups(
         overrides: Per pattern, any of ratio, max_layer_ratio, min_channels, round_to, ignore for the layers it names.
             Layers with a ratio of their own lose it whatever the budget, and it counts towards the budget.
         strategy: ``global``: by score. ``marginal``: by score per MAC saved. ``layer``: the same share of each layer.
+        granularity: ``channel``: single channels. ``layer``: whole residual branches, of which rebuild leaves the
+            identity; ``ratio`` is then the share of the branches. ``both``: one order of channels and branches, in
+            which a branch stands at the mean of its gammas; ``min_channels`` holds for the branches that stay.
         inexact: Also remove groups whose removal changes the statistics of a normalization over channels.
         table: From :func:`slim.selection.latency.measure`; measured here, in seconds, when it is needed and not given.
 
@@ -101,6 +106,16 @@ def select_groups(
         raise SlimError(
             f"strategy must be one of {', '.join(STRATEGIES)}. Got strategy={strategy!r}."
             f" {nearest(str(strategy), STRATEGIES)} Set prune.strategy."
+        )
+    if granularity not in GRANULARITIES:
+        raise SlimError(
+            f"granularity must be one of {', '.join(GRANULARITIES)}. Got granularity={granularity!r}."
+            f" {nearest(str(granularity), GRANULARITIES)} Set prune.granularity."
+        )
+    if granularity != "channel" and strategy != "global":
+        raise SlimError(
+            f"Whole layers are ranked by score. Got strategy={strategy!r} with granularity={granularity!r}."
+            " Set prune.strategy=global."
         )
     if target is not None and target.kind == "latency" and table is None:
         table = latency_tables.measure(graph)
@@ -120,9 +135,21 @@ def select_groups(
         candidates[graph.implied[:, 0]] = False  # a shared stream follows its readers
     candidates &= ~protected(graph, scores.values, candidates, bounds)
     set_of, notes = balanced_sets(graph, candidates, scores.values)
+    if granularity == "layer":
+        set_of[:] = -1
     steps = removal_steps(graph, set_of, scores.values, bounds)
-    ranking = _ranking(graph, scores, steps, bounds, strategy)
-    total = int(scores.counts[able].sum())
+    blocks: list[npt.NDArray[np.int64]] = []
+    counts = scores.counts
+    if granularity != "channel":
+        steps, blocks = with_blocks(graph, scores, steps, bounds)
+        inside = np.concatenate([*blocks, np.zeros(0, np.int64)])
+        if granularity == "layer":
+            able, counts = np.zeros(len(graph), dtype=bool), np.zeros(len(graph), dtype=np.int64)
+            counts[[inner[0] for _, inner in graph.branches]] = 1  # a branch counts as one
+            able[[inner[0] for _, inner in graph.branches]] = True
+        able[inside] = True
+    ranking = _ranking(graph, counts, _order(graph, scores, steps, bounds, strategy), steps, blocks)
+    total = int(counts[able].sum())
     costs: dict[str, float] = {}
     if target is None:
         removed, notes = ranking.removed_after(ranking.fixed), []
@@ -131,7 +158,7 @@ def select_groups(
     else:
         removed, costs, notes = _select_cost(ranking, target, table)
     achieved = {
-        "ratio": float(scores.counts[removed].sum() / total) if total else 0.0,
+        "ratio": float(counts[removed & able].sum() / total) if total else 0.0,
         "macs": graph.macs(removed) / max(graph.macs(), 1),
         "params": graph.params(removed) / max(graph.params(), 1),
         **costs,
@@ -162,13 +189,24 @@ class _Ranking:
         return self.graph.closure(self.rank_of < count)
 
 
-def _ranking(graph: ChannelGraph, scores: Scores, steps: RemovalSteps, bounds: Limits, strategy: str) -> _Ranking:
-    order, fixed = _order(graph, scores, steps, bounds, strategy)
+def _ranking(
+    graph: ChannelGraph,
+    counts: npt.NDArray[np.int64],
+    ordered: tuple[npt.NDArray[np.int64], int],
+    steps: RemovalSteps,
+    blocks: list[npt.NDArray[np.int64]],
+) -> _Ranking:
+    """``blocks``: the groups that the last steps remove, whatever steps of their own they have."""
+    order, fixed = ordered
     rank = np.full(len(steps) + 1, len(steps), dtype=np.int64)  # the last entry answers for step -1
     rank[order] = np.arange(len(order))
-    inside = steps.of >= 0
-    per_step = np.bincount(steps.of[inside], scores.counts[inside], minlength=len(steps)).astype(np.int64)
-    return _Ranking(graph, order, fixed, rank[steps.of], per_step)
+    rank_of = rank[steps.of]
+    for step, inner in zip(range(len(steps) - len(blocks), len(steps)), blocks, strict=True):
+        rank_of[inner] = np.minimum(rank_of[inner], rank[step])
+    going = rank_of < len(order)
+    per_step = np.zeros(len(steps), dtype=np.int64)
+    per_step[order] = np.bincount(rank_of[going], counts[going], minlength=len(order)).astype(np.int64)
+    return _Ranking(graph, order, fixed, rank_of, per_step)
 
 
 def _select_ratio(ranking: _Ranking, amount: float, total: int, notes: list[str]) -> tuple[Removed, list[str]]:
@@ -176,7 +214,7 @@ def _select_ratio(ranking: _Ranking, amount: float, total: int, notes: list[str]
     graph, n = ranking.graph, len(ranking.order)
     if not n and amount > 0:
         raise SlimError(
-            f"Something must be removable. Got ratio={amount:g} and no channel that may go"
+            f"Something must be removable. Got ratio={amount:g} and no channel that may go and has a score"
             f" ({int(graph.prunable.sum())} of {len(graph)} groups are prunable). {' '.join(notes[:1])}"
             " Relax prune.ignore and the floors, or see graph.report()."
         )
