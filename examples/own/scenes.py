@@ -56,8 +56,7 @@ class Scenes(pl.LightningDataModule):
         """Make all three splits, of digits that no other split has."""
         marks = [0, int(0.7 * self.limit), int(0.85 * self.limit), self.limit]
         self.splits = [
-            TensorDataset(*scenes(first, last, self.size, self.digits))
-            for first, last in itertools.pairwise(marks)
+            TensorDataset(*scenes(first, last, self.size, self.digits)) for first, last in itertools.pairwise(marks)
         ]
 
     def train_dataloader(self) -> DataLoader:

@@ -47,7 +47,7 @@ def raw_outputs(detector: nn.Module) -> RawOutputs:
     kind: Any = RawOutputs
     if hasattr(type(detector), "raw_outputs"):
         kind = type("RawOutputs", (RawOutputs, type(detector)), {})  # with the detector's own methods
-    view = kind.__new__(kind)
+    view: RawOutputs = kind.__new__(kind)
     object.__setattr__(view, "__dict__", detector.__dict__)
     return view
 
