@@ -13,7 +13,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from slim.channels import ChannelGraph, Plan, mask, rebuild, trace
+from slim.channels import ChannelGraph, Plan, fold, mask, rebuild, trace
 from slim.errors import RunFailed, SlimError
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ __all__ = [
     "Plan",
     "RunFailed",
     "SlimError",
+    "fold",
     "load",
     "mask",
     "prune",

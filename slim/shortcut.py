@@ -13,6 +13,7 @@ from slim.channels import ChannelGraph, Plan, rebuild, trace
 from slim.criteria import Rank, score
 from slim.errors import SlimError, nearest
 from slim.selection import Selection, select_groups
+from slim.selection.losses import as_lines, reasons
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class PruneReport:
         depth: (dense, thin) convolutions and linear layers of one forward.
         widths: (dense, kept) channels per module.
         notes: One line for every part of the request that could not be met.
+        stayed: The largest reasons for which channels must stay; see :func:`slim.selection.losses`.
     """
 
     criterion: str
@@ -40,6 +42,7 @@ class PruneReport:
     depth: tuple[int, int]
     widths: dict[str, tuple[int, int]]
     notes: tuple[str, ...]
+    stayed: tuple[dict[str, Any], ...] = ()
 
     def __str__(self) -> str:
         requested = ", ".join(f"{k}={v:g}" for k, v in self.requested.items()) or "no target"
@@ -53,7 +56,7 @@ class PruneReport:
         lines += [
             f"  {name:<40} {dense:>6} -> {kept:>6}" for name, (dense, kept) in self.widths.items() if dense != kept
         ]
-        return "\n".join([*lines, *self.notes])
+        return "\n".join([*lines, *self.notes, *as_lines(list(self.stayed))])
 
 
 @dataclass(frozen=True)
@@ -122,4 +125,5 @@ def report(graph: ChannelGraph, selection: Selection, plan: Plan, criterion: str
         depth=(graph.depth(), graph.depth(selection.removed)),
         widths=dict(plan.widths),
         notes=selection.notes,
+        stayed=tuple(reasons(graph)),
     )

@@ -5,6 +5,7 @@ trace (one forward on meta tensors) -> ChannelGraph -> plan (plain data) -> mask
 
 from slim.channels.build import trace
 from slim.channels.counting import count_macs, count_params
+from slim.channels.fold import fold
 from slim.channels.graph import ChannelGraph
 from slim.channels.meta_forward import unwrap
 from slim.channels.plan import Keep, Plan
@@ -26,6 +27,7 @@ __all__ = [
     "Space",
     "count_macs",
     "count_params",
+    "fold",
     "mask",
     "plan_of",
     "rebuild",

@@ -67,7 +67,7 @@ def pin_fixed_axes(record: TraceRecord, model: nn.Module) -> None:
             ids.pin(array, f"{axis.param.rpartition('.')[0]} keeps its width (heads, cells) whole")
         if ".parametrizations." in axis.param or axis.param.endswith(("weight_g", "weight_v")):
             # A weight divided by its own norm: what a mask zeroes would become 0 / 0.
-            ids.pin(array, f"{axis.param} is a parametrization")
+            ids.pin(array, f"{axis.param} is a parametrization; slim.fold(model) makes it a plain weight")
         orphans = array[~made[ids.find(array)]]
         ids.pin(orphans, f"no layer makes these channels ({axis.param}, axis {axis.dim})")
 

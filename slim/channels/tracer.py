@@ -16,6 +16,8 @@ from slim.channels.branches import Operation
 from slim.channels.ids import FIXED, IntArray, Shadow, axis_layer, compress, varying
 from slim.channels.trace_record import Axis, NormCall, SizeUse, SplitView, TraceRecord
 
+COMPUTED = "its weight is computed over several axes; slim.fold(model, inputs) makes it a plain one"
+
 
 def _functions_of(width: int) -> tuple[float, ...]:
     """Numbers that forwards compute from a width; fused attention scales both operands by its fourth root."""
@@ -88,7 +90,7 @@ class Tracer:
                 if varying(layer) == (dim,):
                     found = layer.ravel()
                 elif layer.shape[dim] > 1:
-                    self.pin(layer, "its weight is computed over several axes")
+                    self.pin(layer, COMPUTED)
             return found
         self.record.reached.add(name)
         if tensor.shape[dim] <= 1:
@@ -265,9 +267,10 @@ class Tracer:
         self.record.unknown.setdefault(op, self.location())
         tensors: list[torch.Tensor] = []
         tree_map_only(torch.Tensor, tensors.append, (args, kwargs))
+        reason = COMPUTED if any(map(self.is_parameter, tensors)) else f"no rule for {op}"
         for t in tensors:
             for layer in self.shadow_of(t):
-                self.pin(layer, f"no rule for {op}")
+                self.pin(layer, reason)
 
     def name_of(self, tensor: Any) -> str | None:
         """The parameter or buffer a tensor is, by name."""

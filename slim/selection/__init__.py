@@ -2,6 +2,7 @@
 
 from slim.selection.iterative import remaining_budget, select_next_cut
 from slim.selection.limits import Limits, limits
+from slim.selection.losses import losses
 from slim.selection.schedules import SCHEDULES, Pass, passes, relative
 from slim.selection.selection import Selection, select, select_groups
 from slim.selection.soft import soften
@@ -14,6 +15,7 @@ __all__ = [
     "Selection",
     "exact_zeros",
     "limits",
+    "losses",
     "passes",
     "relative",
     "remaining_budget",

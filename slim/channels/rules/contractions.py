@@ -12,7 +12,7 @@ from slim.channels.ids import IntArray, Shadow, alive, along, axis_layer, varyin
 from slim.channels.rules.elementwise import combine
 from slim.channels.rules.registry import argument, rule
 from slim.channels.trace_record import Axis, Contraction, Term
-from slim.channels.tracer import Tracer
+from slim.channels.tracer import COMPUTED, Tracer
 
 
 @rule("convolution", "_convolution", "convolution_overrideable", "conv1d", "conv2d", "conv3d", "conv_transpose2d")
@@ -132,7 +132,7 @@ def convolve(
     if not name:
         for layer in tr.shadow_of(weight):
             if len(varying(layer)) > 1 or varying(layer)[0] > 1:
-                tr.pin(layer, "its weight is computed over several axes")
+                tr.pin(layer, COMPUTED)
     if groups == 1:
         own_in, own_out = tr.axis_ids(weight, in_axis), tr.axis_ids(weight, out_axis)
         _link(tr, incoming, own_in, "convolution")

@@ -49,7 +49,7 @@ def reduction(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any]
             continue
         if tr.is_parameter(x):
             # A weight divided by its own norm: a masked row would be 0 / 0.
-            tr.pin(layer, f"{name} normalizes a weight")
+            tr.pin(layer, f"{name} normalizes a weight; slim.fold(model, inputs) makes it a plain one")
         elif keep:
             layers.append(layer)
         else:

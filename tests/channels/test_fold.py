@@ -1,0 +1,58 @@
+"""Computed weights folded into plain ones: the same function, and then channels can go."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations
+
+import slim
+from tests.channels.laws import assert_unchanged, check_all, close, snapshot
+
+
+class Standardized(nn.Conv2d):
+    """Weight standardization in the forward; ``same`` pads as TensorFlow does."""
+
+    same = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = F.batch_norm(
+            self.weight.reshape(1, self.out_channels, -1), None, None, training=True, momentum=0.0
+        ).reshape_as(self.weight)
+        if self.same:
+            x = F.pad(x, (0, 1, 0, 1))
+        return F.conv2d(x, weight, self.bias, self.stride, self.padding)
+
+
+class Same(Standardized):
+    same = True
+
+
+KINDS = {
+    "weight norm": lambda: (parametrizations.weight_norm(nn.Conv2d(4, 8, 3)), nn.Conv2d(8, 8, 3)),
+    "spectral norm": lambda: (parametrizations.spectral_norm(nn.Conv2d(4, 8, 3)), nn.Conv2d(8, 8, 3)),
+    "standardized": lambda: (Standardized(4, 8, 3), Standardized(8, 8, 3)),
+    "standardized, padded": lambda: (Standardized(4, 8, 3), Same(8, 8, 3, 2)),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_folding_keeps_the_function_and_frees_the_channels(kind: str) -> None:
+    first, second = KINDS[kind]()
+    net = nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), nn.Conv2d(8, 2, 1)).double().eval()
+    x = torch.randn(3, 4, 8, 8, dtype=torch.float64)
+    wanted, before = net(x), snapshot(net)
+    folded = slim.fold(net, x)
+    assert_unchanged(net, before)
+    close(folded(x), wanted, "folded", 1e-7)
+    assert set(map(type, folded.modules())) & {Standardized, Same} == set()
+    free = slim.trace(folded, x)
+    assert free.prunable.sum() == 16 > slim.trace(net, x).prunable.sum()
+    check_all(folded, x, 0.5, 0)
+
+
+def test_reasons_name_the_way_out() -> None:
+    net = nn.Sequential(parametrizations.weight_norm(nn.Conv2d(4, 8, 3)), nn.Conv2d(8, 2, 1))
+    assert "slim.fold" in slim.trace(net, torch.randn(2, 4, 8, 8)).report()
