@@ -30,6 +30,17 @@ settings.load_profile("suite")
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     """Every test starts from the same random state, in any order and in any process."""
+    _seed()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_fixture_setup(fixturedef: pytest.FixtureDef[object]) -> None:
+    """So does every fixture that tests share: it is set up before `seeded`, after whichever test came first."""
+    if fixturedef.scope != "function":
+        _seed()
+
+
+def _seed() -> None:
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)

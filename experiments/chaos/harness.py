@@ -1,19 +1,18 @@
-"""Kills a run at random moments, resumes it each time, and compares what it ends with to a run that was left alone."""
+"""Kills a run at random events, resumes it each time, and compares what it ends with to a run that was left alone."""
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import random
 import signal
 import sys
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import train
+from experiments.chaos.events import Aim, Recorder
 from slim.runs.record import timeless
 
 TINY = (
@@ -36,45 +35,99 @@ TINY = (
 """All phases, surgery in the middle of training, checkpoints within epochs; a few seconds on one core."""
 
 
+LENGTHS = {
+    "tiny": (),
+    "ten times shorter": ("sparse.epochs=1", "sparse.slim_every=1", "finetune.epochs=1"),
+    "ten times longer": ("sparse.epochs=120", "sparse.slim_every=20", "finetune.epochs=80"),
+}
+"""What is changed in :data:`TINY`: kills must hit work on machines of any speed."""
+
+LIMIT = 1200
+"""Seconds for one process of a run, then SIGALRM ends it: a run that hangs is a failure, not a reason to wait on."""
+
+KILLS_PER_VICTIM = 6
+MISSES = 3
+"""So many victims may end before the kill that was meant for them; then the aim is wrong, and more would not help."""
+
+
 @dataclass
 class Outcome:
-    """What became of the killed run: where it was each time, and what differs in the end (nothing should)."""
+    """What became of the killed runs: the event of each kill, and what differs in the end (nothing should)."""
 
     kills: list[str] = field(default_factory=list)
     differences: list[str] = field(default_factory=list)
+    victims: int = 0
 
 
-ROUND = ("sparse", "sparse", "prune", "finetune", "report", "artifact")
-"""What a run is doing when it is killed, each time; the prune phase and the artifact are short and would be missed."""
-
-
-def chaos(folder: Path, kills: int, seed: int = 0, overrides: tuple[str, ...] = TINY, longest: float = 4.0) -> Outcome:
+def chaos(folder: Path, kills: int, seed: int = 0, overrides: tuple[str, ...] = TINY) -> Outcome:
     """Run ``overrides`` once undisturbed and others with ``kills`` SIGKILLs in all; everything in ``folder``.
+
+    The undisturbed run says which events there are (:mod:`experiments.chaos.events`); every kill is aimed at one of
+    them, drawn so that every kind of event gets its turn.
 
     Args:
         folder: Made if missing.
         kills: How often.
-        seed: Of the moments.
+        seed: Of the aims.
         overrides: The command line.
-        longest: A kill in a training phase comes at most so many seconds after its process took it up.
+
+    Raises:
+        RuntimeError: A run failed or hung, or victims kept ending before their kill.
     """
-    whole, killed = folder / "whole", folder / "killed-0"
-    wait(start([*overrides, f"hydra.run.dir={whole}"]))
-    outcome, chance, aims = Outcome(), random.Random(seed), itertools.cycle(ROUND)
-    latest = {"sparse": longest, "finetune": longest / 2, "prune": 0.3, "report": 0.3, "artifact": 0.0}
+    folder.mkdir(parents=True, exist_ok=True)
+    whole, log = folder / "whole", folder / "events"
+    wait(start([*overrides, f"hydra.run.dir={whole}"], recorder=Recorder(whole, log)))
+    events = log.read_text().splitlines()
+    outcome, chance, misses = Outcome(), random.Random(seed), 0
+    pool: list[str] = []
     while len(outcome.kills) < kills:
-        process, aim = start(_line(overrides, killed)), next(aims)
-        if reaches(killed, aim, process, chance.uniform(0.0, latest[aim])):
-            outcome.kills.append(where(killed))
-            os.kill(process, signal.SIGKILL)
-            os.waitpid(process, 0)
-        else:  # it came to its end before: the next victim
-            compare(whole, killed, outcome)
-            killed, aims = folder / f"killed-{len(outcome.kills)}", itertools.cycle(ROUND)
-    if where(killed) != "end":
-        wait(start(_line(overrides, killed)))
-    compare(whole, killed, outcome)
+        pool = pool or _kinds(events)
+        kinds = [pool.pop(chance.randrange(len(pool))) for _ in range(min(KILLS_PER_VICTIM, kills, len(pool)))]
+        kinds = kinds[: kills - len(outcome.kills)]
+        killed = folder / f"killed-{outcome.victims}"
+        outcome.victims += 1
+        if not _kill_at(killed, overrides, _moments(events, kinds, chance), events, outcome):
+            misses += 1
+        if misses > MISSES:
+            raise RuntimeError(
+                f"A kill must hit work. Got {misses} victims of {outcome.victims} that ended before theirs ({killed}). "
+                "Look whether a resumed run does what an undisturbed one does, and whether the kill comes."
+            )
+        compare(whole, killed, outcome)
     return outcome
+
+
+def _kinds(events: list[str]) -> list[str]:
+    """Every kind of event; steps three times, of which there are many and no two alike."""
+    kinds = sorted(set(events))
+    return kinds + 2 * [kind for kind in kinds if kind.endswith(": step")]
+
+
+def _moments(events: list[str], kinds: list[str], chance: random.Random) -> list[int]:
+    """One place in ``events`` for each of ``kinds``, at random, in order."""
+    return sorted(chance.choice([at for at, event in enumerate(events) if event == kind]) for kind in kinds)
+
+
+def _kill_at(killed: Path, overrides: tuple[str, ...], moments: list[int], events: list[str], outcome: Outcome) -> bool:
+    """Run a victim with a kill at each of ``moments``, in a new process each, then to its end; False: it ended early.
+
+    A resumed process begins at a checkpoint before the last kill, so it sees every event between that kill and the next
+    moment, and more of the kind: which of them is not known, but one comes.
+    """
+    before = -1
+    for moment in moments:
+        event = events[moment]
+        aim = Aim(event, events[before + 1 : moment + 1].count(event))
+        recorder = Recorder(killed, killed.with_suffix(".events"), aim)
+        code = exit_code(start(_line(overrides, killed), recorder=recorder))
+        if code == 0:
+            return False
+        if code != -signal.SIGKILL:
+            raise _failed(code)
+        outcome.kills.append(event)
+        before = moment
+    wait(start(_line(overrides, killed)))
+    return True
 
 
 def _line(overrides: tuple[str, ...], directory: Path) -> list[str]:
@@ -82,36 +135,11 @@ def _line(overrides: tuple[str, ...], directory: Path) -> list[str]:
     return [f"resume={directory}"] if again else [*overrides, f"hydra.run.dir={directory}"]
 
 
-def reaches(directory: Path, aim: str, process: int, delay: float) -> bool:
-    """Wait until the run does ``aim``, and ``delay`` seconds longer; False when it ended."""
-    moment: float | None = None
-    while moment is None or time.monotonic() < moment:
-        if moment is None and where(directory) == aim:
-            moment = time.monotonic() + delay
-        if os.waitid(os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT):
-            wait(process)
-            return False
-        time.sleep(0.0005)
-    return True
-
-
-def where(directory: Path) -> str:
-    """What the run in ``directory`` does: begin, a phase, report, artifact (being written), or end."""
-    if not (directory / "state.json").is_file():
-        return "begin"
-    state = json.loads((directory / "state.json").read_text())
-    if state["finished"]:
-        return "end"
-    if any(directory.glob(".model.safetensors.*.part")):
-        return "artifact"
-    phases = [*state["config"]["phases"], "report"]
-    return str(phases[len(state["phases"])])
-
-
-def start(argv: list[str], told: Path | None = None) -> int:
+def start(argv: list[str], stderr: Path | None = None, recorder: Recorder | None = None) -> int:
     """Run the command line in a child process; the imports of this process spare it the start-up. Returns its id.
 
-    What a user would read on stderr goes to the file ``told``.
+    What a user would read on stderr goes to the file ``stderr``; ``recorder`` watches the child. One that takes longer
+    than :data:`LIMIT` is ended by SIGALRM.
     """
     sys.stdout.flush()
     sys.stderr.flush()
@@ -120,15 +148,20 @@ def start(argv: list[str], told: Path | None = None) -> int:
         code = 70
         # A shell that started this process in the background had it ignore SIGINT; a run respects that.
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        # The handler of a test's own limit was inherited with the fork.
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(LIMIT)
         try:
+            if recorder is not None:
+                recorder.install()
             quiet = os.open(os.devnull, os.O_WRONLY)
             os.dup2(quiet, 1)
-            if told is not None:
-                sys.stderr = told.open("a", buffering=1)  # a test's own stderr would go on collecting
+            if stderr is not None:
+                sys.stderr = stderr.open("a", buffering=1)  # a test's own stderr would go on collecting
                 os.dup2(sys.stderr.fileno(), 2)
             elif not os.environ.get("CHAOS_LOUD"):
                 os.dup2(quiet, 2)
-            code = train.main(argv if told is not None else [*argv, "debug=true"])
+            code = train.main(argv if stderr is not None else [*argv, "debug=true"])
         finally:
             os._exit(code)
     return process
@@ -136,9 +169,18 @@ def start(argv: list[str], told: Path | None = None) -> int:
 
 def wait(process: int) -> None:
     """Wait for a child that must succeed."""
-    _, status = os.waitpid(process, 0)
-    if os.waitstatus_to_exitcode(status) != 0:
-        raise RuntimeError(f"The run must end with code 0. Got {os.waitstatus_to_exitcode(status)}. Set CHAOS_LOUD=1.")
+    if (code := exit_code(process)) != 0:
+        raise _failed(code)
+
+
+def exit_code(process: int) -> int:
+    """Wait for a child; returns its exit code, or minus the number of the signal that ended it."""
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+
+
+def _failed(code: int) -> RuntimeError:
+    hung = f" It took longer than {LIMIT} s." if code == -signal.SIGALRM else ""
+    return RuntimeError(f"A run must end with code 0. Got {code}.{hung} Set CHAOS_LOUD=1 to see why.")
 
 
 def compare(whole: Path, killed: Path, outcome: Outcome) -> None:

@@ -8,8 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,6 +23,7 @@ from slim.runs.schema import Hardware
 from slim.runs.signals import Signals
 from slim.runs.state import State
 from tests.runs.tiny import TINY, run
+from tests.waiting import BOUND, until
 
 ROOT = Path(__file__).parents[2]
 LINE = [
@@ -32,8 +31,6 @@ LINE = [
     "model=custom", "model._target_=tests.runs.networks.watched", "trainer.checkpoint_every=2", "penalty=target",
     "sparse.epochs=3", "sparse.slim_every=1", "sparse.shrink=null", "finetune.epochs=1",
 ]  # fmt: skip
-BOUND = 300.0
-"""Seconds after which a test gives up waiting: far more than a busy machine with one core needs."""
 
 
 def environment(gammas: Path) -> dict[str, str]:
@@ -112,7 +109,7 @@ def test_a_dead_process_ends_all_and_the_run_goes_on(
     """SIGKILL to the second node's process; what is left goes on with one, and says what that changes."""
     place = tmp_path / "run"
     agents = two_nodes(place, tmp_path / "gammas", [*LINE, "sparse.epochs=400", "sparse.slim_every=0"])
-    _until((place / "sparse" / "last.ckpt").is_file, agents)
+    until((place / "sparse" / "last.ckpt").is_file, lambda: all(agent.poll() is None for agent in agents))
     (worker,) = _children(agents[1].pid)
     os.kill(worker, signal.SIGKILL)
     found = ends(agents)
@@ -165,12 +162,3 @@ def test_ranks_save_together() -> None:
 
 def _children(process: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
-
-
-def _until(holds: Callable[[], bool], agents: list[subprocess.Popen[str]]) -> None:
-    """Wait for an event of another process, which leaves nothing but a file; bounded, and over when a process ends."""
-    deadline = time.monotonic() + BOUND
-    while not holds():
-        assert all(agent.poll() is None for agent in agents), "a process ended early"
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
