@@ -26,10 +26,8 @@ def row(record: dict[str, Any]) -> str:
     values = ", ".join(f"{100 * rows[name]['metric']:.2f}" for name in ("dense", "rebuilt", "recovered", "finetuned"))
     kept = [f"{100 * thin[key] / dense[key]:.1f}%" for key in ("macs", "params")]
     time = ", ".join(f"{100 * thin[key] / dense[key]:.0f}%" for key in ("latency_ms_b1", "latency_ms_b64"))
-    return (
-        f"| VGG of 8 layers, digits (360 test images: one is 0.28 points) | {values} | {kept[0]} | {kept[1]} | {time} | "
-        "`make readme` |"
-    )
+    cells = ["VGG of 8 layers, digits (360 test images: one is 0.28 points)", values, *kept, time, "`make readme`"]
+    return f"| {' | '.join(cells)} |"
 
 
 def main() -> int:

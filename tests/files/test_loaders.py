@@ -242,7 +242,7 @@ HOSTILE: list[tuple[str, Callable[[], bytes], str]] = [
     ("weights.pt", lambda: saved(not_a_number()), "finite"),
     ("weights.pt", lambda: saved({"a": 3}), "state dict"),
     ("weights.pt", lambda: saved({**dense().state_dict(), "../../etc/passwd": torch.zeros(1)}), "1 unknown"),
-    ("weights.pt", lambda: saved(vgg(depth=11, num_classes=10).state_dict()), "belong"),
+    ("weights.pt", lambda: saved(vgg(depth=11, num_classes=10).state_dict()), "configured model"),
     ("last.ckpt", lambda: saved({"state_dict": {}, "run": {}}), "one of a run"),
     ("plan.json", lambda: plan().to_json().replace('"sets":[[8,', '"sets":[[1000000000,').encode(), "size 1000000000"),
     ("plan.json", lambda: b" " * 50_000_000, "plan"),
