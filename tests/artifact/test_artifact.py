@@ -135,7 +135,7 @@ def test_a_file_with_weights_that_are_not_finite(tmp_path: Path, monkeypatch: py
     with torch.no_grad():
         net.conv1.weight[0, 0, 0, 0] = float("inf")
     with monkeypatch.context() as careless:
-        careless.setattr("slim.artifact._finite", lambda *_: None)
+        careless.setattr("slim.artifact._check_finite", lambda *_: None)
         path = slim.save(tmp_path / "inf.safetensors", net)
     assert "finite" in refused(path)
 
