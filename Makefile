@@ -54,7 +54,7 @@ suite: $(READY) ## The tests alone: a process per core, every warning an error, 
 coverage: $(READY) ## Mask, rebuild and compare every torchvision and timm network: one line each, and a count
 	$(ONE_THREAD) $(PY) -m experiments.coverage
 
-fuzz: $(READY) ## The laws of surgery on 2,000 random networks
+fuzz: $(READY) ## The laws of surgery on 5,000 random networks
 	$(ONE_THREAD) PYTEST_TIMEOUT=7200 $(PY) $(TESTS) tests/channels/test_fuzz.py --hypothesis-profile=fuzz
 
 surgery: $(READY) ## Seconds and memory of surgery beside Torch-Pruning, over torchvision's classifiers

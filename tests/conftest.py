@@ -22,7 +22,7 @@ settings.register_profile(
     "suite", max_examples=100, deadline=None, derandomize=True, suppress_health_check=_SLOW_IS_FINE
 )
 settings.register_profile(
-    "fuzz", max_examples=2000, deadline=None, print_blob=True, suppress_health_check=_SLOW_IS_FINE
+    "fuzz", max_examples=5000, deadline=None, print_blob=True, suppress_health_check=_SLOW_IS_FINE
 )
 settings.load_profile("suite")
 

@@ -114,7 +114,8 @@ def _moving(model: nn.Module, kind: str, name: str) -> tuple[nn.Module, Tensor |
     elif name.startswith("mvit"):
         example = torch.randn(1, 3, 16, 224, 224, generator=generator)
     else:
-        example = torch.randn(2, 3, 16, 64, 64, generator=generator)
+        side = 224 if name == "s3d" else 64
+        example = torch.randn(2, 3, 16, side, side, generator=generator)
     fit_statistics(model, example)
     return model.eval(), example
 

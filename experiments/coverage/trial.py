@@ -29,7 +29,8 @@ def trial(model: nn.Module, image: Tensor | tuple[Tensor, ...]) -> dict[str, Any
         (no channel may go).
     """
     size = sum(p.numel() for p in model.parameters())
-    dtype = torch.float64 if size < DOUBLE_BELOW else torch.float32
+    # A flow network makes its grids in float32, whatever its weights are.
+    dtype = torch.float64 if size < DOUBLE_BELOW and not isinstance(image, tuple) else torch.float32
     model = model.to(dtype)
     image = tuple(part.to(dtype) for part in image) if isinstance(image, tuple) else image.to(dtype)
     start = time.perf_counter()

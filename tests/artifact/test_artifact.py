@@ -95,6 +95,12 @@ def test_bad_files(whole: Path, tmp_path: Path) -> None:
     assert "header" in refused(spoiled(struct.pack("<Q", 100 * 2**20) + b"{" * 1000))
     assert re.search("whole|checksum", refused(spoiled(data[: len(data) // 2])))
     assert "checksum" in refused(spoiled(data[:start] + bytes([data[start] ^ 1]) + data[start + 1 :]))
+    header = data[8:start]
+    name, entry = next((k, v) for k, v in json.loads(header).items() if v.get("dtype") == "F32")
+    at = header.index(b'"F32"', header.index(f'"{name}"'.encode()))
+    other = header[:at] + b'"I32"' + header[at + 5 :]
+    assert "checksum" in refused(spoiled(data[:8] + other + data[start:])), "the same bytes, read as whole numbers"
+    assert entry["shape"]
     foreign = json.dumps({"../../x": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()
     assert "slim.save" in refused(spoiled(struct.pack("<Q", len(foreign)) + foreign + b"\0" * 4))
 
@@ -121,6 +127,17 @@ def test_weights_that_are_not_finite(tmp_path: Path) -> None:
     with pytest.raises(SlimError, match=r"finite.*conv1"):
         slim.save(tmp_path / "nan.safetensors", net)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_file_with_weights_that_are_not_finite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its checksum is right: whoever wrote it did not look."""
+    net = dense_resnet()
+    with torch.no_grad():
+        net.conv1.weight[0, 0, 0, 0] = float("inf")
+    with monkeypatch.context() as careless:
+        careless.setattr("slim.artifact._check_finite", lambda *_: None)
+        path = slim.save(tmp_path / "inf.safetensors", net)
+    assert "finite" in refused(path)
 
 
 @given(st.binary(max_size=400))

@@ -145,6 +145,26 @@ class Attention(nn.Module):
         return x + mixed.transpose(1, 2).reshape(x.shape)
 
 
+class Heads(nn.Module):
+    """Attention whose heads may go: q, k and v in one layer, widths from ``form``; its head's width is five."""
+
+    def __init__(self, channels: int, heads: int, form: str) -> None:
+        super().__init__()
+        self.num_heads, self.form, self.inner = heads, form, 5 * heads
+        self.qkv, self.proj = nn.Linear(channels, 15 * heads), nn.Linear(5 * heads, channels)
+        self.fixed = (heads,)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = x.permute(0, 2, 3, 1).flatten(1, 2)
+        n, length, _ = tokens.shape
+        heads = -1 if self.form == "fused" else self.fixed[0] if self.form == "literal" else self.num_heads
+        q, k, v = self.qkv(tokens).view(n, length, 3, heads, 5).permute(2, 0, 3, 1, 4).unbind(0)
+        mixed = (q @ k.transpose(-2, -1) * 5**-0.5).softmax(-1) @ v
+        size = {"attribute": self.inner, "width": 5 * self.num_heads}.get(self.form, -1)
+        mixed = self.proj(mixed.transpose(1, 2).reshape(n, length, size))
+        return x + mixed.transpose(1, 2).reshape(x.shape)
+
+
 class Einsum(nn.Module):
     """A convolution of size 1 as models write it who do not like layers: a raw weight and an einsum."""
 

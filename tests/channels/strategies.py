@@ -23,6 +23,7 @@ from tests.channels.pieces import (
     ChannelsLast,
     Einsum,
     Function,
+    Heads,
     Pad,
     Scaled,
     Shuffle,
@@ -97,6 +98,8 @@ def build(op: Op, channels: int) -> tuple[nn.Module, int]:
         return ChannelsLast(
             nn.Sequential(nn.Linear(channels, hidden), nn.GELU(), nn.Linear(hidden, channels))
         ), channels
+    if kind == "heads":
+        return Heads(channels, args[0], args[1]), channels
     if kind == "attention":
         return Attention(channels, math.gcd(args[0], channels), args[1]), channels
     if kind == "einsum":
@@ -202,6 +205,7 @@ def _flat() -> st.SearchStrategy[Op]:
         st.tuples(st.just("einsum"), WIDTH),
         st.tuples(st.just("pad"), st.integers(1, 3)),
         st.tuples(st.just("attention"), st.integers(1, 4), st.booleans()),
+        st.tuples(st.just("heads"), st.integers(2, 4), st.sampled_from(["fused", "attribute", "literal", "width"])),
         st.tuples(st.just("function"), st.sampled_from(sorted(FUNCTIONS))),
     )
     # Indirection keeps the weights: one_of would flatten what it is given directly.

@@ -8,10 +8,12 @@ import inspect
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.utils.data import DataLoader
 
 import slim
 from slim.criteria import CRITERIA, NORMALIZATIONS, criterion, names
+from slim.criteria.normalize import normalize_scores
 from slim.errors import SlimError
 from tests.criteria.networks import batches, residual, space
 
@@ -83,6 +85,26 @@ def test_numbers_that_are_none_are_refused(name):
             p.data.fill_(float("nan"))
     with pytest.raises(SlimError, match="must be finite"):
         score(graph, name)
+
+
+@pytest.mark.parametrize("how", ["max", "mean"])
+def test_scores_below_zero_are_divided_by_a_size_not_turned_around(how):
+    _, graph = residual(width=12, inner=7)
+    values = -1.0 - np.random.default_rng(0).random(len(graph))
+    made = normalize_scores(graph, values, graph.prunable, how)
+    for module in ("stem", "first"):
+        mine = values[space(graph, module)]
+        size = np.abs(mine).max() if how == "max" else abs(mine.mean())
+        assert made[space(graph, module)] == pytest.approx(mine / size)
+
+
+def test_every_group_that_is_ranked_counts():
+    """Also one that no normalization scales, in a network that has some: a ratio could remove it for nothing."""
+    bare = nn.Sequential(
+        nn.Conv2d(3, 6, 1), nn.ReLU(), nn.Conv2d(6, 8, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 2, 1)
+    )
+    scores = slim.score(slim.trace(bare, torch.zeros(1, 3, 8, 8)), "l1")
+    assert scores.covered.any() and (scores.counts[scores.covered] == 1).all()
 
 
 @pytest.mark.parametrize("how", NORMALIZATIONS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import resource
 import signal
 from pathlib import Path
@@ -21,6 +22,16 @@ def test_replaces_and_leaves_no_part(tmp_path: Path) -> None:
     write_atomic(path, lambda file: file.write(b"two"))
     assert path.read_text() == "two"
     assert [entry.name for entry in path.parent.iterdir()] == ["file.txt"]
+
+
+def test_the_bytes_are_on_the_disk_before_the_name_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a power cut a name without its bytes would be an empty file in place of the old one."""
+    done: list[str] = []
+    sync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda file: (done.append("sync"), sync(file))[1])
+    monkeypatch.setattr(os, "replace", lambda *names: (done.append("rename"), replace(*names))[1])
+    write_atomic(tmp_path / "file.txt", "whole")
+    assert done[:2] == ["sync", "rename"]
 
 
 def test_a_failing_writer_leaves_the_old_file(tmp_path: Path) -> None:

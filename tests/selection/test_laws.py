@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 import slim
 from slim.channels import count_macs, count_params
@@ -65,6 +68,42 @@ def test_floors_rounding_and_balance_hold(name, seed, ratio, ties, limits):
             assert kept >= dense * (1 - limits["max_layer_ratio"]) - 1e-6
             assert kept % limits["round_to"] == 0
     assert not (removed & ~graph.prunable).any()
+
+
+def test_ties_go_by_the_layers_name_not_by_their_place():
+    """So that a plan does not depend on the order in which a forward happens to call its layers."""
+    layers = {"b": nn.Conv2d(3, 6, 1), "a": nn.Conv2d(6, 6, 1), "c": nn.Conv2d(6, 2, 1)}
+    graph = slim.trace(nn.Sequential(OrderedDict(layers)), torch.zeros(1, 3, 4, 4))
+    equal = Scores(graph.prunable * 1.0, graph.prunable, graph.prunable.astype(np.int64), "equal")
+    plan = slim.select(graph, equal, ratio=0.25)
+    assert plan.widths["a"] == (6, 3) and plan.widths["b"] == (6, 6)
+    assert plan.axes["a.weight", 0].kept.tolist() == [3, 4, 5]
+
+
+@pytest.mark.parametrize("name", sorted(NETWORKS))
+def test_scores_below_zero_are_counted_from_the_lowest(name):
+    """Per MAC saved, a negative score would make what saves little go first."""
+    _, graph = network(name)
+    drawn = random_scores(graph, 3)
+    inside = drawn.covered & graph.prunable
+    values = np.where(inside, drawn.values - drawn.values[inside].min(), 0.0)
+    low = Scores(np.where(inside, values - 0.75, 0.0), inside, drawn.counts, "drawn")
+    for amount in (0.8, 0.6):
+        found = select_groups(graph, Scores(values, inside, drawn.counts, "drawn"), macs=amount, strategy="marginal")
+        again = select_groups(graph, low, macs=amount, strategy="marginal")
+        assert np.array_equal(found.removed, again.removed)
+
+
+@pytest.mark.parametrize("kind", ["macs", "params"])
+@pytest.mark.parametrize("name", sorted(NETWORKS))
+def test_asking_for_what_was_reached_reaches_the_same(name, kind):
+    """A fraction of a whole number is rounded; that must not cost one more channel."""
+    _, graph = network(name)
+    scores = random_scores(graph, 0)
+    for amount in np.linspace(0.5, 1.0, 26):
+        found = select_groups(graph, scores, **{kind: float(amount)})
+        again = select_groups(graph, scores, **{kind: found.achieved[kind]})
+        assert np.array_equal(found.removed, again.removed), amount
 
 
 @given(

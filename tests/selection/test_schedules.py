@@ -95,6 +95,8 @@ def test_soft_cuts_silence_channels_that_a_gradient_brings_back():
     torch.manual_seed(0)
     model = Residual()
     graph = slim.trace(model, torch.zeros(1, 3, 8, 8))
+    for scale in graph.scales:
+        torch.nn.init.uniform_(model.get_parameter(scale.bias), 0.0, 0.5)
     removed = slim.select_groups(graph, slim.score(graph, "random"), ratio=0.5).removed
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
     count = soften(graph, removed, leak=1e-3)
@@ -106,6 +108,7 @@ def test_soft_cuts_silence_channels_that_a_gradient_brings_back():
         now = model.get_parameter(scale.weight)
         assert torch.equal(now[~gone], before[scale.weight][~gone])
         assert torch.allclose(now[gone], 1e-3 * before[scale.weight][gone])
+        assert torch.allclose(model.get_parameter(scale.bias)[gone], 1e-3 * before[scale.bias][gone])
         assert (now.grad[gone] != 0).float().mean() > 0.9
     quiet = slim.mask(model, graph.plan(removed)).eval()
     assert torch.allclose(model.eval()(x), quiet(x), atol=0.01), "as good as gone"

@@ -16,7 +16,7 @@ from slim.selection.layerwise import layerwise_removals
 from slim.sensitivity.figures import figure
 from slim.sensitivity.forward_cache import ForwardCache, zeroed_inputs
 from slim.sensitivity.measure import _batch_statistics
-from tests.selection.networks import NETWORKS, Plain, network
+from tests.selection.networks import INPUTS, NETWORKS, Plain, network
 
 
 def held_out(count=64):
@@ -69,6 +69,24 @@ def test_outputs_that_are_written_over_are_remembered_as_they_were():
         assert torch.equal(cache.run_from(2, x), whole)
 
 
+def test_what_is_remembered_survives_being_written_over_again_and_again():
+    """An operation in place that changes its own result shows what a second write on the first leaves."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.SiLU(inplace=True), nn.Conv2d(4, 2, 3))
+    x = torch.randn(4, 3, 8, 8)
+    with ForwardCache(model) as cache:
+        whole = cache.record(x)
+        for _ in range(3):
+            assert torch.equal(cache.run_from(1, x), whole)
+
+
+def test_a_drop_of_exactly_what_may_be_lost_is_allowed():
+    for whole, left, drop in ((0.9, 0.88, 0.02), (0.9, 0.85, 0.05), (0.7, 0.6, 0.1)):
+        found = sensitivity.Sensitivity((0.5,), whole, 100, "", {"layer": [left]})
+        assert found.to_caps(max_drop=drop) == {"layer": {"max_layer_ratio": 0.5}}
+        assert found.to_caps(max_drop=drop - 0.001) == {"layer": {"max_layer_ratio": 0.0}}
+
+
 def test_statistics_are_the_batch_s_own_and_leave_no_trace():
     norm = nn.BatchNorm1d(2).eval()
     before = copy.deepcopy(norm.state_dict())
@@ -95,7 +113,10 @@ def test_the_analysis_goes_on_where_it_stopped(tmp_path, monkeypatch):
     assert path.read_text() == text
     with pytest.raises(SlimError, match="only by the same analysis"):
         sensitivity.measure(graph, held_out(), shares=(0.25, 0.6), path=path)
-    assert model.training is False or model.training is True
+    other = copy.deepcopy(model)
+    other.head.weight.data.mul_(2)  # the ranking and the images stay the same
+    with pytest.raises(SlimError, match="only by the same analysis"):
+        sensitivity.measure(slim.trace(other, INPUTS), held_out(), shares=(0.25, 0.5), path=path)
 
 
 def test_caps_keep_the_selection_out_of_what_hurts():

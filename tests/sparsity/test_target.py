@@ -128,6 +128,35 @@ def test_a_group_counts_once_and_for_a_ratio_per_scale(criterion, budget, shared
     np.testing.assert_allclose(penalty._scores()[own], expected, rtol=1e-4, atol=1e-12)
 
 
+def test_ranked_again_a_channel_goes_on_shrinking():
+    """The countdown begins when a channel is first selected; a later ranking does not begin it anew."""
+    net = started(chain)
+    # So steep that nearly all of the budget is due at the first ranking; ranked at every step.
+    penalty = build(
+        "target", ratio=0.5, start=0.0, end=1.0, power=200.0, window=0.25, rankings=TOTAL, criterion="gamma"
+    )
+    penalty.attach(net, graph_of(net), TOTAL)
+    for _ in range(TOTAL // 4 + 2):
+        penalty.before_step(0.1)
+        penalty.after_step(0.1)
+    assert (gammas(net) == 0).float().mean() > 0.45
+
+
+def test_zeros_do_not_count_in_their_layers_mean():
+    """So scores relative to a layer are the same before and after what is zero leaves the network."""
+    net, penalty = trained(chain, {"ratio": 0.5}, until=TOTAL - 4, balance=1.0)
+    graph = graph_of(net)
+    gone = penalty.removed()
+    assert gone.any()
+    before = {scale.weight: penalty._scores()[scale.groups] for scale in graph.scales}
+    rebuild(net, graph.plan(gone), in_place=True)
+    thin = graph_of(net)
+    penalty.resize(net, thin)
+    for scale in thin.scales:
+        stays = ~gone[next(s.groups for s in graph.scales if s.weight == scale.weight)]
+        np.testing.assert_allclose(penalty._scores()[scale.groups], before[scale.weight][stays], rtol=1e-5)
+
+
 def test_the_power_says_how_early_channels_go():
     options = {"start": 0.0, "end": 1.0, "window": 0.025, "rankings": TOTAL}
     for power in (1.0, 2.0, 3.0):
