@@ -35,11 +35,9 @@ def render(record: Mapping[str, Any], figures: Sequence[str]) -> str:
         parts += ["## Phases", phases]
     if recovery := _recovery(record):
         parts += ["## Recovery", recovery]
-    if kept := record.get("kept_because"):
-        parts += [
-            "## What stayed, and why",
-            _grid(("reason", "channels", "what can be done"), [[str(cell) for cell in row] for row in kept]),
-        ]
+    if stayed := record.get("stayed"):
+        rows = [[row["reason"], words.percent(row["share"], 1), row["where"], row["advice"]] for row in stayed]
+        parts += ["## What must stay", _grid(("reason", "channel groups", "such as", "what can be done"), rows)]
     if notes := record.get("notes"):
         parts += ["## Notes", _list(*notes)]
     for name in figures:

@@ -100,7 +100,7 @@ def scheduler(config: Config, made: Optimizer, total_steps: int) -> dict[str, An
     if interval not in ("step", "epoch"):
         raise SlimError(f"interval must be step or epoch. Got interval={interval}. Set scheduler.interval=step.")
     steps = {name: _steps(value, total_steps, name) for name, value in options.items()}
-    # A schedule that sets rates itself is told the one of the phase.
+    # A schedule that sets rates itself takes that of the phase.
     steps = {name: float(made.param_groups[0]["lr"]) if value == "lr" else value for name, value in steps.items()}
     if not isinstance(steps.get("milestones", []), list):
         raise SlimError(f"milestones must be a list. Got milestones={steps['milestones']}. Set [50%,75%].")
@@ -121,15 +121,15 @@ def learning_rates(config: Config, kind: str, steps_per_epoch: int) -> list[floa
     total = steps_per_epoch * training.epochs
     lr = base_rate(config, kind)
     made = optimizer(config, [nn.Parameter(torch.zeros(1))], lr)
-    told = scheduler(config, made, total)
-    every = 1 if told["interval"] == "step" else steps_per_epoch
+    made_scheduler = scheduler(config, made, total)
+    every = 1 if made_scheduler["interval"] == "step" else steps_per_epoch
     rates = []
-    follows = isinstance(told["scheduler"], torch.optim.lr_scheduler.ReduceLROnPlateau)
+    follows = isinstance(made_scheduler["scheduler"], torch.optim.lr_scheduler.ReduceLROnPlateau)
     for step in range(total):
         rates.append(float(made.param_groups[0]["lr"]))
         made.step()
         if not follows and (step + 1) % every == 0 and step + 1 < total:
-            told["scheduler"].step()
+            made_scheduler["scheduler"].step()
     return rates
 
 

@@ -158,7 +158,7 @@ class Saver(Checkpoint):
     def _agreed(self, trainer: pl.Trainer, due: bool) -> tuple[bool, str | None]:
         """Whether to save, and which signal tells to stop: the same on all ranks, which do both together or not at all.
 
-        Clocks differ, and a scheduler may have told only one of them.
+        Clocks differ, and a job scheduler may have signalled only one of them.
         """
         stop = self._signals.received
         if trainer.world_size > 1:

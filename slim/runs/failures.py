@@ -23,6 +23,7 @@ QUIET = (
     ".*isinstance.treespec, LeafSpec.*",
     ".*`.*_module_state_dict`.*",
     ".*Grad strides do not match bucket view strides.*",
+    ".*This DataLoader will create .* worker processes.*",
     ".*Total length of .* across ranks is zero.*",
 )
 """Lightning's warnings about choices that are ours on purpose."""

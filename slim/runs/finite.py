@@ -16,7 +16,7 @@ class Finite(pl.Callback):
 
     On the CPU every loss is looked at before it reaches a gradient. On an accelerator the number of the first bad batch
     is kept on the device and read every ``every`` batches and before each checkpoint, so that watching never waits for
-    the device; what fails in the meantime is told as what it comes from.
+    the device; what fails in the meantime is reported by its cause.
 
     Args:
         phase: For the message.

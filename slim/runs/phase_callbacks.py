@@ -56,14 +56,14 @@ class PhaseCallbacks:
 def _sparse_callbacks(
     parts: Components, kind: str, budget: dict[str, float]
 ) -> tuple[SparseTraining | None, ChannelPruning | None]:
-    """The penalty of a sparse phase, with the ``budget`` of a law that is told one, and rebuilds in between."""
+    """The penalty of a sparse phase, with the ``budget`` of a law that takes one, and rebuilds in between."""
     config = parts.config
     training = config.training(kind)
     if not isinstance(training, Sparse):
         return None, None
     place: dict[str, Any] = {"network": config.network, "example": parts.example, "trace": config.prune.tracing}
     options = {**config.penalty, **budget}
-    # A law that is told its target has no lam to scale.
+    # A law that knows its target has no lam to scale.
     shrink = training.shrink if options.get("lam") else None
     sparse = SparseTraining(options.pop("name"), shrink=shrink, **place, **options)
     if not training.slim_every:
@@ -79,8 +79,8 @@ def _distillation(parts: Components, directory: Path, kind: str, number: int) ->
     teacher = teachers.load(parts, directory, kind, number)
     if teacher is None:
         return None
-    told = parts.config.teachers[kind]
-    return Distillation(teacher, network=parts.config.network, temperature=told.temperature, weight=told.weight)
+    options = parts.config.teachers[kind].model_dump(exclude={"teacher"})
+    return Distillation(teacher, network=parts.config.network, **options)
 
 
 def _schedule_callbacks(parts: Components, directory: Path, name: str, number: int) -> list[pl.Callback]:
@@ -96,7 +96,7 @@ def _schedule_callbacks(parts: Components, directory: Path, name: str, number: i
 
 
 def budget_of_law(parts: Components, before: Path | None, number: int) -> dict[str, float]:
-    """The budget of a law that is told one (``target``), for the pass ``number``, as its option.
+    """The budget of a law that takes one (``target``), for the pass ``number``, as its option.
 
     Such a law takes the network it meets first for the dense one; so its budget is put in terms of that, also when the
     phase goes on with a network that has become thinner since.

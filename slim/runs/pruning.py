@@ -27,6 +27,7 @@ from slim.runs.evaluation import bottleneck, evaluate, validation_batches
 from slim.runs.loaders import seed_all
 from slim.runs.restart import restarted
 from slim.selection import Selection
+from slim.selection.losses import reasons
 
 
 @dataclass
@@ -82,6 +83,7 @@ def cut_network(parts: Components, directory: Path, before: Path | None, start: 
     module.to(parts.hardware.device)  # where gradients are fast, and where latency counts
     callback = pruning(parts, number, recover=step.weights == "trained")
     callback.traced = parts.traced(parts.network(module))
+    stayed = reasons(graph)  # while the graph is of the network as it is
     done = callback.cut(
         module,
         graph=graph,
@@ -105,6 +107,7 @@ def cut_network(parts: Components, directory: Path, before: Path | None, start: 
     slim.rebuild(network, done.plan, in_place=True)
     ladder["rebuilt"] = evaluate(parts, bare, "val")
     figures = _describe(parts, graph, done.selection, plan) | _removed(graph, described, done.selection)
+    figures["stayed"] = stayed
     figures["recovery"] = [dataclasses.asdict(each) for each in steps]
     if thinnest := bottleneck(figures["widths"]):
         notes.append(thinnest)

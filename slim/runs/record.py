@@ -16,7 +16,7 @@ Keys (a missing one means: not known in this run)::
     widths            {layer: [dense, after]};  layer_macs: {layer: [dense, after]}
     gammas            {layer: [|gamma| before the cut]};  removed: {layer: [bool]};  cut: largest removed |gamma|
     recovery          [{name, before, after, kept, reason}]: the steps after the cut, and whether they stayed
-    kept_because      [[reason, channels, what can be done]]: the largest reasons for what could not go
+    stayed            [{reason, advice, share, where}]: the largest reasons for what could not go, of all groups
     history           {phase: {train_loss, train_accuracy, val_loss, val_accuracy: one number per epoch}}
     notes             one line each: selection, shrink budget, warnings
     latency           {"1": statement, "64": statement}

@@ -1,4 +1,4 @@
-"""What a run can be told: one pydantic model per section of conf/, each value with its own rule."""
+"""The configuration of a run: one pydantic model per section of conf/, each value with its own rule."""
 
 from __future__ import annotations
 
@@ -236,7 +236,7 @@ class Hardware(Section):
 
 
 class Config(Section):
-    """Everything a run can be told."""
+    """The whole configuration."""
 
     data: dict[str, Any]
     model: dict[str, Any]
