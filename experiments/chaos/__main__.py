@@ -15,15 +15,8 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=25)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    # Everything heavy is imported before the first fork, so that a process is at work at once.
-    import pytorch_lightning  # noqa: F401
-    import sklearn.datasets  # noqa: F401
-    import torch
-    from torch.utils.tensorboard import SummaryWriter  # noqa: F401
-
     from experiments.chaos.harness import LENGTHS, TINY, chaos
 
-    torch.set_num_threads(1)
     different = 0
     for length, changes in LENGTHS.items():
         kills, began = options.kills if length == "tiny" else 3, time.monotonic()

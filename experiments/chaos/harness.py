@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import random
 import signal
 import sys
+import traceback
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +49,13 @@ LENGTHS = {
 LIMIT = 1200
 """Seconds for one process of a run, then SIGALRM ends it: a run that hangs is a failure, not a reason to wait on."""
 
+# Runs are forked from a server process that has imported what is heavy and done nothing else: a process that has
+# trained may not fork one that trains (threads of autograd do not survive a fork), and a fresh one takes seconds.
+_FORKS = multiprocessing.get_context("forkserver")
+_FORKS.set_forkserver_preload(
+    ["torch", "torchvision", "pytorch_lightning", "torch.utils.tensorboard", "sklearn.datasets", "hydra", "slim.runs"]
+)
+
 KILLS_PER_VICTIM = 6
 MISSES = 3
 """So many victims may end before the kill that was meant for them; then the aim is wrong, and more would not help."""
@@ -59,7 +70,17 @@ class Outcome:
     victims: int = 0
 
 
-def chaos(folder: Path, kills: int, seed: int = 0, overrides: tuple[str, ...] = TINY) -> Outcome:
+@dataclass(frozen=True)
+class Program:
+    """What is run, killed and compared; both functions can be pickled."""
+
+    main: Callable[[list[str]], int]
+    compare: Callable[[Path, Path, Outcome], None]
+
+
+def chaos(
+    folder: Path, kills: int, seed: int = 0, overrides: tuple[str, ...] = TINY, program: Program | None = None
+) -> Outcome:
     """Run ``overrides`` once undisturbed and others with ``kills`` SIGKILLs in all; everything in ``folder``.
 
     The undisturbed run says which events there are (:mod:`experiments.chaos.events`); every kill is aimed at one of
@@ -70,13 +91,15 @@ def chaos(folder: Path, kills: int, seed: int = 0, overrides: tuple[str, ...] = 
         kills: How often.
         seed: Of the aims.
         overrides: The command line.
+        program: ``train.py`` and :func:`compare` if None.
 
     Raises:
         RuntimeError: A run failed or hung, or victims kept ending before their kill.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    program = program or Program(train.main, compare)
     whole, log = folder / "whole", folder / "events"
-    wait(start([*overrides, f"hydra.run.dir={whole}"], recorder=Recorder(whole, log)))
+    wait(start([*overrides, f"hydra.run.dir={whole}"], recorder=Recorder(whole, log), main=program.main))
     events = log.read_text().splitlines()
     outcome, chance, misses = Outcome(), random.Random(seed), 0
     pool: list[str] = []
@@ -86,14 +109,14 @@ def chaos(folder: Path, kills: int, seed: int = 0, overrides: tuple[str, ...] = 
         kinds = kinds[: kills - len(outcome.kills)]
         killed = folder / f"killed-{outcome.victims}"
         outcome.victims += 1
-        if not _kill_at(killed, overrides, _moments(events, kinds, chance), events, outcome):
-            misses += 1
+        kills_came = _kill_at(killed, overrides, _moments(events, kinds, chance), events, outcome, program.main)
+        misses += not kills_came
         if misses > MISSES:
             raise RuntimeError(
                 f"A kill must hit work. Got {misses} victims of {outcome.victims} that ended before theirs ({killed}). "
                 "Look whether a resumed run does what an undisturbed one does, and whether the kill comes."
             )
-        compare(whole, killed, outcome)
+        program.compare(whole, killed, outcome)
     return outcome
 
 
@@ -108,7 +131,14 @@ def _moments(events: list[str], kinds: list[str], chance: random.Random) -> list
     return sorted(chance.choice([at for at, event in enumerate(events) if event == kind]) for kind in kinds)
 
 
-def _kill_at(killed: Path, overrides: tuple[str, ...], moments: list[int], events: list[str], outcome: Outcome) -> bool:
+def _kill_at(
+    killed: Path,
+    overrides: tuple[str, ...],
+    moments: list[int],
+    events: list[str],
+    outcome: Outcome,
+    main: Callable[[list[str]], int],
+) -> bool:
     """Run a victim with a kill at each of ``moments``, in a new process each, then to its end; False: it ended early.
 
     A resumed process begins at a checkpoint before the last kill, so it sees every event between that kill and the next
@@ -119,14 +149,14 @@ def _kill_at(killed: Path, overrides: tuple[str, ...], moments: list[int], event
         event = events[moment]
         aim = Aim(event, events[before + 1 : moment + 1].count(event))
         recorder = Recorder(killed, killed.with_suffix(".events"), aim)
-        code = exit_code(start(_line(overrides, killed), recorder=recorder))
+        code = exit_code(start(_line(overrides, killed), recorder=recorder, main=main))
         if code == 0:
             return False
         if code != -signal.SIGKILL:
             raise _failed(code)
         outcome.kills.append(event)
         before = moment
-    wait(start(_line(overrides, killed)))
+    wait(start(_line(overrides, killed), main=main))
     return True
 
 
@@ -135,47 +165,72 @@ def _line(overrides: tuple[str, ...], directory: Path) -> list[str]:
     return [f"resume={directory}"] if again else [*overrides, f"hydra.run.dir={directory}"]
 
 
-def start(argv: list[str], stderr: Path | None = None, recorder: Recorder | None = None) -> int:
-    """Run the command line in a child process; the imports of this process spare it the start-up. Returns its id.
+def start(
+    argv: list[str],
+    stderr: Path | None = None,
+    recorder: Recorder | None = None,
+    main: Callable[[list[str]], int] = train.main,
+) -> BaseProcess:
+    """Run a command line in a process of its own, started from one that has the heavy imports done.
 
-    What a user would read on stderr goes to the file ``stderr``; ``recorder`` watches the child. One that takes longer
-    than :data:`LIMIT` is ended by SIGALRM.
+    Args:
+        argv: The command line.
+        stderr: A file (or named pipe) for what a user would read there; without it the run is silent.
+        recorder: Watches the process.
+        main: What runs; may be picklable only, so that it can prepare the process first.
+
+    Returns:
+        The process. One that takes longer than :data:`LIMIT` is ended by SIGALRM.
     """
-    sys.stdout.flush()
-    sys.stderr.flush()
-    process = os.fork()
-    if process == 0:
-        code = 70
-        # A shell that started this process in the background had it ignore SIGINT; a run respects that.
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        # The handler of a test's own limit was inherited with the fork.
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.alarm(LIMIT)
-        try:
-            if recorder is not None:
-                recorder.install()
-            quiet = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(quiet, 1)
-            if stderr is not None:
-                sys.stderr = stderr.open("a", buffering=1)  # a test's own stderr would go on collecting
-                os.dup2(sys.stderr.fileno(), 2)
-            elif not os.environ.get("CHAOS_LOUD"):
-                os.dup2(quiet, 2)
-            code = train.main(argv if stderr is not None else [*argv, "debug=true"])
-        finally:
-            os._exit(code)
+    process = _FORKS.Process(target=_run, args=(argv, stderr, recorder, main, LIMIT, dict(os.environ)))
+    process.start()
     return process
 
 
-def wait(process: int) -> None:
-    """Wait for a child that must succeed."""
+def _run(
+    argv: list[str],
+    stderr: Path | None,
+    recorder: Recorder | None,
+    main: Callable[[list[str]], int],
+    limit: int,
+    environment: dict[str, str],
+) -> None:
+    """The process: its streams, its limit, then ``main``; it ends here, whatever multiprocessing would do after."""
+    code = 70
+    # A shell that started all this in the background had it ignore SIGINT; a run respects that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.alarm(limit)
+    try:
+        # The server's environment is from when it was started.
+        os.environ.clear()
+        os.environ.update(environment)
+        if recorder is not None:
+            recorder.install()
+        quiet = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(quiet, 1)
+        if stderr is not None:
+            sys.stderr = stderr.open("a", buffering=1)
+            os.dup2(sys.stderr.fileno(), 2)
+        elif not os.environ.get("CHAOS_LOUD"):
+            os.dup2(quiet, 2)
+        code = main(argv if stderr is not None else [*argv, "debug=true"])
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
+def wait(process: BaseProcess) -> None:
+    """Wait for a run that must succeed."""
     if (code := exit_code(process)) != 0:
         raise _failed(code)
 
 
-def exit_code(process: int) -> int:
-    """Wait for a child; returns its exit code, or minus the number of the signal that ended it."""
-    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+def exit_code(process: BaseProcess) -> int:
+    """Wait for a run; returns its exit code, or minus the number of the signal that ended it."""
+    process.join()
+    assert process.exitcode is not None
+    return process.exitcode
 
 
 def _failed(code: int) -> RuntimeError:

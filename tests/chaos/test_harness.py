@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
-import time
-from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,9 +14,8 @@ from experiments.chaos import events as chaos_events
 from experiments.chaos import harness
 from experiments.chaos.events import Aim, Recorder
 from experiments.chaos.harness import TINY, Outcome, chaos, compare, exit_code, start
-from slim.files import write_atomic, write_json
-
-pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+from slim.files import write_atomic
+from tests.chaos.stand_in import STAND_IN, hanging, not_atomic, ten_files, without_kill
 
 # Four steps to an epoch, surgery after the first epoch.
 SHORT = (
@@ -67,86 +65,49 @@ def test_comparing_sees_one_bit(three_kills: tuple[Path, Outcome], tmp_path: Pat
     assert outcome.differences == ["model.safetensors"]
 
 
-# The harness on a stand-in for a run: it writes ten files, and goes on with the first that is missing
-
-
-@pytest.fixture
-def stand_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(harness.train, "main", _ten_files)
-    monkeypatch.setattr(harness, "compare", _compare_files)
-    yield
-
-
-def _ten_files(argv: list[str]) -> int:
-    directory = Path(next(item.partition("=")[2] for item in argv if item.startswith(("resume=", "hydra.run.dir="))))
-    state = {"config": {"phases": ["sparse"]}, "phases": {}, "finished": False}
-    if not (directory / "state.json").is_file():
-        write_json(directory / "state.json", state)
-    for number in range(10):
-        if not (directory / f"{number}.txt").is_file():
-            write_atomic(directory / f"{number}.txt", "0123456789")
-    write_json(directory / "state.json", {**state, "finished": True})
-    return 0
-
-
-def _compare_files(whole: Path, killed: Path, outcome: Outcome) -> None:
-    for path in whole.glob("*.txt"):
-        if path.read_bytes() != (killed / path.name).read_bytes():
-            outcome.differences.append(path.name)
+# The harness on a stand-in for a run
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_every_kind_of_event_has_its_turn(stand_in: None, tmp_path: Path, seed: int) -> None:
+def test_every_kind_of_event_has_its_turn(tmp_path: Path, seed: int) -> None:
     kinds = 2 * (10 + 2)  # ten files and state.json twice, each half written and written
-    outcome = chaos(tmp_path, kinds, seed)
+    outcome = chaos(tmp_path, kinds, seed, program=STAND_IN)
     assert outcome.differences == []
     assert len(outcome.kills) == len(set(outcome.kills)) == kinds
     assert outcome.victims == kinds / harness.KILLS_PER_VICTIM
 
 
-def test_the_same_seed_kills_at_the_same_events(stand_in: None, tmp_path: Path) -> None:
-    first, second, third = (chaos(tmp_path / str(at), 7, seed).kills for at, seed in enumerate((1, 1, 2)))
+def test_the_same_seed_kills_at_the_same_events(tmp_path: Path) -> None:
+    first, second, third = (
+        chaos(tmp_path / str(at), 7, seed, program=STAND_IN).kills for at, seed in enumerate((1, 1, 2))
+    )
     assert first == second != third
 
 
-def test_victims_that_all_end_early_are_an_error(
-    stand_in: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The kill that never comes, as on a machine that is faster than the aim."""
-    monkeypatch.setattr(chaos_events, "kill", lambda: None)
+def test_victims_that_all_end_early_are_an_error(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match=r"A kill must hit work\. Got 4 victims of 4"):
-        chaos(tmp_path, 3)
+        chaos(tmp_path, 3, program=replace(STAND_IN, main=without_kill))
 
 
-def test_a_run_that_loses_a_file_is_seen(stand_in: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_loses_a_file_is_seen(tmp_path: Path) -> None:
     """Half-written files that count as whole: the mistake that atomic writing is there against."""
-    monkeypatch.setattr(harness.train, "main", _not_atomic)
-    assert chaos(tmp_path, 12).differences != []
-
-
-def _not_atomic(argv: list[str]) -> int:
-    """Takes what a killed process left behind for the file it was to become."""
-    directory = Path(next(item.partition("=")[2] for item in argv if item.startswith(("resume=", "hydra.run.dir="))))
-    for part in directory.glob(".*.txt.*.part"):
-        part.rename(directory / (part.name.split(".")[1] + ".txt"))
-    return _ten_files(argv)
+    assert chaos(tmp_path, 12, program=replace(STAND_IN, main=not_atomic)).differences != []
 
 
 @pytest.mark.parametrize(("event", "left"), [("half written", b"01234"), ("written", b"0123456789")])
-def test_a_kill_while_a_file_is_written(stand_in: None, tmp_path: Path, event: str, left: bytes) -> None:
+def test_a_kill_while_a_file_is_written(tmp_path: Path, event: str, left: bytes) -> None:
     place = tmp_path / "run"
     recorder = Recorder(place, tmp_path / "log", Aim(f"sparse: 3.txt {event}", 1))
-    assert exit_code(start([f"hydra.run.dir={place}"], recorder=recorder)) == -9
+    assert exit_code(start([f"hydra.run.dir={place}"], recorder=recorder, main=ten_files)) == -9
     (path,) = [*place.glob(".3.txt.*.part"), *place.glob("3.txt")]
     assert path.read_bytes() == left
     assert not (place / "4.txt").exists()
 
 
-def test_a_run_that_hangs_is_an_error(stand_in: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_hangs_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(harness, "LIMIT", 1)
-    monkeypatch.setattr(harness.train, "main", lambda argv: time.sleep(300))
     with pytest.raises(RuntimeError, match=r"Got -14\. It took longer than 1 s"):
-        chaos(tmp_path, 1)
+        chaos(tmp_path, 1, program=replace(STAND_IN, main=hanging))
 
 
 def test_moments_are_in_order_and_of_their_kind() -> None:

@@ -8,6 +8,7 @@ import resource
 import shutil
 import signal
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import pytest
 from PIL import Image
 
 import train
-from experiments.chaos.harness import start
+from experiments.chaos.harness import exit_code, start
 from slim.errors import RunFailed
 from slim.runs.checkpoint import Saver
 from slim.runs.failures import explained
@@ -142,14 +143,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return run(tmp_path_factory.mktemp("room") / "run")
 
 
-@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-@pytest.mark.parametrize(
-    "name",
-    ["state.json", "last.ckpt", "network.safetensors", "plan.json", "model.safetensors", "report.json", "report.md"],
-)
-def test_a_full_disk(name: str, whole: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From the moment that ``name`` is written no file can grow: one line; with room again the run goes on."""
-    place, opened = tmp_path / "run", Path.open
+def with_full_disk(argv: list[str], name: str) -> int:
+    """A run; from the moment that ``name`` is written no file can grow."""
+    opened = Path.open
 
     def full(path: Path, *args: Any, **options: Any) -> Any:
         if path.name.startswith(f".{name}."):
@@ -157,16 +153,24 @@ def test_a_full_disk(name: str, whole: dict[str, Any], tmp_path: Path, monkeypat
             resource.setrlimit(resource.RLIMIT_FSIZE, (64, resource.RLIM_INFINITY))
         return opened(path, *args, **options)
 
-    told, pipe = os.pipe()  # a limit on files leaves pipes alone
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "open", full)
-        process = start(["+experiment=vgg_slim", *TINY, f"hydra.run.dir={place}"], Path(f"/dev/fd/{pipe}"))
-    os.close(pipe)
-    with os.fdopen(told) as reader:
-        line = line_of(reader.read())
-    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 1
-    assert f"The disk must have room for {name}" in line
+    Path.open = full  # type: ignore[method-assign, assignment]
+    return train.main(argv)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["state.json", "last.ckpt", "network.safetensors", "plan.json", "model.safetensors", "report.json", "report.md"],
+)
+def test_a_full_disk(name: str, whole: dict[str, Any], tmp_path: Path) -> None:
+    """One line that names the file; with room again the run goes on."""
+    place, pipe = tmp_path / "run", tmp_path / "pipe"
+    os.mkfifo(pipe)  # a limit on files leaves pipes alone
+    line = ["+experiment=vgg_slim", *TINY, f"hydra.run.dir={place}"]
+    process = start(line, pipe, main=partial(with_full_disk, name=name))
+    last = line_of(pipe.read_text())
+    assert exit_code(process) == 1
+    assert f"The disk must have room for {name}" in last
     assert not list(place.rglob(".*.part"))
     begun = (place / "state.json").is_file()
-    assert train.main([f"resume={place}"] if begun else ["+experiment=vgg_slim", *TINY, f"hydra.run.dir={place}"]) == 0
+    assert train.main([f"resume={place}"] if begun else line) == 0
     assert timeless(json.loads((place / "report.json").read_text())) == timeless(whole)

@@ -25,16 +25,16 @@ from tests.waiting import until
 SLIMMING = ("penalty=target", "sparse.epochs=4", "sparse.slim_every=1", "trainer.checkpoint_every=2")
 
 
-@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGUSR1, 138), (signal.SIGINT, 130)])
 def test_signals_leave_a_checkpoint(tmp_path: Path, number: int, code: int) -> None:
     """And the command that goes on, in one line; the step that is under way is in the checkpoint."""
     place, told = tmp_path / "run", tmp_path / "told"
     line = ["+experiment=vgg_slim", *_tiny("sparse.epochs=400", "data.limit_train=64")]
     process = start([*line, f"hydra.run.dir={place}"], told)
-    until((place / "sparse" / "last.ckpt").is_file, lambda: os.waitpid(process, os.WNOHANG)[0] == 0)
+    until((place / "sparse" / "last.ckpt").is_file, process.is_alive)
     before = read(place / "sparse" / "last.ckpt")["global_step"]
-    os.kill(process, number)
+    assert process.pid is not None
+    os.kill(process.pid, number)
     assert exit_code(process) == code, "it ends before its 400 epochs are done, and long before the test's own limit"
     assert told.read_text().splitlines()[-1].endswith(f"Go on with: python train.py resume={place}")
     assert "Traceback" not in told.read_text()
