@@ -7,6 +7,7 @@ test of its name, else the folder of its part, the tests that import it, and its
 from __future__ import annotations
 
 import ast
+import functools
 import subprocess
 from pathlib import Path
 
@@ -56,6 +57,7 @@ def _importers(path: str) -> set[str]:
     return {str(test.relative_to(ROOT)) for test in ROOT.glob("tests/*/test_*.py") if module in _imports(test)}
 
 
+@functools.cache
 def _imports(test: Path) -> set[str]:
     found = set()
     for node in ast.walk(ast.parse(test.read_text(encoding="utf-8"))):

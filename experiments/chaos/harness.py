@@ -35,6 +35,7 @@ TINY = (
     "finetune.epochs=8",
     "recovery.recalibrate_batches=2",
     "latency_seconds=0.01",
+    "figures=false",
 )
 """All phases, surgery in the middle of training, checkpoints within epochs; a few seconds on one core."""
 

@@ -13,17 +13,18 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
-def write(run_dir: str | Path, record: Mapping[str, Any]) -> None:
+def write(run_dir: str | Path, record: Mapping[str, Any], pictures: bool = True) -> None:
     """Write ``report.md`` and ``figures/*.png`` into a run directory, each file atomically.
 
     Args:
         run_dir: The run directory.
         record: The content of its report.json; what it lacks is left out of the report.
+        pictures: Whether to draw figures, which takes seconds.
     """
     from slim.report import figures, markdown
 
     run_dir = Path(run_dir)
-    drawn = figures.all_figures(record)
+    drawn = figures.all_figures(record) if pictures else {}
     for name, figure in drawn.items():
         write_atomic(run_dir / "figures" / f"{name}.png", figures.png(figure))
     write_atomic(run_dir / "report.md", markdown.render(record, list(drawn)))

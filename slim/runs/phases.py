@@ -169,7 +169,7 @@ class _Run:
             self._note(f"{name}: {line}")
         if self._at_chance(cut):
             self._note(f"The cut took the network to chance ({self._ladder(cut)}); fine-tuning starts from there.")
-        if processes.rank() == 0:
+        if processes.rank() == 0 and self.parts.config.figures:
             from slim.report.tensorboard import log_cut
 
             log_cut(self.directory / name, **{key: cut.figures[key] for key in ("widths", "gammas", "cut", "removed")})

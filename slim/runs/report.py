@@ -66,7 +66,7 @@ def finish(parts: Components, directory: Path, state: State, say: Callable[[str]
         artifact=artifact,
     )
     write_json(directory / "report.json", found)
-    report.write(directory, found)
+    report.write(directory, found, pictures=config.figures)
     from slim.report.tensorboard import log_hparams
 
     log_hparams(directory, plain(config), found)

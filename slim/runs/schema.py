@@ -28,6 +28,7 @@ SAFE_ON_RESUME = (
     "resume",
     "output",
     "latency_seconds",
+    "figures",
     *(f"sensitivity.{field}" for field in ("images", "shares", "max_drop", "memory_mb", "csv")),
 )
 """Keys that may change when a run goes on: epochs to extend, devices, logging."""
@@ -264,6 +265,7 @@ class Config(Section):
     output: str = "outputs"
     strategy: str = "auto"
     latency_seconds: Positive = 1.0
+    figures: bool = True
     debug: bool = False
 
     @property

@@ -29,7 +29,7 @@ PHASES = "phases=[baseline,sparse,prune,finetune]"
 def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """One run of all four phases, and its report."""
     place = tmp_path_factory.mktemp("runs") / "one"
-    return place, run(place, PHASES)
+    return place, run(place, PHASES, "figures=true")
 
 
 def dense() -> torch.nn.Module:
@@ -45,9 +45,15 @@ def test_run_directory(done: tuple[Path, dict[str, Any]]) -> None:
         assert (place / name).is_file(), name
     for phase in ("baseline", "sparse", "finetune"):
         assert list((place / phase).glob("events.out.tfevents.*"))
-    assert list((place / "figures").glob("*.png"))
+    assert len(list((place / "figures").glob("*.png"))) == 5
+    assert (place / "report.md").read_text().count("figures/") == 5
     assert not (place / "lock").exists()
     assert not list(place.rglob(".*.part"))
+
+
+def test_without_figures(tmp_path: Path) -> None:
+    run(tmp_path / "run", "phases=[sparse,prune]")
+    assert not list(tmp_path.rglob("*.png")) and "figures/" not in (tmp_path / "run" / "report.md").read_text()
 
 
 def test_report(done: tuple[Path, dict[str, Any]]) -> None:

@@ -24,6 +24,7 @@ TINY = [
     "prune.ratio=0.5",
     "recovery.recalibrate_batches=2",
     "latency_seconds=0.01",
+    "figures=false",
 ]
 
 
@@ -34,7 +35,12 @@ def run(directory: Path, *overrides: str, code: int = 0) -> dict[str, Any]:
         given.add("model.widths")
     whole = [] if any(item.startswith("+experiment=") for item in overrides) else ["+experiment=vgg_slim", *TINY]
     # Another experiment brings its own model and budget.
-    base = whole or ["trainer.accelerator=cpu", "latency_seconds=0.01", "recovery.recalibrate_batches=1"]
+    base = whole or [
+        "trainer.accelerator=cpu",
+        "latency_seconds=0.01",
+        "figures=false",
+        "recovery.recalibrate_batches=1",
+    ]
     line = [*(item for item in base if item.partition("=")[0] not in given), *overrides]
     assert train.main([*line, f"hydra.run.dir={directory}"]) == code
     path = directory / "report.json"
