@@ -15,7 +15,7 @@ PIP := -m pip install --quiet --disable-pip-version-check
 WORKERS ?= $(shell n=$$(env -u OMP_NUM_THREADS nproc 2>/dev/null || getconf _NPROCESSORS_ONLN); echo $$((n < 8 ? n : 8)))
 # A thread pool in each process would only fight over the cores.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
-TESTS := -m pytest -q -n $(WORKERS) --dist worksteal
+TESTS := -m pytest -q -n $(WORKERS)
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | awk -F'\t' '{ printf "  make %-12s %s\n", $$1, $$2 }'

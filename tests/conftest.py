@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+from typing import Any
 
 # Before torch, numpy or matplotlib are imported for the first time.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from xdist.scheduler import LoadScopeScheduling
 
 # Same examples in every run: a red test stays red until it is mended. `make fuzz` looks further.
 _SLOW_IS_FINE = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
@@ -38,6 +40,30 @@ def pytest_fixture_setup(fixturedef: pytest.FixtureDef[object]) -> None:
     """So does every fixture that tests share: it is set up before `seeded`, after whichever test came first."""
     if fixturedef.scope != "function":
         _seed()
+
+
+class ByFile(LoadScopeScheduling):
+    """A file's tests share a worker, so that what they share is made once; those that start processes share one too.
+
+    What the latter start is forked from one server process for each worker, which takes seconds to import everything.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.split("::", 1)[0]
+        return "processes" if file in PROCESSES else file
+
+
+PROCESSES = (
+    "tests/chaos/test_harness.py",
+    "tests/lightning/test_ranks.py",
+    "tests/runs/test_failures.py",
+    "tests/runs/test_processes.py",
+    "tests/runs/test_resume.py",
+)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    return ByFile(config, log)
 
 
 def _seed() -> None:

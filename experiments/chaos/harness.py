@@ -9,7 +9,7 @@ import random
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -171,6 +171,7 @@ def start(
     stderr: Path | None = None,
     recorder: Recorder | None = None,
     main: Callable[[list[str]], int] = train.main,
+    environment: Mapping[str, str] | None = None,
 ) -> BaseProcess:
     """Run a command line in a process of its own, started from one that has the heavy imports done.
 
@@ -178,12 +179,13 @@ def start(
         argv: The command line.
         stderr: A file (or named pipe) for what a user would read there; without it the run is silent.
         recorder: Watches the process.
-        main: What runs; may be picklable only, so that it can prepare the process first.
+        main: What runs: a function that can be pickled; it may prepare the process first.
+        environment: This process's if None.
 
     Returns:
         The process. One that takes longer than :data:`LIMIT` is ended by SIGALRM.
     """
-    process = _FORKS.Process(target=_run, args=(argv, stderr, recorder, main, LIMIT, dict(os.environ)))
+    process = _FORKS.Process(target=_run, args=(argv, stderr, recorder, main, LIMIT, dict(environment or os.environ)))
     process.start()
     return process
 

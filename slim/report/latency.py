@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from statistics import median
 from typing import Any
 
@@ -73,7 +74,7 @@ def compare(
     result = Comparison({name: {} for name in models}, {name: {} for name in models})
     with _evaluating(models.values()):
         device = _device(models.values())
-        machine = probe(device)
+        machine = _machine(device)
         for batch in batches:
             inputs = repeat(example_inputs, batch)
             calls = {name: _call(model, inputs) for name, model in models.items()}
@@ -206,6 +207,12 @@ def probe(device: torch.device | str = "cpu") -> Machine:
         bandwidth=2 * long.numel() * long.element_size() / (millis["bandwidth"] / 1e3),
         macs=side**3 / (millis["compute"] / 1e3),
     )
+
+
+@cache
+def _machine(device: torch.device) -> Machine:
+    """:func:`probe`, once in the life of a process."""
+    return probe(device)
 
 
 def repeat(example_inputs: Any, batch: int) -> Any:

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from experiments.chaos.harness import exit_code, start
 from slim import SlimError
 from slim.lightning import ChannelPruning, load
 from slim.lightning.example import quiet
 
+from . import two_ranks
 from .modules import Plain, trainer
-
-ROOT = Path(__file__).parents[2]
 
 
 def run_ranks(folder: Path, count: int = 2) -> list[dict[str, Any]]:
@@ -27,26 +25,19 @@ def run_ranks(folder: Path, count: int = 2) -> list[dict[str, Any]]:
         port = free.getsockname()[1]
     common = {
         **os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count),
-        "LOCAL_WORLD_SIZE": str(count), "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "test", "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "",
+        "LOCAL_WORLD_SIZE": str(count), "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "test", "CUDA_VISIBLE_DEVICES": "",
     }  # fmt: skip
     ranks = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.lightning.two_ranks", str(folder)],
-            env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
+        start(
+            [str(folder)],
+            folder / f"stderr{rank}",
+            main=two_ranks.main,
+            environment={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
         )
         for rank in range(count)
     ]
-    try:
-        said = [rank.communicate(timeout=120)[0] for rank in ranks]
-    finally:
-        for rank in ranks:
-            rank.kill()
-    assert [rank.returncode for rank in ranks] == [0] * count, "\n".join(said)
+    codes = [exit_code(rank) for rank in ranks]
+    assert codes == [0] * count, "\n".join((folder / f"stderr{rank}").read_text() for rank in range(count))
     return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(count)]
 
 

@@ -1,8 +1,7 @@
-"""One rank of a fit on two: run as a program by test_ranks.py, with the environment that torchrun gives its workers."""
+"""One rank of a fit on two: test_ranks.py runs it in a process of its own, in the environment of a torchrun worker."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +24,9 @@ class Seen(pl.Callback):
         self.scales.append([module.net[index].weight.detach().clone() for index in (1, 4)])
 
 
-def main(folder: Path) -> None:
+def main(argv: list[str]) -> int:
     torch.set_num_threads(1)
+    folder = Path(argv[0])
     module, seen, average = Plain(), Seen(), EMAWeightAveraging(decay=0.5)
     criterion = {"name": "taylor", "batches": 1}
     pruning = ChannelPruning(macs=0.5, at=2, criterion=criterion, recover={"batches": 2})
@@ -42,7 +42,4 @@ def main(folder: Path) -> None:
         "history": pruning.history,
     }
     torch.save(found, folder / f"rank{run.global_rank}.pt")
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    return 0

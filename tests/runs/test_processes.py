@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -16,6 +15,7 @@ import pytest
 import torch
 
 import train
+from experiments.chaos.harness import exit_code, start
 from slim.errors import RunFailed, SlimError
 from slim.runs import processes
 from slim.runs.checkpoint import Saver
@@ -38,11 +38,15 @@ def environment(gammas: Path) -> dict[str, str]:
     return {**os.environ, "GAMMAS": str(gammas), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
-def two_nodes(directory: Path, gammas: Path, line: list[str]) -> list[subprocess.Popen[str]]:
-    """``torchrun`` as on two machines, one process each, talking over this machine's loopback."""
+def free_port() -> int:
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
-        port = sock.getsockname()[1]
+        return int(sock.getsockname()[1])
+
+
+def two_nodes(directory: Path, gammas: Path, line: list[str]) -> list[subprocess.Popen[str]]:
+    """``torchrun`` as on two machines, one process each, talking over this machine's loopback."""
+    port = free_port()
     return [
         subprocess.Popen(
             [
@@ -90,15 +94,19 @@ def test_gammas_agree_bit_for_bit(whole: tuple[Path, dict[str, Any], list[list[s
     assert State.load(place).finished
 
 
+def launching(argv: list[str]) -> int:
+    """``python train.py``, which Lightning's launcher starts again for the second process."""
+    sys.argv = [str(ROOT / "train.py"), *argv]
+    return train.main(argv)
+
+
 def test_lightnings_own_launcher_runs_the_same(
     whole: tuple[Path, dict[str, Any], list[list[str]]], tmp_path: Path
 ) -> None:
     """``trainer.devices=2`` alone: the same gammas, the same plan."""
-    done = subprocess.run(
-        [sys.executable, "train.py", *LINE, "trainer.devices=2", f"hydra.run.dir={tmp_path / 'run'}"],
-        cwd=ROOT, env=environment(tmp_path / "gammas"), capture_output=True, text=True, timeout=BOUND,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
+    line, said = [*LINE, "trainer.devices=2", f"hydra.run.dir={tmp_path / 'run'}"], tmp_path / "stderr"
+    process = start(line, said, main=launching, environment=environment(tmp_path / "gammas"))
+    assert exit_code(process) == 0, said.read_text()[-2000:]
     assert [(tmp_path / "gammas" / str(rank)).read_text().splitlines() for rank in range(2)] == whole[2]
     assert json.loads((tmp_path / "run" / "report.json").read_text())["plan_hash"] == whole[1]["plan_hash"]
 
@@ -106,21 +114,27 @@ def test_lightnings_own_launcher_runs_the_same(
 def test_a_dead_process_ends_all_and_the_run_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """SIGKILL to the second node's process; what is left goes on with one, and says what that changes."""
-    place = tmp_path / "run"
-    agents = two_nodes(place, tmp_path / "gammas", [*LINE, "sparse.epochs=400", "sparse.slim_every=0"])
-    until((place / "sparse" / "last.ckpt").is_file, lambda: all(agent.poll() is None for agent in agents))
-    (worker,) = _children(agents[1].pid)
-    os.kill(worker, signal.SIGKILL)
-    found = ends(agents)
-    assert all(code != 0 for code, _ in found)
-    assert "Every process of a phase must live" in found[0][1]
+    """SIGKILL to the second process, with none to watch it; what is left goes on alone, and says what that changes."""
+    place, said = tmp_path / "run", tmp_path / "stderr"
+    line = [*LINE, "sparse.epochs=400", "sparse.slim_every=0", "trainer.num_nodes=2", f"hydra.run.dir={place}"]
+    common = {
+        **environment(tmp_path / "gammas"), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()),
+        "TORCHELASTIC_RUN_ID": "test", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1", "LOCAL_RANK": "0",
+    }  # fmt: skip
+    ranks = [
+        start(line, said if rank == "0" else None, environment={**common, "RANK": rank, "GROUP_RANK": rank})
+        for rank in "01"
+    ]
+    until((place / "sparse" / "last.ckpt").is_file, lambda: all(rank.is_alive() for rank in ranks))
+    ranks[1].kill()
+    assert exit_code(ranks[0]) == 1
+    assert "Every process of a phase must live" in said.read_text()
     assert "Every process of a phase must live" in (place / "error.txt").read_text()
     assert not State.load(place).phases
     monkeypatch.setenv("GAMMAS", str(tmp_path / "gammas"))
     assert train.main([f"resume={place}", "trainer.num_nodes=1", "sparse.epochs=2"]) == 0
-    said = capfd.readouterr().err
-    assert "Goes on with 1 processes instead of 2. The same: weights, plan" in said
+    said_then = capfd.readouterr().err
+    assert "Goes on with 1 processes instead of 2. The same: weights, plan" in said_then
     assert any("Not the same" in note for note in json.loads((place / "report.json").read_text())["notes"])
 
 
@@ -158,7 +172,3 @@ def test_ranks_save_together() -> None:
     others.zero_()
     assert saver._agreed(trainer, False) == (False, None)
     assert saver._agreed(trainer, True) == (True, None)
-
-
-def _children(process: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
