@@ -108,9 +108,9 @@ def test_a_reader_that_has_seen_enough() -> None:
     assert process.wait() == 0
 
 
-@pytest.mark.parametrize("line", ["+experiment=nothing", "prune.ratio=1.0"])
-def test_as_a_process(line: str, tmp_path: Path) -> None:
-    done = subprocess.run([sys.executable, ROOT / "train.py", line], cwd=tmp_path, capture_output=True, text=True)
+def test_as_a_process(tmp_path: Path) -> None:
+    line = [sys.executable, str(ROOT / "train.py"), "+experiment=nothing"]
+    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2
     assert len(done.stderr.strip().splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
