@@ -8,25 +8,20 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from slim.channels import ChannelGraph
-from slim.criteria.marginal import marginal
 from slim.criteria.scores import Scores
 from slim.errors import SlimError, expect, nearest
 from slim.selection import latency as latency_tables
-from slim.selection.balanced_sets import balanced_sets
-from slim.selection.block_steps import GRANULARITIES, with_blocks
+from slim.selection.block_steps import GRANULARITIES
 from slim.selection.budget import Target, cost_of, nearest_count, smallest_prefix, target_of
-from slim.selection.limits import Limits, limits
-from slim.selection.protect import protected
-from slim.selection.removal_steps import RemovalSteps, removal_steps
+from slim.selection.limits import limits
+from slim.selection.ranking import Ranking, Removed, rank
 
 if TYPE_CHECKING:
     from slim.channels import Plan
 
 STRATEGIES = ("global", "marginal", "layer")
-Removed = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -102,21 +97,7 @@ def select_groups(
     expect("graph", graph, ChannelGraph, "Use slim.trace.")
     expect("scores", scores, Scores, "Use slim.score.")
     target = target_of(ratio=ratio, macs=macs, params=params, memory=memory, latency=latency)
-    if strategy not in STRATEGIES:
-        raise SlimError(
-            f"strategy must be one of {', '.join(STRATEGIES)}. Got strategy={strategy!r}."
-            f" {nearest(str(strategy), STRATEGIES)} Set prune.strategy."
-        )
-    if granularity not in GRANULARITIES:
-        raise SlimError(
-            f"granularity must be one of {', '.join(GRANULARITIES)}. Got granularity={granularity!r}."
-            f" {nearest(str(granularity), GRANULARITIES)} Set prune.granularity."
-        )
-    if granularity != "channel" and strategy != "global":
-        raise SlimError(
-            f"Whole layers are ranked by score. Got strategy={strategy!r} with granularity={granularity!r}."
-            " Set prune.strategy=global."
-        )
+    _check_choices(strategy, granularity)
     if target is not None and target.kind == "latency" and table is None:
         table = latency_tables.measure(graph)
     _check_scores(graph, scores)
@@ -128,37 +109,17 @@ def select_groups(
         ignore=ignore,
         overrides=overrides,
     )
-    allowed = graph.prunable | graph.inexact if inexact else graph.prunable
-    able = allowed & scores.covered
-    candidates = able & ~bounds.ignored[graph.space_of]
-    if len(graph.implied):
-        candidates[graph.implied[:, 0]] = False  # a shared stream follows its readers
-    candidates &= ~protected(graph, scores.values, candidates, bounds)
-    set_of, notes = balanced_sets(graph, candidates, scores.values)
-    if granularity == "layer":
-        set_of[:] = -1
-    steps = removal_steps(graph, set_of, scores.values, bounds)
-    blocks: list[npt.NDArray[np.int64]] = []
-    counts = scores.counts
-    if granularity != "channel":
-        steps, blocks = with_blocks(graph, scores, steps, bounds)
-        inside = np.concatenate([*blocks, np.zeros(0, np.int64)])
-        if granularity == "layer":
-            able, counts = np.zeros(len(graph), dtype=bool), np.zeros(len(graph), dtype=np.int64)
-            counts[[inner[0] for _, inner in graph.branches]] = 1  # a branch counts as one
-            able[[inner[0] for _, inner in graph.branches]] = True
-        able[inside] = True
-    ranking = _ranking(graph, counts, _order(graph, scores, steps, bounds, strategy), steps, blocks)
-    total = int(counts[able].sum())
+    able = (graph.prunable | graph.inexact if inexact else graph.prunable) & scores.covered
+    ranking, notes = rank(graph, scores, able, bounds, strategy, granularity)
     costs: dict[str, float] = {}
     if target is None:
         removed, notes = ranking.removed_after(ranking.fixed), []
     elif target.kind == "ratio":
-        removed, notes = _select_ratio(ranking, target.amount, total, notes + steps.notes)
+        removed, notes = _select_ratio(ranking, target.amount, notes)
     else:
         removed, costs, notes = _select_cost(ranking, target, table)
     achieved = {
-        "ratio": float(counts[removed & able].sum() / total) if total else 0.0,
+        "ratio": ranking.share_of(removed),
         "macs": graph.macs(removed) / max(graph.macs(), 1),
         "params": graph.params(removed) / max(graph.params(), 1),
         **costs,
@@ -167,50 +128,8 @@ def select_groups(
     return Selection(removed, requested, achieved, (*notes, *scores.notes))
 
 
-@dataclass(frozen=True)
-class _Ranking:
-    """The steps of a selection in the order of their removal.
-
-    Attributes:
-        order: (n,) indices of the steps.
-        fixed: How many of the first are removed whatever the budget is.
-        rank_of: (n_groups,) position in the order of the step of every group; n where it must stay.
-        per_step: (n_steps,) channels that count towards a ratio.
-    """
-
-    graph: ChannelGraph
-    order: npt.NDArray[np.int64]
-    fixed: int
-    rank_of: npt.NDArray[np.int64]
-    per_step: npt.NDArray[np.int64]
-
-    def removed_after(self, count: int) -> Removed:
-        """The groups (n_groups,) removed by the first ``count`` steps."""
-        return self.graph.closure(self.rank_of < count)
-
-
-def _ranking(
-    graph: ChannelGraph,
-    counts: npt.NDArray[np.int64],
-    ordered: tuple[npt.NDArray[np.int64], int],
-    steps: RemovalSteps,
-    blocks: list[npt.NDArray[np.int64]],
-) -> _Ranking:
-    """``blocks``: the groups that the last steps remove, whatever steps of their own they have."""
-    order, fixed = ordered
-    rank = np.full(len(steps) + 1, len(steps), dtype=np.int64)  # the last entry answers for step -1
-    rank[order] = np.arange(len(order))
-    rank_of = rank[steps.of]
-    for step, inner in zip(range(len(steps) - len(blocks), len(steps)), blocks, strict=True):
-        rank_of[inner] = np.minimum(rank_of[inner], rank[step])
-    going = rank_of < len(order)
-    per_step = np.zeros(len(steps), dtype=np.int64)
-    per_step[order] = np.bincount(rank_of[going], counts[going], minlength=len(order)).astype(np.int64)
-    return _Ranking(graph, order, fixed, rank_of, per_step)
-
-
-def _select_ratio(ranking: _Ranking, amount: float, total: int, notes: list[str]) -> tuple[Removed, list[str]]:
-    """Remove the number of channels nearest to ``amount * total``; notes when structure does not allow that many."""
+def _select_ratio(ranking: Ranking, amount: float, notes: list[str]) -> tuple[Removed, list[str]]:
+    """Remove the number of channels nearest to a share of them; notes when structure does not allow that many."""
     graph, n = ranking.graph, len(ranking.order)
     if not n and amount > 0:
         raise SlimError(
@@ -219,6 +138,7 @@ def _select_ratio(ranking: _Ranking, amount: float, total: int, notes: list[str]
             " Relax prune.ignore and the floors, or see graph.report()."
         )
     cumulative = np.cumsum(ranking.per_step[ranking.order])
+    total = ranking.total
     requested = amount * total
     count = max(nearest_count(cumulative, requested), ranking.fixed)
     reached = int(cumulative[count - 1]) if count else 0
@@ -232,7 +152,7 @@ def _select_ratio(ranking: _Ranking, amount: float, total: int, notes: list[str]
     return ranking.removed_after(count), [line, *notes]
 
 
-def _select_cost(ranking: _Ranking, target: Target, table: Any) -> tuple[Removed, dict[str, float], list[str]]:
+def _select_cost(ranking: Ranking, target: Target, table: Any) -> tuple[Removed, dict[str, float], list[str]]:
     """Remove the fewest steps that meet a budget of MACs, parameters, memory or latency."""
     graph, n = ranking.graph, len(ranking.order)
     cost = cost_of(graph, target.kind, table)
@@ -266,28 +186,18 @@ def _out_of_reach(target: Target, limit: float, whole: float, least: float) -> S
     )
 
 
-def _order(
-    graph: ChannelGraph, scores: Scores, steps: RemovalSteps, bounds: Limits, strategy: str
-) -> tuple[npt.NDArray[np.int64], int]:
-    """The steps in the order of their removal, and how many of the first are removed whatever the budget is."""
-    key = steps.value
-    if strategy == "layer":
-        key = steps.share
-    elif strategy == "marginal" and len(steps):
-        inside = np.flatnonzero(steps.of >= 0)
-        # Scores below zero (standard scores) would turn the quotient around.
-        shifted = scores.values - min(0.0, float(scores.values[inside].min()))
-        score = np.bincount(steps.of[inside], shifted[inside], minlength=len(steps))
-        saved = np.bincount(steps.of[inside], marginal(graph, "macs")[inside], minlength=len(steps))
-        key = score / np.maximum(saved, 1.0)
-    own = bounds.ratio[steps.space]
-    # share is the middle of a step: at or below the ratio, the nearest count of the layer has gone.
-    first = ~np.isnan(own) & (steps.share <= np.nan_to_num(own))
-    never = ~np.isnan(own) & ~first
-    by_name = np.argsort(np.argsort([s.name for s in graph.spaces], kind="stable"), kind="stable")
-    order = np.lexsort((steps.index, by_name[steps.space], key, ~first))
-    order = order[~never[order]]
-    return order.astype(np.int64), int(first.sum())
+def _check_choices(strategy: str, granularity: str) -> None:
+    for name, value, known in (("strategy", strategy, STRATEGIES), ("granularity", granularity, GRANULARITIES)):
+        if value not in known:
+            raise SlimError(
+                f"{name} must be one of {', '.join(known)}. Got {name}={value!r}."
+                f" {nearest(str(value), known)} Set prune.{name}."
+            )
+    if granularity != "channel" and strategy != "global":
+        raise SlimError(
+            f"Whole layers are ranked by score. Got strategy={strategy!r} with granularity={granularity!r}."
+            " Set prune.strategy=global."
+        )
 
 
 def _check_scores(graph: ChannelGraph, scores: Scores) -> None:
