@@ -31,7 +31,7 @@ def removable_branches(graph: ChannelGraph) -> list[tuple[Branch, IntArray]]:
     found = []
     for branch in find_branches(graph.model, graph.operations, graph.results, graph.returned):
         inner = _own_groups(graph, branch)
-        if len(inner):
+        if len(inner) and _keeps_balance(graph, inner):
             found.append((branch, inner))
     expected = _result_shapes(graph, ())
     if _result_shapes(graph, [branch for branch, _ in found]) == expected:
@@ -44,6 +44,17 @@ def _own_groups(graph: ChannelGraph, branch: Branch) -> IntArray:
     for (name, _), groups in graph.axes.items():
         (inside if branch.holds(name) else outside)[groups[groups >= 0]] = True
     return np.flatnonzero(inside & ~outside)
+
+
+def _keeps_balance(graph: ChannelGraph, inner: IntArray) -> bool:
+    """Whether blocks that must lose equally many still do: a split may cut through what a branch has of its own."""
+    gone = np.zeros(graph.count, dtype=bool)
+    gone[inner] = True
+    return all(
+        len({int(gone[block[block >= 0]].sum()) for block in balance.blocks}) == 1
+        or all(gone[block[block >= 0]].all() for block in balance.blocks)
+        for balance in graph.balance
+    )
 
 
 def _result_shapes(graph: ChannelGraph, gone: Sequence[Branch]) -> list[tuple[int, ...]] | None:

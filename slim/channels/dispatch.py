@@ -26,6 +26,7 @@ from slim.channels.meta_forward import (
     tensors_in,
 )
 from slim.channels.rules import find_rule
+from slim.channels.silence import note_silence
 from slim.channels.trace_record import TraceRecord
 from slim.channels.tracer import Tracer
 from slim.errors import SlimError
@@ -55,6 +56,8 @@ class TracingMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
             tracer.unknown(func, args, kwargs)
         else:
             apply(tracer, func, args, kwargs, out)
+        if not note_silence(tracer.operation, args, out):
+            tracer.silence_known = False
         contracted = getattr(args[0], "_slim_contracted", None) if args else None
         if contracted is not None and isinstance(out, torch.Tensor) and tracer.operation in _KEEPS_CONTRACTION:
             out._slim_contracted = contracted  # type: ignore[attr-defined]

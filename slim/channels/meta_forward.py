@@ -132,8 +132,11 @@ def temporary_state(model: nn.Module, *, meta: bool, training: bool) -> Iterator
                 substitute(dot + key, module._parameters, key, buffer=False)
             for key in list(module._buffers):
                 substitute(dot + key, module._buffers, key, buffer=True)
-            # Plain attributes too: a forward may keep something for the next one (anchors, masks).
+            # Plain attributes too, and what is in them: a forward may keep something for the next one (anchors, masks).
             states.append((module, dict(module.__dict__)))
+            for key, value in states[-1][1].items():
+                if not key.startswith("_") and type(value) in (dict, list, set):
+                    module.__dict__[key] = value.copy()
             module.training = training
         yield
     finally:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import nn
 
-from slim.channels.branches import Branch, replacement
+from slim.channels.branches import Branch, Pass, Zero, replacement
 from slim.channels.ids import IntArray
 from slim.errors import SlimError
 
@@ -243,6 +243,12 @@ class Plan:
                 raise SlimError(
                     f"A plan must match its network. Got a plan for layer {name}, which the model lacks. "
                     "Build the network the plan was made for."
+                )
+        for name in self.replaced:
+            if isinstance(modules[name], (Pass, Zero)):
+                raise SlimError(
+                    f"A plan must match its network. Got layer {name}: its branch is gone already. "
+                    "Apply it once, to the dense network it was made for."
                 )
 
 

@@ -20,7 +20,7 @@ from slim.channels.trace_record import SizeUse, TraceRecord
 Settings = dict[tuple[str, str], IntArray]
 """(module, attribute) -> the ids whose number it is; ``attribute[2]`` is an entry of a list."""
 
-MOST_TOGETHER = 2  # attributes that are tried at once
+MOST_TOGETHER = 2  # attributes that are tried at once; entries of one list may be more
 MOST_CANDIDATES = 8
 
 
@@ -56,20 +56,30 @@ def settings_that_help(
     uses = _uses(record)
     found = list(dict.fromkeys(_candidates(outcome, modules, uses, record)))[:MOST_CANDIDATES]
     done: set[frozenset[tuple[tuple[str, str], bytes]]] = set()
-    for count in range(1, MOST_TOGETHER + 1):
-        for chosen in itertools.combinations(found, count):
-            if len({(c.kind, c.attribute) for c in chosen}) < count or chosen in hopeless:
-                continue
-            added = _of_all(chosen, modules, uses, record)
-            key = frozenset((name, widths.tobytes()) for name, widths in added.items())
-            if not added or key in done:
-                continue
-            done.add(key)
-            tried = outcome_of({**record.settings, **added})
-            if tried.passed or tried.steps > outcome.steps:
-                return {**record.settings, **added}
-            hopeless.add(chosen)
+    for chosen in _combinations(found):
+        if chosen in hopeless:
+            continue
+        added = _of_all(chosen, modules, uses, record)
+        key = frozenset((name, widths.tobytes()) for name, widths in added.items())
+        if not added or key in done:
+            continue
+        done.add(key)
+        tried = outcome_of({**record.settings, **added})
+        if tried.passed or tried.steps > outcome.steps:
+            return {**record.settings, **added}
+        hopeless.add(chosen)
     return None
+
+
+def _combinations(found: list[Candidate]) -> Iterator[tuple[Candidate, ...]]:
+    """What is tried, the fewest first: one or two attributes, then more entries of one list (sizes of a split)."""
+    for count in range(1, len(found) + 1):
+        for chosen in itertools.combinations(found, count):
+            names = {(c.kind, c.attribute) for c in chosen}
+            lists = {(c.kind, c.attribute.partition("[")[0]) for c in chosen if c.attribute.endswith("]")}
+            one_list = len(lists) == 1 and all(c.attribute.endswith("]") for c in chosen)
+            if len(names) == count and (count <= MOST_TOGETHER or one_list):
+                yield chosen
 
 
 def _uses(record: TraceRecord) -> dict[str, list[SizeUse]]:

@@ -243,6 +243,7 @@ def _update_modules(model: nn.Module, plan: Plan) -> None:
     modules = dict(model.named_modules())
     for name in {key[0].rpartition(".")[0] for key in plan.axes}:
         set_attributes(modules[name])
+        _empty_caches(modules[name])
     for name, groups in plan.regroup.items():
         module: Any = modules[name]
         if hasattr(module, "num_groups"):
@@ -264,6 +265,15 @@ def _update_modules(model: nn.Module, plan: Plan) -> None:
         position = np.searchsorted(stream.kept, read)
         if hasattr(norm, "select") or not np.array_equal(position, np.arange(len(stream.kept))):
             set_select(norm, torch.from_numpy(position))
+
+
+def _empty_caches(module: nn.Module) -> None:
+    """Forget tensors that a forward has computed from parameters of the old widths and keeps for the next one."""
+    for key, value in list(vars(module).items()):
+        if key.startswith("_") or type(value) is not dict or not value:
+            continue
+        if all(isinstance(part, Tensor) for part in value.values()):
+            setattr(module, key, {})
 
 
 def set_attributes(module: Any) -> None:

@@ -93,6 +93,7 @@ class TraceRecord:
     streams: dict[str, IntArray] = dataclasses.field(default_factory=dict)
     producers: list[tuple[str, IntArray]] = dataclasses.field(default_factory=list)
     raw_reads: list[IntArray] = dataclasses.field(default_factory=list)
+    summed: list[IntArray] = dataclasses.field(default_factory=list)  # channels that are added up
     outputs: list[IntArray] = dataclasses.field(default_factory=list)
     scalars: list[tuple[float, Shadow]] = dataclasses.field(default_factory=list)
     unknown: dict[str, str] = dataclasses.field(default_factory=dict)

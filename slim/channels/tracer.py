@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_map_only
 
 from slim.channels.branches import Operation
 from slim.channels.ids import FIXED, IntArray, Shadow, axis_layer, compress, varying
+from slim.channels.silence import is_silent
 from slim.channels.trace_record import Axis, NormCall, SizeUse, SplitView, TraceRecord
 
 COMPUTED = "its weight is computed over several axes; slim.fold(model, inputs) makes it a plain one"
@@ -55,6 +56,7 @@ class Tracer:
         self.failing: tuple[str, ...] = ()  # the modules in which it failed, innermost first
         self.free: npt.NDArray[np.bool_] = np.ones(1, dtype=bool)  # by root; set while probing
         self.operation = ""
+        self.silence_known = True  # see ``silence``
         self.seen_norms: set[str] = set()
         self.selective_norms: dict[str, NormCall] = {}
 
@@ -256,6 +258,16 @@ class Tracer:
         """Record that ``ids`` can be removed only if the forward follows its widths; the width probe decides."""
         if not self.probing:
             self.record.assumptions.append((self.location(), ids.ravel()))
+
+    def sum_over(self, tensor: torch.Tensor, layer: IntArray, out: Any, what: str) -> None:
+        """A whole axis of channels is added up: exact where what a mask takes adds nothing, and no number counts it."""
+        self.record.raw_reads.append(layer.ravel())
+        if not (self.silence_known and is_silent(tensor)):
+            return self.inexact(layer, f"{what} reduces over channels")
+        self.record.summed.append(layer.ravel())
+        self.assume_ids(layer)
+        if isinstance(out, torch.Tensor):
+            out._slim_contracted = layer.ravel()  # type: ignore[attr-defined]
 
     def is_parameter(self, tensor: torch.Tensor) -> bool:
         """Whether the tensor is a parameter or a buffer itself."""

@@ -222,15 +222,17 @@ def _shape_conflicts(
 
 
 def _scalar_conflicts(record: TraceRecord, tracer: Tracer) -> list[IntArray]:
-    """Numbers that changed with the widths (a scale by 1/sqrt(C)): what they multiply must keep its width."""
+    """Numbers that changed with the widths (a scale by 1/sqrt(C)): what they multiply must keep its width.
+
+    Where it carries no channels, it may be any sum over channels.
+    """
     if len(record.scalars) != len(tracer.scalars):
         return []
-    return [
-        layer.ravel()
-        for (before, layers), (after, _) in zip(record.scalars, tracer.scalars, strict=True)
-        if before != after
-        for layer in layers
+    changed = [
+        layers for (before, layers), (after, _) in zip(record.scalars, tracer.scalars, strict=True) if before != after
     ]
+    found = [layer.ravel() for layers in changed for layer in layers]
+    return found if all(changed) else found + record.summed
 
 
 def _multiplicities(record: TraceRecord, free: BoolArray) -> IntArray:

@@ -193,3 +193,23 @@ def check_all(model: nn.Module, x: Tensor, share: float, seed: int, **options: A
     check_training(model, masked, thin, plan, x)
     assert_unchanged(model, before)
     return graph, plan
+
+
+def check_branches(model: nn.Module, graph: ChannelGraph, x: Tensor, seed: int) -> int:
+    """Every law on a random half of the residual branches, gone whole. Returns how many went."""
+    rng = np.random.default_rng(seed)
+    chosen = [inner for _, inner in graph.branches if rng.random() < 0.5]
+    if not chosen:
+        return 0
+    removed = np.zeros(len(graph), dtype=bool)
+    for inner in chosen:
+        removed[inner] = True
+    plan = graph.plan(removed)
+    assert plan.replaced, "a branch without channels is replaced"
+    masked, thin = slim.mask(model, plan), slim.rebuild(model, plan)
+    removed = graph.closure(removed)
+    check_plan(graph, removed, plan, thin, x)
+    check_forward(masked, thin, x)
+    masked.train(), thin.train()
+    close(thin(x), masked(x), "train forward")
+    return len(chosen)

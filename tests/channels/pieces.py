@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
@@ -188,6 +189,59 @@ class Tied(nn.Module):
         return self.second(F.relu(self.first(x)))
 
 
+class Gated(nn.Module):
+    """MambaOut's gate: one layer makes gate, rest and part; the split takes its sizes from an attribute."""
+
+    def __init__(self, channels: int, hidden: int) -> None:
+        super().__init__()
+        part = max(1, hidden // 3)
+        self.sizes = (hidden, hidden - part, part)
+        self.up, self.down = nn.Conv2d(channels, 2 * hidden, 1), nn.Conv2d(hidden, channels, 1)
+        self.part = nn.Conv2d(part, part, 3, padding=1, groups=part)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, rest, part = torch.split(self.up(x), self.sizes, 1)
+        return x + self.down(F.gelu(gate) * torch.cat((rest, self.part(part)), 1))
+
+
+class Viewed(nn.Module):
+    """A view whose width is an attribute."""
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.width, self.conv, self.back = width, nn.Conv2d(channels, width, 1), nn.Conv2d(width, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean = self.conv(x).reshape(x.shape[0], self.width, -1).mean(-1)
+        return x * self.back(mean[:, :, None, None]).sigmoid()
+
+
+class Standardized(nn.Conv2d):
+    """Weight standardization in the forward; ``same`` pads as TensorFlow does."""
+
+    same = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = F.batch_norm(
+            self.weight.reshape(1, self.out_channels, -1), None, None, training=True, momentum=0.0
+        ).reshape_as(self.weight)
+        if self.same:
+            x = F.pad(x, (0, 1, 0, 1))
+        return F.conv2d(x, weight, self.bias, self.stride, self.padding)
+
+
+class Same(Standardized):
+    same = True
+
+
+def computed(kind: str, channels: int, width: int) -> nn.Module:
+    """A convolution whose weight is computed in the forward."""
+    if kind == "standardized":
+        return Standardized(channels, width, 3, padding=1)
+    conv = nn.Conv2d(channels, width, 3, padding=1)
+    return (parametrizations.weight_norm if kind == "weight_norm" else parametrizations.spectral_norm)(conv)
+
+
 # Functions of (N, C, H, W) that keep height and width, each with the channels it returns.
 FUNCTIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[int], int]]] = {
     "glu": (lambda x: F.glu(x, 1), lambda c: c // 2),
@@ -203,6 +257,12 @@ FUNCTIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[int], int]]] = 
     "spatial softmax": (lambda x: x.flatten(2).softmax(-1).view(x.shape), lambda c: c),
     "normalize": (lambda x: F.normalize(x, dim=1), lambda c: c),
     "mean gate": (lambda x: x * x.mean(1, keepdim=True), lambda c: c),
+    "sum gate": (lambda x: x * x.sum(1, keepdim=True).tanh(), lambda c: c),
+    "share": (lambda x: x / (1 + x.abs().sum(1, keepdim=True)), lambda c: c),
+    "relu sum": (lambda x: F.relu(x) + F.relu(x).square().sum(1, keepdim=True).sigmoid(), lambda c: c),
+    "late sum": (lambda x: x * x.sigmoid().sum(1, keepdim=True), lambda c: c),
+    "counted sum": (lambda x: x * (x.sum(1, keepdim=True).tanh() / x.shape[1]), lambda c: c),
+    "length": (lambda x: x * (1 + x.norm(dim=1, keepdim=True)).rsqrt(), lambda c: c),
     "max gate": (lambda x: x - x.amax((2, 3), keepdim=True), lambda c: c),
     "threshold": (lambda x: torch.where(x > 0, x, 0.1 * x - 0.2), lambda c: c),
     "clamp": (lambda x: x.clamp(0.1, 1.0), lambda c: c),

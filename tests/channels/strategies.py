@@ -23,6 +23,7 @@ from tests.channels.pieces import (
     ChannelsLast,
     Einsum,
     Function,
+    Gated,
     Heads,
     Pad,
     Scaled,
@@ -31,6 +32,8 @@ from tests.channels.pieces import (
     Squeeze,
     Tied,
     Twice,
+    Viewed,
+    computed,
 )
 
 Op = tuple[Any, ...]
@@ -75,6 +78,11 @@ def build(op: Op, channels: int) -> tuple[nn.Module, int]:
             short = nn.Identity() if width == channels else nn.Conv2d(channels, width, 1)
             return Branches([short, body], combine), width
         return Branches([nn.Identity(), nn.Sequential(body, nn.Conv2d(width, channels, 1))], combine), channels
+    if kind == "block":
+        hidden, norm, act = args
+        after = nn.BatchNorm2d(channels) if norm else nn.Identity()
+        body = [nn.Conv2d(channels, hidden, 3, padding=1), nn.BatchNorm2d(hidden), ACTIVATIONS[act]()]
+        return Branches([nn.Identity(), nn.Sequential(*body, nn.Conv2d(hidden, channels, 1), after)], "add"), channels
     if kind == "dense":
         body, width = build(args[0], channels)
         return Branches([nn.Identity(), body], "cat"), channels + width
@@ -102,6 +110,12 @@ def build(op: Op, channels: int) -> tuple[nn.Module, int]:
         return Heads(channels, args[0], args[1]), channels
     if kind == "attention":
         return Attention(channels, math.gcd(args[0], channels), args[1]), channels
+    if kind == "gated":
+        return Gated(channels, args[0] + 1), channels
+    if kind == "viewed":
+        return Viewed(channels, args[0]), channels
+    if kind == "computed":
+        return computed(args[0], channels, args[1]), args[1]
     if kind == "einsum":
         return Einsum(channels, args[0]), args[0]
     if kind == "tied":
@@ -178,6 +192,7 @@ class Network(nn.Module):
 
 WIDTH = st.integers(1, 12)
 ACT = st.sampled_from(sorted(ACTIVATIONS))
+COMPUTED = ["weight_norm", "spectral_norm", "standardized"]
 GATE = st.sampled_from(["sigmoid", "hardsigmoid"])
 
 
@@ -203,13 +218,17 @@ def _flat() -> st.SearchStrategy[Op]:
         st.just(("instancenorm",)),
         st.tuples(st.just("mlp"), WIDTH),
         st.tuples(st.just("einsum"), WIDTH),
+        st.tuples(st.just("gated"), WIDTH),
+        st.tuples(st.just("viewed"), WIDTH),
+        st.tuples(st.just("computed"), st.sampled_from(COMPUTED), WIDTH),
         st.tuples(st.just("pad"), st.integers(1, 3)),
         st.tuples(st.just("attention"), st.integers(1, 4), st.booleans()),
         st.tuples(st.just("heads"), st.integers(2, 4), st.sampled_from(["fused", "attribute", "literal", "width"])),
         st.tuples(st.just("function"), st.sampled_from(sorted(FUNCTIONS))),
     )
+    block = st.tuples(st.just("block"), WIDTH, st.booleans(), ACT)
     # Indirection keeps the weights: one_of would flatten what it is given directly.
-    return st.sampled_from([conv, conv, batchnorm, act, common, common, rare]).flatmap(lambda kind: kind)
+    return st.sampled_from([conv, conv, batchnorm, act, common, common, block, rare]).flatmap(lambda kind: kind)
 
 
 def _nest(inner: st.SearchStrategy[Op]) -> st.SearchStrategy[Op]:

@@ -4,31 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils import parametrizations
 
 import slim
 from tests.channels.laws import assert_unchanged, check_all, close, snapshot
-
-
-class Standardized(nn.Conv2d):
-    """Weight standardization in the forward; ``same`` pads as TensorFlow does."""
-
-    same = False
-
-    def forward(self, x: Tensor) -> Tensor:
-        weight = F.batch_norm(
-            self.weight.reshape(1, self.out_channels, -1), None, None, training=True, momentum=0.0
-        ).reshape_as(self.weight)
-        if self.same:
-            x = F.pad(x, (0, 1, 0, 1))
-        return F.conv2d(x, weight, self.bias, self.stride, self.padding)
-
-
-class Same(Standardized):
-    same = True
-
+from tests.channels.pieces import Same, Standardized
 
 KINDS = {
     "weight norm": lambda: (parametrizations.weight_norm(nn.Conv2d(4, 8, 3)), nn.Conv2d(8, 8, 3)),

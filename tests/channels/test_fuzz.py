@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, seed, settings
 from hypothesis import strategies as st
 
-from tests.channels.laws import check_all
+import slim
+from tests.channels.laws import check_all, check_branches
 from tests.channels.strategies import Network, networks
 
 SHARDS = 4  # parts that run side by side; each draws its own networks
@@ -25,9 +26,13 @@ def test_laws_hold_on_random_networks(shard: int) -> None:
         share=st.sampled_from([0.25, 0.5, 0.75, 1.0]),
         residual=st.sampled_from(["group", "group", "select", "keep"]),
         grouped=st.sampled_from(["balance", "balance", "whole"]),
+        fold=st.booleans(),
     )
-    def holds(network: Network, share: float, residual: str, grouped: str) -> None:
-        graph, plan = check_all(network, network.example(), share, seed=shard, residual=residual, grouped=grouped)
+    def holds(network: Network, share: float, residual: str, grouped: str, fold: bool) -> None:
+        x = network.example()
+        model = slim.fold(network.eval(), x) if fold and "computed" in repr(network) else network
+        graph, plan = check_all(model, x, share, seed=shard, residual=residual, grouped=grouped)
+        check_branches(model, graph, x, seed=shard)
         assert all(kept <= dense for dense, kept in plan.widths.values()) and len(graph) > 0
 
     holds()

@@ -28,8 +28,8 @@ def reshape(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any], 
     for table in splits:
         tr.split_view(table)
     for layer in shadow:
-        if len(out.shape) < args[0].ndim and layer.size > max(args[0].shape):
-            tr.assume_ids(layer)  # several axes became one: its size may be a number of the author's
+        if [n for n in out.shape if n > 1] != [n for n in args[0].shape if n > 1] and layer.size > 1:
+            tr.assume_ids(layer)  # axes became others: a size may be a number of the author's
     tr.note_sizes(shadow)
     tr.set_shadow(out, shadow)
 

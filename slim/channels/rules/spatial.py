@@ -33,8 +33,15 @@ def spatial(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any], 
             tr.set_shadow(result, tuple(passing))
 
 
+STATISTICS = {"sum", "mean", "var", "std", "var_mean", "std_mean", "linalg_vector_norm", "logsumexp", "amax", "amin"}
+
+
+def _positive(order: Any) -> bool:
+    return isinstance(order, (int, float)) and order > 0
+
+
 def reduction(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> None:
-    """Sums, means, maxima: what is reduced cannot be thinned, the other axes pass."""
+    """Sums, means, maxima: the other axes pass. What is reduced can go from a sum that it adds nothing to."""
     x = args[0]
     names = [a.name for a in func._schema.arguments]
     dims = argument(args, kwargs, names.index("dim"), "dim", None)
@@ -42,8 +49,17 @@ def reduction(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any]
     dims = range(x.ndim) if dims is None or (isinstance(dims, (list, tuple)) and not dims) else dims
     gone = {positive_dim(d, x.ndim) for d in ([dims] if isinstance(dims, int) else dims)}
     name = func.overloadpacket.__name__
+    adds = name == "sum" or (name == "linalg_vector_norm" and _positive(args[1] if len(args) > 1 else 2))
     layers = []
     for layer in tr.shadow_of(x):
+        inside = set(varying(tr.tight(layer)))
+        if inside and inside <= gone and name in STATISTICS and not tr.is_parameter(x):
+            if adds:
+                tr.sum_over(x, layer, out, name)
+            else:
+                tr.record.raw_reads.append(layer.ravel())
+                tr.inexact(layer, f"{name} reduces over channels")
+            continue
         layer = tr.keep_whole(layer, tuple(gone), f"{name} reduces over channels")
         if gone & set(varying(layer)):
             continue

@@ -1,0 +1,88 @@
+"""Sums over channels: what a mask makes zero may go; where it leaves something, or the width is counted, not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import slim
+from tests.channels.laws import check_all
+
+WIDTH = 8
+
+
+class Summed(nn.Module):
+    """A map of the channels' sum (N, 1, H, W) beside a layer that reads them one by one."""
+
+    def __init__(self, reduce: Callable[[Tensor], Tensor], norm: bool = True) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, WIDTH, 3), nn.BatchNorm2d(WIDTH, affine=norm)
+        self.one, self.each, self.reduce = nn.Conv2d(1, 4, 1), nn.Conv2d(WIDTH, 4, 1), reduce
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.conv(x))
+        return (self.one(self.reduce(x)) + self.each(x)).mean((2, 3))
+
+
+def _in_place(x: Tensor) -> Tensor:
+    y = x.clone()
+    y[:, :4].add_(1)
+    return y.sum(1, keepdim=True)
+
+
+EXACT: dict[str, Callable[[Tensor], Tensor]] = {
+    "sum": lambda x: x.relu().sum(1, keepdim=True),
+    "squares": lambda x: (x * x).sum(1, keepdim=True).sqrt(),
+    "norm": lambda x: x.norm(dim=1, keepdim=True),
+    "of a view": lambda x: x.flatten(2).sum(1).view(x.shape[0], 1, *x.shape[2:]),
+    "of a product": lambda x: (x.sigmoid() * x).sum(1, keepdim=True),
+    "of both": lambda x: torch.cat([x, x.tanh()], 1).sum(1, keepdim=True),
+}
+INEXACT: dict[str, Callable[[Tensor], Tensor]] = {
+    "mean": lambda x: x.mean(1, keepdim=True),
+    "of a sigmoid": lambda x: x.sigmoid().sum(1, keepdim=True),
+    "of a shift": lambda x: (x + 1).sum(1, keepdim=True),
+    "after a clamp": lambda x: x.clamp(0.1, 1).sum(1, keepdim=True),
+    "of a power": lambda x: (x.abs() + 1).pow(-1).sum(1, keepdim=True),
+    "quotient": lambda x: (x / (x.abs() + 1)).sum(1, keepdim=True) + (1 / (x.square() + 1)).sum(1, keepdim=True),
+    "changed in place": _in_place,
+}
+COUNTED: dict[str, Callable[[Tensor], Tensor]] = {
+    "divided": lambda x: x.sum(1, keepdim=True) / x.shape[1],
+    "divided later": lambda x: x.sum(1, keepdim=True).tanh() / x.shape[1],
+    "of a literal view": lambda x: x.reshape(x.shape[0], WIDTH, -1).sum(1).view(x.shape[0], 1, *x.shape[2:]),
+}
+
+
+def _law(net: nn.Module) -> tuple[slim.ChannelGraph, list[int]]:
+    graph, _ = check_all(net.double(), torch.randn(3, 3, 6, 6, dtype=torch.float64), 0.5, 0)
+    return graph, graph.axes[("each.weight", 1)].tolist()
+
+
+@pytest.mark.parametrize("form", EXACT)
+def test_what_adds_nothing_may_go(form: str) -> None:
+    graph, groups = _law(Summed(EXACT[form]))
+    assert graph.prunable[groups].all()
+
+
+@pytest.mark.parametrize("form", INEXACT)
+def test_what_leaves_something_goes_only_when_asked(form: str) -> None:
+    graph, groups = _law(Summed(INEXACT[form]))
+    assert not graph.prunable[groups].any() and graph.inexact[groups].all()
+    assert "reduces over channels" in graph.reason(groups[0])
+    plan = slim.select(graph, slim.score(graph, criterion="l1"), ratio=0.5, inexact=True)
+    assert slim.rebuild(graph.model, plan)(torch.randn(2, 3, 6, 6, dtype=torch.float64)).shape == (2, 4)
+
+
+@pytest.mark.parametrize("form", COUNTED)
+def test_a_width_that_is_counted_stays(form: str) -> None:
+    graph, groups = _law(Summed(COUNTED[form]))
+    assert not graph.prunable[groups].any() and not graph.inexact[groups].any()
+
+
+def test_a_normalization_without_a_scale_silences_nothing() -> None:
+    graph, groups = _law(Summed(EXACT["sum"], norm=False))
+    assert not graph.prunable[groups].any()

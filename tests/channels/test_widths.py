@@ -1,0 +1,54 @@
+"""Widths that a forward takes from attributes of its module, and tensors that it keeps for its next call."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+import slim
+from tests.channels.laws import check_all, close
+from tests.channels.pieces import Gated, Viewed
+
+X = torch.randn(3, 3, 6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+
+def _net(piece: nn.Module) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 6, 3), piece, nn.Conv2d(6, 2, 1), nn.AdaptiveAvgPool2d(1)).double()
+
+
+def test_all_sizes_of_one_split_are_set_together() -> None:
+    net = _net(Gated(6, 9)).eval()
+    graph, _ = check_all(net, X, 0.5, 0)
+    assert graph.prunable[graph.axes[("1.down.weight", 1)]].all()
+    plan = slim.select(graph, slim.score(graph, criterion="l1"), ratio=0.5)
+    close(slim.rebuild(net, plan)(X), slim.mask(net, plan)(X), "gated")
+    assert {f"sizes[{i}]" for i in range(3)} == set(plan.attributes["1"])
+
+
+def test_a_view_of_literal_width_is_followed() -> None:
+    graph, plan = check_all(_net(Viewed(6, 10)), X, 0.5, 0)
+    assert graph.prunable[graph.axes[("1.conv.weight", 0)]].all() and set(plan.attributes["1"]) == {"width"}
+
+
+class Cached(nn.Module):
+    """Computes a table from a parameter once, and keeps it per device, as timm's attention biases are kept."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.scale, self.cache = nn.Conv2d(6, 6, 1), nn.Parameter(torch.ones(6)), dict[str, Tensor]()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training or str(x.device) not in self.cache:
+            self.cache[str(x.device)] = self.scale[:, None, None] * 2
+        return self.conv(x) * self.cache[str(x.device)]
+
+
+def test_what_a_forward_keeps_does_not_outlive_its_width() -> None:
+    net = _net(Cached()).eval()
+    with torch.no_grad():
+        net(X)
+        plan = slim.select(graph := slim.trace(net, X), slim.score(graph, criterion="l1"), ratio=0.5)
+        assert set(net[1].cache) == {"cpu"}, "the trace leaves nothing behind"
+        wanted = slim.mask(net, plan)
+        wanted[1].cache = {}
+        close(slim.rebuild(net, plan)(X), wanted(X), "kept from the dense network")
