@@ -21,7 +21,7 @@ from xdist.scheduler import LoadScopeScheduling
 # Same examples in every run: a red test stays red until it is mended. `make fuzz` looks further.
 _SLOW_IS_FINE = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
 settings.register_profile(
-    "suite", max_examples=100, deadline=None, derandomize=True, suppress_health_check=_SLOW_IS_FINE
+    "suite", max_examples=60, deadline=None, derandomize=True, suppress_health_check=_SLOW_IS_FINE
 )
 settings.register_profile(
     "fuzz", max_examples=5000, deadline=None, print_blob=True, suppress_health_check=_SLOW_IS_FINE
