@@ -67,10 +67,10 @@ def _list(*lines: Any) -> str:
 
 def _facts(record: Mapping[str, Any]) -> str:
     names = ("model", "data", "seed", "schedule", "passes", "input_shape", "plan_hash")
-    told = {name: record[name] for name in names if record.get(name) is not None}
-    if "plan_hash" in told:
-        told["plan_hash"] = str(told["plan_hash"])[:16]  # plan.json has all of it
-    return _list(*(f"{name.replace('_', ' ')}: {value}" for name, value in told.items()))
+    facts = {name: record[name] for name in names if record.get(name) is not None}
+    if "plan_hash" in facts:
+        facts["plan_hash"] = str(facts["plan_hash"])[:16]  # plan.json has all of it
+    return _list(*(f"{name.replace('_', ' ')}: {value}" for name, value in facts.items()))
 
 
 def _table(record: Mapping[str, Any]) -> str:

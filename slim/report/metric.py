@@ -55,7 +55,7 @@ class Metric:
 
 def metric_of(record: Mapping[str, Any]) -> Metric:
     """The metric of a run's record."""
-    told = record.get("metric")
-    if not isinstance(told, Mapping):
+    given = record.get("metric")
+    if not isinstance(given, Mapping):
         return Metric()
-    return Metric(str(told.get("name", "accuracy")), bool(told.get("percent", True)))
+    return Metric(str(given.get("name", "accuracy")), bool(given.get("percent", True)))

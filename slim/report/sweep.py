@@ -43,8 +43,8 @@ def jobs(directory: str | Path) -> Jobs:
             if not isinstance(networks, dict) or not all(isinstance(row, dict) for row in networks.values()):
                 raise SlimError(f"A report holds a row per network. Got {folder / 'report.json'}. Run the job again.")
         except SlimError as error:
-            told = folder / "error.txt"
-            why = told.read_text(encoding="utf-8", errors="replace").strip() if told.is_file() else str(error)
+            note = folder / "error.txt"
+            why = note.read_text(encoding="utf-8", errors="replace").strip() if note.is_file() else str(error)
             record = {"status": "failed", "error": why}
         found.append((folder.name, record))
     return found
@@ -53,12 +53,12 @@ def jobs(directory: str | Path) -> Jobs:
 def rows(directory: str | Path) -> list[list[str]]:
     """One row of text per job, in the order of ``HEAD``; a failed job has its reason in the second cell."""
     found = jobs(directory)
-    told = {name: _overrides(Path(directory) / name) for name, _ in found}
-    # What every job was told is no news.
-    shared = set.intersection(*(set(items) for items in told.values())) if len(told) > 1 else set()
+    overrides = {name: _overrides(Path(directory) / name) for name, _ in found}
+    # What all jobs share tells none apart.
+    shared = set.intersection(*(set(items) for items in overrides.values())) if len(overrides) > 1 else set()
     out = []
     for name, record in found:
-        differs = " ".join(item for item in told[name] if item not in shared)
+        differs = " ".join(item for item in overrides[name] if item not in shared)
         if record.get("status") == "failed":
             out.append([name, f"{differs} failed: {str(record.get('error', ''))[:160]}".strip(), *[words.MISSING] * 7])
             continue

@@ -42,7 +42,7 @@ def cells(record: Mapping[str, Any]) -> list[list[Cell]]:
     for name in known:
         row = rows[name] or {}
         macs = words.number(row.get("macs"))
-        # Two runs of one network differ by noise alone; a change is only told where the shape changed.
+        # Two runs of one network differ by noise alone; a change is only shown where the shape changed.
         thinner = row.get("macs") != base.get("macs") or row.get("params") != base.get("params")
         moved = metric.change(row.get("metric"), trained.get("metric")) if row is not trained else ""
         out.append(

@@ -79,10 +79,7 @@ def analyze(parts: Components, directory: Path) -> dict[str, Any]:
             "Use slim.sensitivity in Python, or set metric.name=accuracy."
         )
     options = config.sensitivity
-    table = directory / "sensitivity.csv" if options.csv is None else Path(options.csv)
-    if options.csv is None and config.checkpoint is not None:
-        path = Path(config.checkpoint)
-        table = (path if path.is_dir() else path.parent) / "sensitivity.csv"
+    table = _table(parts, directory)
     module = parts.module() if config.checkpoint is None else weights.load(parts, Path(config.checkpoint))
     make(table.parent)
     if config.trainer.threads is not None:
@@ -111,15 +108,24 @@ def analyze(parts: Components, directory: Path) -> dict[str, Any]:
     figure = table.with_suffix(".png")
     name = str(config.model["_target_"]).rsplit(".", 1)[-1]
     sensitivity.draw(found, figure, title=f"{name}, {parts.data.name}")
-    caps = ",".join(
-        f"{layer}:{{max_layer_ratio:{rule['max_layer_ratio']:g}}}"
-        for layer, rule in found.to_caps(options.max_drop).items()
-    )
+    caps = found.to_caps(options.max_drop)
+    text = ",".join(f"{layer}:{{max_layer_ratio:{rule['max_layer_ratio']:g}}}" for layer, rule in caps.items())
     return {
         "accuracy": found.whole,
         "images": found.images,
         "csv": str(table),
         "figure": str(figure),
         "max_drop": options.max_drop,
-        "override": shlex.quote(f"prune.overrides={{{caps}}}"),
+        "override": shlex.quote(f"prune.overrides={{{text}}}"),
     }
+
+
+def _table(parts: Components, directory: Path) -> Path:
+    """Where the table of the analysis goes: as configured, beside the checkpoint, or into ``directory``."""
+    config = parts.config
+    if config.sensitivity.csv is not None:
+        return Path(config.sensitivity.csv)
+    if config.checkpoint is None:
+        return directory / "sensitivity.csv"
+    path = Path(config.checkpoint)
+    return (path if path.is_dir() else path.parent) / "sensitivity.csv"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,12 @@ class PhaseCallbacks:
             Progress(name, config.metric, config.trainer.progress, self.sparse),
         ]
         self.all = [callback for callback in found if callback is not None]
+
+    def forecast_line(self, saved: Mapping[str, Any]) -> str | None:
+        """What the law can do in the phase; of the network it began with, also when it goes on with a thinner one."""
+        known = None if self.sparse is None or self.sparse.forecast is None else self.sparse.forecast.line
+        line: str | None = saved.get("forecast") or known
+        return line
 
 
 def _sparse_callbacks(

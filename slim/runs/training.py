@@ -14,7 +14,6 @@ from slim.channels import Plan
 from slim.runs import weights
 from slim.runs.checkpoint import Saver, read
 from slim.runs.components import Components, plan_json
-from slim.runs.curves import Curves
 from slim.runs.failures import explained, quiet
 from slim.runs.loaders import resumable, seed_all
 from slim.runs.phase_callbacks import PhaseCallbacks
@@ -63,14 +62,6 @@ def train(
     key = (config.seed, number)
     seed_all(config.seed, number, PHASES.index(kind))
     began = time.monotonic()
-
-    def forecast_line() -> str | None:
-        """Of the network that the phase began with, also when it goes on with a thinner one: the same line."""
-        sparse = callbacks.sparse
-        known = None if sparse is None or sparse.forecast is None else sparse.forecast.line
-        line: str | None = run.get("forecast") or known
-        return line
-
     with (
         quiet(),
         explained(config.data.get("batch_size")),
@@ -82,32 +73,29 @@ def train(
                 "plan": plan_json(network),
                 "position": position.state_dict(),
                 "seconds": earlier + time.monotonic() - began,
-                "forecast": forecast_line(),
+                "forecast": callbacks.forecast_line(run),
             },
             signals=signals,
             every_steps=config.trainer.checkpoint_every,
         )
-        # Points after the checkpoint belong to a past that did not happen; a phase that was killed before its first
-        # checkpoint may have left points, too.
-        first_step = 0 if saved is None else int(saved["global_step"]) + 1
-        trainer = training_trainer(
-            parts,
-            config.training(kind).epochs,
-            directory,
-            name,
-            first_step=first_step,
-            callbacks=[*callbacks.all, saver],
-        )
+        trainer = _trainer(parts, directory, name, saved, [*callbacks.all, saver])
         trainer.fit(module, datamodule=parts.data, ckpt_path=checkpoint if saved is not None else None)
     parts.data.trainer = None  # which holds the module
-    if line := forecast_line():
+    if line := callbacks.forecast_line(run):
         note(line)
     module.cpu().eval()
     seconds = earlier + time.monotonic() - began
-    figures = _figures(parts, callbacks.curves, config.training(kind).epochs, trainer.global_step, seconds)
-    if callbacks.slimming is not None and callbacks.slimming.history:
-        figures["slimmed"] = [{"epoch": cut["epochs"], **cut} for cut in callbacks.slimming.history]
-    return Trained(module, figures)
+    return Trained(module, _figures(parts, callbacks, config.training(kind).epochs, trainer.global_step, seconds))
+
+
+def _trainer(
+    parts: Components, directory: Path, name: str, saved: dict[str, Any] | None, callbacks: list[pl.Callback]
+) -> pl.Trainer:
+    # Points after the checkpoint belong to a past that did not happen; a phase that was killed before its first
+    # checkpoint may have left points, too.
+    first_step = 0 if saved is None else int(saved["global_step"]) + 1
+    epochs = parts.config.training(name.partition("-")[0]).epochs
+    return training_trainer(parts, epochs, directory, name, first_step=first_step, callbacks=callbacks)
 
 
 def _begin(parts: Components, kind: str, before: Path | None, saved: dict[str, Any] | None) -> pl.LightningModule:
@@ -124,8 +112,11 @@ def _begin(parts: Components, kind: str, before: Path | None, saved: dict[str, A
     return module
 
 
-def _figures(parts: Components, curves: Curves, epochs: int, steps: int, seconds: float) -> dict[str, Any]:
+def _figures(parts: Components, callbacks: PhaseCallbacks, epochs: int, steps: int, seconds: float) -> dict[str, Any]:
+    curves = callbacks.curves
     figures: dict[str, Any] = {"epochs": epochs, "steps": steps, "seconds": seconds, "history": curves.history}
+    if callbacks.slimming is not None and callbacks.slimming.history:
+        figures["slimmed"] = [{"epoch": cut["epochs"], **cut} for cut in callbacks.slimming.history]
     metric = parts.config.metric
     values = next((curves.history[key] for key in (f"val_{metric.name}", metric.name) if key in curves.history), [])
     if values:
