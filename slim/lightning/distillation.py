@@ -13,7 +13,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_leaves
 
 from slim.errors import SlimError
 from slim.lightning.network import Network, find_network
@@ -137,8 +137,7 @@ class Distillation(pl.Callback):
         losses = []
         for args, kwargs, output in self._calls:
             with torch.no_grad():
-                inputs = tree_map_only(Tensor, torch.Tensor.detach, (args, kwargs))
-                answer = self.teacher(*inputs[0], **inputs[1])
+                answer = self.teacher(*args, **kwargs)
             losses.append(self._loss(output, answer))
         self._calls.clear()
         soft = losses[0] if len(losses) == 1 else torch.stack(losses).mean()

@@ -3,34 +3,29 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import pytorch_lightning as pl
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import nn
 
 from slim.channels import ChannelGraph, Plan
-from slim.errors import SlimError, nearest
+from slim.errors import SlimError
 from slim.lightning.checkpoint import averages, prepare
 from slim.lightning.cut import Batches, Calibration, Cut, check_equal, figures, nothing, select
 from slim.lightning.example import packed, unpacked
 from slim.lightning.moments import END, Moment, moments
 from slim.lightning.network import Network, find_network, path_of
+from slim.lightning.options import BUDGETS, check_arguments
+from slim.lightning.preview import preview
 from slim.lightning.random_state import preserved
 from slim.lightning.sparse import SparseTraining
 from slim.lightning.surgery import after_surgery, agreed, cut_in_place, refuse_sharded, refuse_spawned, synchronize
 from slim.lightning.traced import TracedNetwork, callbacks_of
 from slim.recovery import Step, recover
-from slim.selection import Selection, exact_zeros, select_groups
+from slim.selection import Selection, exact_zeros
 from slim.sparsity import Stochastic
-
-BUDGETS = ("ratio", "macs", "params", "memory", "latency")
-NEAR_ZERO = 1e-2
-"""A scale below it counts as gone, in a preview."""
 
 
 class ChannelPruning(pl.Callback):
@@ -92,7 +87,7 @@ class ChannelPruning(pl.Callback):
     ) -> None:
         budget = dict(zip(BUDGETS, (ratio, macs, params, memory, latency), strict=True))
         self.budget = {kind: amount for kind, amount in budget.items() if amount is not None}
-        _check_arguments(self.budget, zeros, every, recover, limits)
+        check_arguments(self.budget, zeros, every, recover, limits)
         self.criterion, self.at, self.limits = criterion, at, limits
         self.cuts: list[Cut] = []
         self.history: list[dict[str, Any]] = []
@@ -351,24 +346,9 @@ class ChannelPruning(pl.Callback):
         """
         if self._every is not None or self.traced is None or "latency" in self.budget:
             return {}
-        criterion = self.criterion
-        name = criterion["name"] if isinstance(criterion, Mapping) else criterion
-        from slim import criteria
-
-        if "loader" in inspect.signature(criteria.find(name).rank).parameters:
-            criterion = "gamma"
-        amount = self._moments[min(self._done, len(self._moments) - 1)].amount if self._moments else None
-        budget = self.budget if amount is None else {next(iter(self.budget)): amount}
-        graph, dense = self.traced.graph, self.traced.dense_graph()
-        selection = select(self.traced, criterion, budget, self.limits)
-        near = _scales(graph, graph.prunable) >= NEAR_ZERO
-        total = max(1, len(_scales(dense, dense.prunable, values=False)))
-        return {
-            "zero": 1 - float(near.sum()) / total,
-            "target": selection.achieved["ratio"],
-            "macs": selection.achieved["macs"],
-            "ready": float(_scales(graph, selection.removed).max(initial=0.0) < NEAR_ZERO),
-        }
+        ((kind, whole),) = self.budget.items()
+        amount = self._moments[min(self._done, len(self._moments) - 1)].amount if self._moments else whole
+        return preview(self.traced, self.criterion, {kind: amount}, self.limits)
 
     # Checkpoints
 
@@ -390,46 +370,3 @@ def sparse_of(trainer: pl.Trainer, traced: TracedNetwork | None) -> list[SparseT
     module = trainer.lightning_module
     found = [callback for callback in callbacks_of(trainer) if isinstance(callback, SparseTraining)]
     return [callback for callback in found if callback.network_of(module) is traced.network]
-
-
-def _check_arguments(
-    budget: Mapping[str, Any], zeros: bool, every: int | None, recover: Any, limits: Mapping[str, Any]
-) -> None:
-    shown = ", ".join(f"{kind}={amount}" for kind, amount in budget.items()) or "none"
-    if zeros and (budget or not isinstance(every, int) or every < 1):
-        raise SlimError(
-            f"zeros removes exact zeros every so many epochs and takes no budget. Got every={every}, budget: {shown}. "
-            "Set zeros=True with every=1, or a budget alone."
-        )
-    if not zeros and (len(budget) != 1 or every is not None):
-        raise SlimError(
-            f"ChannelPruning needs exactly one budget of {', '.join(BUDGETS)}. Got {shown}, every={every}. "
-            "Set one of them, like macs=0.5; every belongs to zeros=True."
-        )
-    known = [name for name in list(inspect.signature(select_groups).parameters)[2:] if name not in BUDGETS]
-    for name in limits:
-        if name not in known:
-            raise SlimError(
-                f"Options must be those of slim.select. Got {name}={limits[name]!r}. {nearest(name, known)}"
-            )
-    if isinstance(recover, Mapping):
-        for key in recover:
-            if key not in ("absorb", "batches", "evaluate"):
-                hint = nearest(str(key), ("absorb", "batches", "evaluate"))
-                raise SlimError(
-                    f"recover takes absorb, batches and evaluate. Got recover.{key}={recover[key]!r}. {hint}"
-                )
-
-
-def _scales(graph: ChannelGraph, chosen: npt.NDArray[np.bool_], *, values: bool = True) -> npt.NDArray[np.float32]:
-    """|gamma| of every scale on the chosen groups (groups,), in one vector; zeros where ``values`` are not wanted."""
-    found = [np.zeros(0, np.float32)]
-    for scale in graph.scales:
-        if scale.weight is not None:
-            inside = (scale.groups >= 0) & chosen[scale.groups]
-            if values:
-                gamma = graph.model.get_parameter(scale.weight).detach().abs().float().cpu().numpy()
-                found.append(gamma[inside])
-            else:
-                found.append(np.zeros(int(inside.sum()), np.float32))
-    return np.concatenate(found)

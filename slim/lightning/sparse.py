@@ -119,7 +119,7 @@ class SparseTraining(pl.Callback):
         if self._saved is not None and self.traced.example is None:
             self.traced.example = unpacked(self._saved.get("example"))
         if self.traced.ready and not self.stopped:
-            self._attach(trainer, pl_module)
+            self._attach(trainer)
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -128,7 +128,7 @@ class SparseTraining(pl.Callback):
         assert self.traced is not None
         if not self.attached and not self.stopped:
             self.traced.learn_example(pl_module, batch)
-            self._attach(trainer, pl_module)
+            self._attach(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """The law ends with its epochs."""
@@ -237,20 +237,19 @@ class SparseTraining(pl.Callback):
 
     # Setting the law to work
 
-    def _attach(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+    def _attach(self, trainer: pl.Trainer) -> None:
         assert self.traced is not None
         network, graph = self.traced.network, self.traced.graph
-        with _as_configured(module):
-            gammas = [gamma for gamma in sparsity.gamma_parameters(graph, network) if gamma.requires_grad]
-            optimizer = _owner(trainer, gammas)
-            steps = self._steps(trainer)
-            if self._saved is not None:
-                self._use_lam(self._saved["lam"])
-                if "law" in self._saved:
-                    self.law.load_state_dict(self._saved["law"])
-            self.law.attach(network, graph, steps)
-            if self._saved is None:
-                self._look_ahead(trainer, optimizer, steps)
+        gammas = [gamma for gamma in sparsity.gamma_parameters(graph, network) if gamma.requires_grad]
+        optimizer = _owner(trainer, gammas)
+        steps = self._steps(trainer)
+        if self._saved is not None:
+            self._use_lam(self._saved["lam"])
+            if "law" in self._saved:
+                self.law.load_state_dict(self._saved["law"])
+        self.law.attach(network, graph, steps)
+        if self._saved is None:
+            self._look_ahead(trainer, optimizer, steps)
         self.attached, self._saved = True, None
         self._handles.append(sparsity.install(self.law, optimizer))
 
@@ -299,20 +298,6 @@ class SparseTraining(pl.Callback):
 
 def _shrinks_by_lam(name: str, law: Penalty) -> bool:
     return "lam" in inspect.signature(sparsity.LAWS[name]).parameters and not isinstance(law, Stochastic)
-
-
-@contextmanager
-def _as_configured(module: pl.LightningModule) -> Iterator[None]:
-    """What ``toggle_optimizer`` has frozen for the step of another optimizer is trainable inside."""
-    toggled: dict[Any, bool] = getattr(module, "_param_requires_grad_state", {})
-    now = {parameter: parameter.requires_grad for parameter in toggled}
-    for parameter, trains in toggled.items():
-        parameter.requires_grad = trains
-    try:
-        yield
-    finally:
-        for parameter, trains in now.items():
-            parameter.requires_grad = trains
 
 
 def _owner(trainer: pl.Trainer, gammas: list[Any]) -> Optimizer:

@@ -28,6 +28,16 @@ class Whole(Plain):
         self.net, self.lr = convnet(config["width"]), config["lr"]
 
 
+class Given(Plain):
+    """The one argument is what is saved."""
+
+    def __init__(self, config: Any) -> None:
+        nn.Module.__init__(self)
+        super(Plain, self).__init__()
+        self.save_hyperparameters(config)
+        self.net, self.lr = convnet(config["width"]), config["lr"]
+
+
 class Silent(Plain):
     """Saves no hyperparameters."""
 
@@ -55,8 +65,14 @@ def callbacks(folder: Path, **options: Any) -> list[Any]:
 
 @pytest.mark.parametrize(
     "make",
-    [lambda: Plain(width=12), lambda: Whole({"width": 12, "lr": 0.1}), Silent, lambda: Anything(width=12)],
-    ids=["hyperparameters", "one_argument", "none", "any"],
+    [
+        lambda: Plain(width=12),
+        lambda: Whole({"width": 12, "lr": 0.1}),
+        lambda: Given({"width": 12, "lr": 0.1}),
+        Silent,
+        lambda: Anything(width=12),
+    ],
+    ids=["hyperparameters", "one_argument", "what_it_is_given", "none", "any"],
 )
 @pytest.mark.parametrize("weights_only", [False, True])
 def test_every_way_in_gives_the_thin_network(make: Any, weights_only: bool, tmp_path: Path) -> None:
@@ -105,6 +121,35 @@ def test_a_fit_killed_between_its_checkpoint_and_the_cut_makes_the_cut_up(tmp_pa
     again = callbacks(tmp_path / "again", **options)
     fit(Plain(), *again, epochs=2, val=images(), ckpt=tmp_path / "epoch=0.ckpt")
     assert [entry["epochs"] for entry in again[1].history] == [1, 2]
+
+
+def test_cuts_that_are_asked_for_when_their_time_is_over_come_at_once_and_as_one(tmp_path: Path) -> None:
+    fit(Plain(), SparseTraining("l1"), ModelCheckpoint(tmp_path, filename="last"), epochs=2)
+    pruning, widths = ChannelPruning(ratio=0.5, at=[1, 2], recover=False), Widths()
+    module = Plain()
+    run = fit(module, SparseTraining("l1"), pruning, widths, epochs=4, ckpt=tmp_path / "last.ckpt")
+    assert [entry["epochs"] for entry in pruning.history] == [2], "one cut, as far as both"
+    assert pruning.cuts[0].selection.achieved["ratio"] == 0.5
+    assert widths.seen[0] == 8, "before the first step"
+    with quiet():
+        run.test(module, images(), ckpt_path=tmp_path / "last.ckpt", verbose=False)
+    assert module.net[1].num_features + module.net[4].num_features == 16, "a dense checkpoint makes it dense again"
+
+
+def test_a_cut_before_the_first_epoch(tmp_path: Path) -> None:
+    widths = Widths()
+    fit(Plain(), ChannelPruning(ratio=0.5, at=0, recover=False, example=torch.zeros(1, 3, 6, 6)), widths, epochs=1)
+    assert widths.seen == [8, 8, 8]
+
+
+class Widths(pl.Callback):
+    """Channels left at every step."""
+
+    def __init__(self) -> None:
+        self.seen: list[int] = []
+
+    def on_train_batch_end(self, trainer: Any, module: Any, *_: Any) -> None:
+        self.seen.append(module.net[1].num_features + module.net[4].num_features)
 
 
 def test_random_gates_are_saved_at_their_deterministic_values(tmp_path: Path) -> None:

@@ -119,8 +119,9 @@ SCHEDULERS = torch.optim.lr_scheduler
             ),
             "step", 1, 1,
         ),
+        (lambda module, o: SCHEDULERS.ExponentialLR(o, 0.5), "step", 2, 1),
     ],
-    ids=["one_cycle", "bound_method", "epochs", "frequency", "sequential"],
+    ids=["one_cycle", "bound_method", "epochs", "frequency", "sequential", "every_second_batch"],
 )  # fmt: skip
 def test_the_forecast_knows_the_learning_rates_to_come(
     make: Any, interval: str, frequency: int, accumulate: int

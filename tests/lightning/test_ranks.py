@@ -49,6 +49,8 @@ def test_both_ranks_have_the_same_scales_and_the_same_plan(tmp_path: Path) -> No
     assert first["steps"] == second["steps"] == 12
     for mine, theirs in zip(first["scales"], second["scales"], strict=True):
         assert all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))
+    after_the_cut = zip(first["statistics"][1], second["statistics"][1], strict=True)
+    assert all(torch.equal(a, b) for a, b in after_the_cut), "recalibrated on other data, then made equal"
     widths = [[len(scale) for scale in scales] for scales in first["scales"]]
     assert widths[0] == [8, 8]
     assert widths[1] == widths[2] != [8, 8]

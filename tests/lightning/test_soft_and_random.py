@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import nn
 
-from slim import SlimError
+from slim import SlimError, criteria
 from slim.lightning import ChannelPruning, RandomState, SoftPruning, SparseTraining
 
 from .modules import Plain, convnet, fit, images, same
@@ -36,6 +37,10 @@ def test_a_soft_cut_silences_what_the_cut_would_take_until_it_comes() -> None:
     # 8 of 16 after the first two epochs; the cut after the third takes them.
     assert quiet.counts == [8, 8, 0, 0, 0]
     assert pruning.cuts[0].selection.achieved["ratio"] == 0.5
+    ranked: list[int] = []
+    counting = ChannelPruning(ratio=0.5, at=2, recover=False, criterion=partial(_by_gamma, ranked))
+    fit(Plain(), SoftPruning(every=1), counting, epochs=5)
+    assert len(ranked) == 2, "ranked for the soft cut and for the cut, and not after it"
     alone = Quiet()
     fit(Plain(lr=0.001), SoftPruning(every=2, ratio=0.25), alone, epochs=4)
     assert [count == 4 for count in alone.counts] == [False, True, True, True]
@@ -45,6 +50,11 @@ def test_a_soft_cut_silences_what_the_cut_would_take_until_it_comes() -> None:
         SoftPruning(every=0)
     with pytest.raises(SlimError, match="random gates"):
         fit(Plain(), SparseTraining("l0"), SoftPruning(ratio=0.5))
+
+
+def _by_gamma(ranked: list[int], graph: Any) -> Any:
+    ranked.append(1)
+    return criteria.find("gamma").rank(graph)
 
 
 class Dropping(Plain):

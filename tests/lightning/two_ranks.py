@@ -17,17 +17,22 @@ from tests.lightning.modules import Plain, fit, images
 class Seen(pl.Callback):
     """Scales after every epoch."""
 
-    def __init__(self) -> None:
+    def __init__(self, average: Any) -> None:
+        self.average = average
         self.scales: list[Any] = []
+        self.statistics: list[Any] = []
 
     def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
+        averaged = self.average._average_model.module.net
+        self.statistics.append([net[index].running_mean.clone() for net in (module.net, averaged) for index in (1, 4)])
         self.scales.append([module.net[index].weight.detach().clone() for index in (1, 4)])
 
 
 def main(argv: list[str]) -> int:
     torch.set_num_threads(1)
     folder = Path(argv[0])
-    module, seen, average = Plain(), Seen(), EMAWeightAveraging(decay=0.5)
+    module, average = Plain(), EMAWeightAveraging(decay=0.5)
+    seen = Seen(average)
     criterion = {"name": "taylor", "batches": 1}
     pruning = ChannelPruning(macs=0.5, at=2, criterion=criterion, recover={"batches": 2})
     callbacks = [SparseTraining("l1", lam=0.05), SoftPruning(every=1), pruning, average, seen]
@@ -35,6 +40,7 @@ def main(argv: list[str]) -> int:
     run = fit(module, *callbacks, saver, data=images(32, 4), epochs=3, devices=2, strategy="ddp")
     found = {
         "scales": seen.scales,
+        "statistics": seen.statistics,
         "state": module.state_dict(),
         "hash": plan_of(module.net).hash,
         "steps": run.global_step,
