@@ -106,7 +106,7 @@ def apply_plans(module: pl.LightningModule, checkpoint: Mapping[str, Any]) -> No
     texts = saved.get("networks", {}) if isinstance(saved, Mapping) else {}
     plans: dict[str, Plan | None] = {path: Plan.from_json(text) for path, text in texts.items()}
     # A network that is thin now and was dense then becomes dense again.
-    plans = plans
+    plans = {**dict.fromkeys(plans_of(module)), **plans}
     callbacks = [] if module._trainer is None else callbacks_of(module.trainer)
     for path, plan in plans.items():
         TracedNetwork.of(module, path, callbacks=callbacks).become(plan)

@@ -17,6 +17,7 @@ from slim.report.metric import Metric, metric_of
 from slim.report.style import CUT, DENSE, FAINT, INK, THIN, blank, legend, png, say, style
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 __all__ = ["all_figures", "by_layer", "distribution", "history", "png", "scatter", "slimming", "summary", "widths"]
@@ -42,15 +43,19 @@ def all_figures(record: Mapping[str, Any]) -> dict[str, Figure]:
 
 def summary(record: Mapping[str, Any]) -> Figure:
     """Left: the metric of every network of the run. Right: what is left of the dense network's cost."""
-    rows: Mapping[str, Mapping[str, Any]] = record["rows"]
     figure = blank(9.2, 3.4)
     left, right = figure.subplots(1, 2, width_ratios=(1.25, 1))
+    _metric_bars(left, record["rows"], metric_of(record))
+    _cost_bars(right, record["rows"])
+    return figure
+
+
+def _metric_bars(left: Axes, rows: Mapping[str, Mapping[str, Any]], metric: Metric) -> None:
     shown = [
         (words.LABELS[name], value)
         for name in words.LABELS
         if (value := words.number((rows.get(name) or {}).get("metric"))) is not None
     ]
-    metric = metric_of(record)
     style(left, f"{metric.name} through the run")
     if shown:
         values = [metric.scaled(value) for _, value in shown]
@@ -71,6 +76,9 @@ def summary(record: Mapping[str, Any]) -> Figure:
         left.set_ylabel(metric.label)
         left.axhline(values[0], color=FAINT, linewidth=0.8, linestyle=(0, (4, 3)), zorder=0)
         left.tick_params(axis="x", labelsize=8.5 if len(shown) > 4 else 9)
+
+
+def _cost_bars(right: Axes, rows: Mapping[str, Mapping[str, Any]]) -> None:
     base = next((rows[name] for name in ("dense", "sparse") if rows.get(name)), {})
     thin = next((rows[name] for name in ("finetuned", "recovered", "rebuilt") if rows.get(name)), {})
     kinds = {
@@ -96,7 +104,6 @@ def summary(record: Mapping[str, Any]) -> Figure:
         right.set_xticks([0, 25, 50, 75, 100], ["0", "25", "50", "75", "100%"])
     else:
         say(right, "no thin network yet")
-    return figure
 
 
 def history(history: Mapping[str, Mapping[str, Sequence[float]]], metric: Metric | None = None) -> Figure:
