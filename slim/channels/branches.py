@@ -24,6 +24,7 @@ PASSES_ZERO = frozenset(
         *("upsample_nearest2d", "upsample_bilinear2d"),
     )
 )
+TURNS = frozenset(["t", "transpose", "permute"])
 MAKES_ZERO = frozenset(["convolution", "_convolution", "mm", "addmm", "linear", "native_layer_norm"])
 
 
@@ -157,6 +158,17 @@ def _silences(operations: Sequence[Operation]) -> list[frozenset[int]]:
     return found
 
 
+def _makes_zero(operations: Sequence[Operation], i: int) -> bool:
+    """Whether zero parameters make the result zero: a layer's own weight and bias, nothing that is computed."""
+    operation = operations[i]
+    if operation.name in ("mm", "addmm"):  # the bias is a parameter where only x and the weight were computed
+        turned = any(operations[p].params and operations[p].name in TURNS for p in operation.parents)
+        return turned and len(operation.parents) == 2
+    if "batch_norm" in operation.name:  # without a scale, statistics are all it has
+        return len(operation.parents) == 1 and any(name.endswith("weight") for name in operation.params)
+    return operation.name in MAKES_ZERO and len(operation.parents) == 1 and bool(operation.params)
+
+
 def _branch(
     model: nn.Module,
     operations: Sequence[Operation],
@@ -167,11 +179,7 @@ def _branch(
 ) -> Branch | None:
     """The modules of a branch and what stands for each; None where none of them can silence it."""
 
-    def makes_zero(i: int) -> bool:
-        name = operations[i].name
-        return i in members and (name in MAKES_ZERO or "batch_norm" in name)
-
-    if not any(makes_zero(i) for i in silencing):
+    if not any(i in members and _makes_zero(operations, i) for i in silencing):
         return None
     within = {name for name, mine in inside.items() if name and mine <= members}
     outer = [name for name in within if name.rpartition(".")[0] not in within]

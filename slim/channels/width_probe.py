@@ -236,7 +236,9 @@ def _scalar_conflicts(record: TraceRecord, tracer: Tracer) -> list[IntArray]:
 
 
 def _multiplicities(record: TraceRecord, free: BoolArray) -> IntArray:
-    """How often the widened network has every channel, by root: once where it must stay, else two to five times.
+    """How often the widened network has every channel, by root: once where it must stay, else three to six times.
+
+    Two would not do: two shuffles in a row put pairs back in place.
 
     Channels of one layer, and what has to lose equally many, have the same number; streams that many layers make have
     the smallest, and other layers take turns.
@@ -259,7 +261,7 @@ def _multiplicities(record: TraceRecord, free: BoolArray) -> IntArray:
     kinds = classes.find(node[roots])
     order = np.unique(kinds)
     widest = max((int(kind) for kind in order), key=lambda kind: made[kind], default=-1)
-    number = {int(kind): 2 if kind == widest or made[int(kind)] > 4 else 3 + i % 3 for i, kind in enumerate(order)}
+    number = {int(kind): 3 if kind == widest or made[int(kind)] > 4 else 4 + i % 3 for i, kind in enumerate(order)}
     times[roots] = [number[int(kind)] for kind in kinds]
     held = [r.ravel() for _, read, own in record.selects for r in (read, own)]
     times[ids.find(np.concatenate(held or [np.zeros(0, np.int64)]))] = 1

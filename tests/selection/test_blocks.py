@@ -181,3 +181,27 @@ def test_options_are_checked(net: Net) -> None:
 def test_the_report_says_how_deep_the_network_was_and_is(net: Net) -> None:
     report = slim.prune(net, X, ratio=0.5, granularity="layer").report
     assert report.depth == (10, 6) and "depth" in str(report)
+
+
+def test_a_branch_that_zeros_do_not_silence_stays() -> None:
+    """A normalization without a scale, gated by sigmoid(0) = 1/2."""
+
+    class Held(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.branch, self.head = nn.Conv2d(3, 3, 1), nn.Sequential(Body()), nn.Conv2d(3, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.stem(x)
+            return self.head(x + self.branch(x))
+
+    class Body(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.down, self.up = nn.BatchNorm2d(3, affine=False), nn.Conv2d(3, 5, 1), nn.Conv2d(5, 3, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.norm(x)
+            return x * self.up(F.relu(self.down(x))).sigmoid()
+
+    assert not slim.trace(Held().double().eval(), X).branches
