@@ -17,9 +17,9 @@ from slim.channels.constraints import (
 )
 from slim.channels.dispatch import record_trace
 from slim.channels.graph import ChannelGraph
+from slim.channels.group_numbers import BoolArray, GroupNumbers
 from slim.channels.ids import IntArray, compress, varying
 from slim.channels.meta_forward import call_arguments, tensors_in, unwrap
-from slim.channels.numbering import BoolArray, GroupNumbers
 from slim.channels.structure import Balance, Layer, Scale, Space
 from slim.channels.surgery import input_spec
 from slim.channels.trace_record import Axis, Contraction, TraceRecord

@@ -12,12 +12,12 @@ import numpy.typing as npt
 from torch import nn
 
 from slim.channels.branch_check import removable_branches
-from slim.channels.branches import Branch, Operation
+from slim.channels.branches import Branch, Operation, find_branches
 from slim.channels.cost import CostModel
 from slim.channels.ids import IntArray
 from slim.channels.plan import Keep, Plan
 from slim.channels.structure import Balance, ChannelGroup, Layer, LazyGroups, Scale, Space
-from slim.channels.table import align, with_prefix
+from slim.channels.text_table import align, with_prefix
 from slim.channels.trace_record import Axis
 from slim.errors import SlimError
 
@@ -119,8 +119,14 @@ class ChannelGraph:
 
     @cached_property
     def branches(self) -> list[tuple[Branch, IntArray]]:
-        """Residual branches that can go as a whole, and the groups (n,) that are theirs alone."""
-        return removable_branches(self)
+        """Residual branches that can go as a whole, and the groups (n,) that are theirs alone.
+
+        None in a network whose streams are read selectively (``residual="select"``), or that only runs on real values.
+        """
+        if self.inputs is None or len(self.implied) or self.selects:
+            return []
+        candidates = list(find_branches(self.model, self.operations, self.results, self.returned))
+        return removable_branches(self.model, self.inputs, candidates, self.axes, self.count, self.balance)
 
     def _gone(self, removed: BoolArray | None) -> list[tuple[Branch, IntArray]]:
         """The branches of which nothing stays. Nobody can have removed one before asking which there are."""

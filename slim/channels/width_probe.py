@@ -20,9 +20,9 @@ from torch import nn
 from slim.channels.constraints import pinned_ids, propagate_balance_pins, resolve_split_views
 from slim.channels.dispatch import run_forward
 from slim.channels.duplicate import duplicate
+from slim.channels.group_numbers import BoolArray
 from slim.channels.ids import FIXED, Ids, IntArray, compress, varying
 from slim.channels.meta_forward import tensors_in
-from slim.channels.numbering import BoolArray
 from slim.channels.settings import Candidate, Outcome, Settings, set_number, settings_that_help, widths_of
 from slim.channels.surgery import set_attributes
 from slim.channels.trace_record import Axis, SizeUse, TraceRecord

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from slim.report import words
+from slim.report import formatting
 from slim.report.style import CUT, DENSE, INK, THIN, blank, legend, short, sparse_names, style
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def widths(widths: Mapping[str, Sequence[int]]) -> Figure:
     before = np.array([float(widths[name][0]) for name in names])
     after = np.array([float(widths[name][1]) for name in names])
     gone = 1 - after.sum() / max(before.sum(), 1)
-    total, left = words.count(before.sum()), words.count(after.sum())
+    total, left = formatting.count(before.sum()), formatting.count(after.sum())
     title = f"Channels per layer: {total} before, {left} after ({-100 * gone:+.1f}%)"
     if len(names) <= NAMED:
         figure = blank(8.6, 1.3 + 0.27 * max(len(names), 3))
@@ -81,13 +81,13 @@ def distribution(
     left.set_xlabel("|gamma|")
     left.set_ylabel("channels")
     if zeros:
-        left.set_xlabel(f"|gamma|  (leftmost bin: {words.count(zeros)} at or below {floor:.0e})")
+        left.set_xlabel(f"|gamma|  (leftmost bin: {formatting.count(zeros)} at or below {floor:.0e})")
         others = float(np.histogram(shown, bins)[0][1:].max())
         if zeros > 2.5 * others > 0:
             # A tall bar of zeros would flatten all others: it is clipped, and its height is written beside it.
             left.set_ylim(0, 1.6 * others)
             left.annotate(
-                f"{words.count(zeros)} ↑",
+                f"{formatting.count(zeros)} ↑",
                 (bins[1], 1.52 * others),
                 xytext=(3, 0),
                 textcoords="offset points",
@@ -95,7 +95,7 @@ def distribution(
                 fontsize=8.5,
                 color=CUT,
             )
-    style(right, f"Sorted: {100 * gone.mean():.1f}% of {words.count(len(values))} removed")
+    style(right, f"Sorted: {100 * gone.mean():.1f}% of {formatting.count(len(values))} removed")
     share = 100 * (np.arange(len(values)) + 0.5) / len(values)
     right.plot(share, shown, color=THIN, linewidth=1.8, drawstyle="steps-mid")
     if gone.any():

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from slim.report import words
+from slim.report import formatting
 from slim.report.cuts import by_layer, distribution, widths
 from slim.report.metric import Metric, metric_of
 from slim.report.style import CUT, DENSE, FAINT, INK, THIN, blank, legend, png, say, style
@@ -52,9 +52,9 @@ def summary(record: Mapping[str, Any]) -> Figure:
 
 def _metric_bars(left: Axes, rows: Mapping[str, Mapping[str, Any]], metric: Metric) -> None:
     shown = [
-        (words.LABELS[name], value)
-        for name in words.LABELS
-        if (value := words.number((rows.get(name) or {}).get("metric"))) is not None
+        (formatting.LABELS[name], value)
+        for name in formatting.LABELS
+        if (value := formatting.number((rows.get(name) or {}).get("metric"))) is not None
     ]
     style(left, f"{metric.name} through the run")
     if shown:
@@ -92,7 +92,7 @@ def _cost_bars(right: Axes, rows: Mapping[str, Mapping[str, Any]]) -> None:
     kept = [
         (label, now / then)
         for key, label in kinds.items()
-        if (now := words.number(thin.get(key))) is not None and (then := words.number(base.get(key)))
+        if (now := formatting.number(thin.get(key))) is not None and (then := formatting.number(base.get(key)))
     ]
     if kept:
         names, shares = [label for label, _ in kept], [100 * share for _, share in kept]
@@ -124,7 +124,7 @@ def history(history: Mapping[str, Mapping[str, Sequence[float]]], metric: Metric
             color = THIN if name.startswith("val") else CUT if name.startswith("test") else FAINT
             label = None if name in seen else name.replace("_", " ").replace("/", " ")
             seen.add(name)
-            points = [np.nan if (point := words.number(value)) is None else scale * point for value in values]
+            points = [np.nan if (point := formatting.number(value)) is None else scale * point for value in values]
             axes.plot(
                 start + 1 + np.arange(len(points)),
                 points,
@@ -164,14 +164,14 @@ def slimming(record: Mapping[str, Any]) -> Figure:
     axes = figure.subplots()
     style(axes, "MACs of one forward while training")
     rows: Mapping[str, Mapping[str, Any]] = record.get("rows") or {}
-    now = words.number(next((row["macs"] for row in rows.values() if row and row.get("macs")), None))
+    now = formatting.number(next((row["macs"] for row in rows.values() if row and row.get("macs")), None))
     start, edges, heights = 0, [0.5], []
     for name, phase in record["phases"].items():
         epochs = int(phase.get("epochs") or 0)
         if name.startswith("baseline") or not epochs:
             continue
         if name.startswith("finetune"):
-            now = words.number((rows.get("finetuned") or {}).get("macs")) or now
+            now = formatting.number((rows.get("finetuned") or {}).get("macs")) or now
         shrunk = {int(entry["epoch"]): float(entry["macs"]) for entry in phase.get("slimmed") or []}
         for epoch in range(1, epochs + 1):
             heights.append((now or 0.0) / 1e6)

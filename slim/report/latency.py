@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
-from slim.report import words
+from slim.report import formatting
 
 KINDS = ("launch", "bandwidth", "compute")
 
@@ -248,7 +248,7 @@ def _statement(result: Comparison, batch: int) -> str:
         "bandwidth": "its time is mostly memory traffic, which falls with widths, more slowly than MACs",
         "compute": "its time is mostly arithmetic, so fewer MACs do make it faster",
     }[kind]
-    label = words.LABELS.get(last, last)
+    label = formatting.LABELS.get(last, last)
     line = f"Batch {batch}: the {label} network is {kind}-bound ({shown} of the roofline): {meaning}."
     if len(names) > 1:
         ratio = result.millis[last][batch] / result.millis[names[0]][batch]

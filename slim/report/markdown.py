@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from slim.report import environment, tables, words
+from slim.report import environment, formatting, tables
 from slim.report.metric import metric_of
 
 CAPTIONS = {
@@ -36,7 +36,7 @@ def render(record: Mapping[str, Any], figures: Sequence[str]) -> str:
     if recovery := _recovery(record):
         parts += ["## Recovery", recovery]
     if stayed := record.get("stayed"):
-        rows = [[row["reason"], words.percent(row["share"], 1), row["where"], row["advice"]] for row in stayed]
+        rows = [[row["reason"], formatting.percent(row["share"], 1), row["where"], row["advice"]] for row in stayed]
         parts += ["## What must stay", _grid(("reason", "channel groups", "such as", "what can be done"), rows)]
     if notes := record.get("notes"):
         parts += ["## Notes", _list(*notes)]
@@ -90,13 +90,13 @@ def _passes(record: Mapping[str, Any]) -> str:
     if len(cuts) < 2 and all(cut["weights"] == "trained" for cut in cuts):
         return ""
     kinds = list(dict.fromkeys(kind for cut in cuts for kind in cut["requested"]))
-    steps = [name for name in words.LABELS if any(name in cut["validation"] for cut in cuts)]
+    steps = [name for name in formatting.LABELS if any(name in cut["validation"] for cut in cuts)]
     rows, metric = [], metric_of(record)
     for cut in cuts:
         amounts = [f"{_plain(cut['requested'].get(kind))}, {_plain(cut['achieved'].get(kind))}" for kind in kinds]
         after = [metric.shown(cut["validation"].get(name)) for name in steps]
         rows.append([cut["phase"], *amounts, *after, metric.shown(cut.get("finetuned"))])
-    head = ("cut", *(f"{kind}: requested, achieved" for kind in kinds), *(words.LABELS[name] for name in steps))
+    head = ("cut", *(f"{kind}: requested, achieved" for kind in kinds), *(formatting.LABELS[name] for name in steps))
     return f"Shares are of the dense network, {metric.name} of the validation data.\n\n" + _grid(
         (*head, "fine-tuned"), rows
     )
@@ -119,10 +119,10 @@ def _recovery(record: Mapping[str, Any]) -> str:
 
 
 def _plain(value: Any) -> str:
-    amount = words.number(value)
+    amount = formatting.number(value)
     if amount is None:
-        return words.MISSING if value is None else str(value)
-    return f"{amount:.4g}" if abs(amount) < 1e4 else words.count(amount)
+        return formatting.MISSING if value is None else str(value)
+    return f"{amount:.4g}" if abs(amount) < 1e4 else formatting.count(amount)
 
 
 def _phases(record: Mapping[str, Any]) -> str:
@@ -131,9 +131,9 @@ def _phases(record: Mapping[str, Any]) -> str:
         best = metric.shown(phase.get("best_val"))
         if phase.get("best_epoch") is not None:
             best += f" (epoch {phase['best_epoch']})"
-        epochs = words.MISSING if phase.get("epochs") is None else str(phase["epochs"])
+        epochs = formatting.MISSING if phase.get("epochs") is None else str(phase["epochs"])
         cells = [name, epochs, metric.shown(phase.get("val")), best, metric.shown(phase.get("metric"))]
-        rows.append([*cells, words.seconds(phase.get("seconds"))])
+        rows.append([*cells, formatting.seconds(phase.get("seconds"))])
     head = ("phase", "epochs", "validation, last epoch", "validation, best", "test, last epoch", "time")
     return _grid(head, rows) if rows else ""
 
@@ -141,5 +141,5 @@ def _phases(record: Mapping[str, Any]) -> str:
 def _widths(record: Mapping[str, Any]) -> str:
     rows = []
     for name, (before, after) in (record.get("widths") or {}).items():
-        rows.append([name, str(before), str(after), words.change(after, before) or "0%"])
+        rows.append([name, str(before), str(after), formatting.change(after, before) or "0%"])
     return _grid(("layer", "before", "after", "change"), rows) if rows else ""

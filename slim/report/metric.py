@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from slim.report import words
+from slim.report import formatting
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,9 @@ class Metric:
         ('93.77%', '0.9377', '-')
         """
         if self.percent:
-            return words.percent(value)
-        amount = words.number(value)
-        return words.MISSING if amount is None else f"{amount:.4g}"
+            return formatting.percent(value)
+        amount = formatting.number(value)
+        return formatting.MISSING if amount is None else f"{amount:.4g}"
 
     def change(self, value: Any, before: Any) -> str:
         """How far ``value`` is from ``before``.
@@ -44,8 +44,8 @@ class Metric:
         ('-0.70 pt', '+0.25')
         """
         if self.percent:
-            return words.points(value, before)
-        now, then = words.number(value), words.number(before)
+            return formatting.points(value, before)
+        now, then = formatting.number(value), formatting.number(before)
         return "" if now is None or then is None else f"{now - then:+.3g}"
 
     def scaled(self, value: float) -> float:

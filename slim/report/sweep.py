@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from slim.errors import SlimError
 from slim.files import read_json, write_atomic, write_json
-from slim.report import words
+from slim.report import formatting
 from slim.report.metric import metric_of
 
 if TYPE_CHECKING:
@@ -60,12 +60,14 @@ def rows(directory: str | Path) -> list[list[str]]:
     for name, record in found:
         differs = " ".join(item for item in overrides[name] if item not in shared)
         if record.get("status") == "failed":
-            out.append([name, f"{differs} failed: {str(record.get('error', ''))[:160]}".strip(), *[words.MISSING] * 7])
+            out.append(
+                [name, f"{differs} failed: {str(record.get('error', ''))[:160]}".strip(), *[formatting.MISSING] * 7]
+            )
             continue
         dense, thin = _ends(record)
         keys = ("channels", "params", "macs", "latency_ms_b1", "latency_ms_b64")
         values = [metric_of(record).shown(row.get("metric")) for row in (dense, thin)]
-        out.append([name, differs, *values, *(words.percent(_kept(thin, dense, key), 1) for key in keys)])
+        out.append([name, differs, *values, *(formatting.percent(_kept(thin, dense, key), 1) for key in keys)])
     return out
 
 
@@ -118,7 +120,7 @@ def figure(directory: str | Path) -> Figure | None:
     short = _shortened(list(named.values()))
     for name, record in jobs(directory):
         dense, thin = _ends(record)
-        kept, value = _kept(thin, dense, "macs"), words.number(thin.get("metric"))
+        kept, value = _kept(thin, dense, "macs"), formatting.number(thin.get("metric"))
         if kept is not None and value is not None:
             metric = metric_of(record)
             points.append((100 * kept, metric.scaled(value), short[named[name]] or name))
@@ -128,13 +130,13 @@ def figure(directory: str | Path) -> Figure | None:
 def _ends(record: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
     """The network a run began with (trained, if one was) and the one it ended with."""
     networks: Mapping[str, Mapping[str, Any]] = record.get("rows") or {}
-    known = [networks[name] for name in words.LABELS if networks.get(name)] or [{}]
+    known = [networks[name] for name in formatting.LABELS if networks.get(name)] or [{}]
     trained = next((row for row in known if row.get("metric") is not None), known[0])
     return {**known[0], "metric": trained.get("metric")}, known[-1]
 
 
 def _kept(thin: Mapping[str, Any], dense: Mapping[str, Any], key: str) -> float | None:
-    now, then = words.number(thin.get(key)), words.number(dense.get(key))
+    now, then = formatting.number(thin.get(key)), formatting.number(dense.get(key))
     return None if now is None or not then else now / then
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from slim.report import words
+from slim.report import formatting
 from slim.report.metric import metric_of
 
 if TYPE_CHECKING:
@@ -35,29 +35,32 @@ def cells(record: Mapping[str, Any]) -> list[list[Cell]]:
     """
     rows: Mapping[str, Mapping[str, Any]] = record.get("rows") or {}
     base = next((rows[name] for name in ("dense", "sparse") if rows.get(name)), {})
-    known = [name for name in words.LABELS if rows.get(name)] + sorted(set(rows) - set(words.LABELS))
+    known = [name for name in formatting.LABELS if rows.get(name)] + sorted(set(rows) - set(formatting.LABELS))
     # Without a baseline phase the dense row is a shape; the first value is the sparse network's.
     trained = next((rows[name] for name in known if (rows[name] or {}).get("metric") is not None), {})
     out, metric = [], metric_of(record)
     for name in known:
         row = rows[name] or {}
-        macs = words.number(row.get("macs"))
+        macs = formatting.number(row.get("macs"))
         # Two runs of one network differ by noise alone; a change is only shown where the shape changed.
         thinner = row.get("macs") != base.get("macs") or row.get("params") != base.get("params")
         moved = metric.change(row.get("metric"), trained.get("metric")) if row is not trained else ""
         out.append(
             [
-                Cell(words.LABELS.get(name, name)),
+                Cell(formatting.LABELS.get(name, name)),
                 Cell(metric.shown(row.get("metric")), moved),
                 *(
-                    Cell(words.count(row.get(key)), words.change(row.get(key), base.get(key)))
+                    Cell(formatting.count(row.get(key)), formatting.change(row.get(key), base.get(key)))
                     for key in ("channels", "params", "macs")
                 ),
-                Cell(words.count(None if macs is None else 2 * macs), words.change(row.get("macs"), base.get("macs"))),
+                Cell(
+                    formatting.count(None if macs is None else 2 * macs),
+                    formatting.change(row.get("macs"), base.get("macs")),
+                ),
                 *(
                     Cell(
-                        words.millis(row.get(key)).removesuffix(" ms"),
-                        words.change(row.get(key), base.get(key)) if thinner else "",
+                        formatting.millis(row.get(key)).removesuffix(" ms"),
+                        formatting.change(row.get(key), base.get(key)) if thinner else "",
                     )
                     for key in ("latency_ms_b1", "latency_ms_b64")
                 ),
