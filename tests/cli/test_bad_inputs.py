@@ -19,6 +19,8 @@ from PIL import Image
 
 import slim
 import train
+from slim.command.compose import compose, keys, register
+from slim.command.exits import guarded
 from slim.models import vgg
 from tests.cli.bad_calls import CALLS
 from tests.cli.bad_inputs import TRAIN
@@ -84,7 +86,7 @@ def test_one_line_and_nothing_written(
             bad, expected = (text.replace(f"{{{name}}}", str(path)) for text in (bad, expected))
         code = train.main(bad.split())
     else:
-        code = train.guarded(lambda: int(bool(bad())))
+        code = guarded(lambda: int(bool(bad())))
     assert code == 2
     out, err = capfd.readouterr()
     lines = [text for text in err.splitlines() if text.strip()]
@@ -128,7 +130,7 @@ def test_debug_shows_the_traceback(capfd: pytest.CaptureFixture[str]) -> None:
     assert "Traceback" in capfd.readouterr().err
 
 
-KEYS = st.deferred(lambda: st.sampled_from(train._keys()))
+KEYS = st.deferred(lambda: st.sampled_from(keys()))
 VALUES = st.one_of(
     st.integers().map(str),
     st.floats().map(str),
@@ -149,15 +151,15 @@ def test_only_slim_errors_come_out(given: dict[str, str]) -> None:
 
     from slim.runs.components import prepare
 
-    train._register("id")
+    register("id")
     args = get_args_parser().parse_args([])
     rest = [item for item in SMALL if item.partition("=")[0] not in given]
 
     def build() -> int:
-        config, _ = train._compose([*rest, *(f"{key}={value}" for key, value in given.items())], args)
+        config, _ = compose([*rest, *(f"{key}={value}" for key, value in given.items())], args)
         prepare(config)
         return 0
 
     lines: list[str] = []
-    assert train.guarded(build, lines=lines) in (0, 2), lines
+    assert guarded(build, lines=lines) in (0, 2), lines
     assert all("Got" in line and "\n" not in line for line in lines)

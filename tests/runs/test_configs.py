@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hydra._internal.utils import get_args_parser
 
-import train
+from slim.command.compose import compose, register
 from slim.runs.config import read
 from tests.runs.tiny import run
 
@@ -57,8 +57,8 @@ SMALL = {
 
 
 def composed(*overrides: str) -> dict[str, Any]:
-    train._register("id")
-    return train._compose(list(overrides), get_args_parser().parse_args([]))[0]
+    register("id")
+    return compose(list(overrides), get_args_parser().parse_args([]))[0]
 
 
 @pytest.mark.parametrize("option", OPTIONS)

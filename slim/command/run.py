@@ -1,0 +1,114 @@
+"""``slim train``: one run, its resumption, or a sweep."""
+
+from __future__ import annotations
+
+import secrets
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from slim.command.compose import compose, hydra_job, key_of, places, quoted, register, show_help
+from slim.command.exits import guarded
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line ``argv`` (without the program's name); returns the exit code.
+
+    0: done. 1: the run failed. 2: bad input, nothing was written. 130, 138, 143: stopped by Ctrl-C, SIGUSR1, SIGTERM.
+    """
+    from hydra._internal.utils import get_args_parser
+
+    argv = list(sys.argv[1:] if argv is None else argv)
+    run_id = f"{time.strftime('%Y-%m-%d_%H-%M-%S')}-{secrets.token_hex(2)}"
+    register(run_id)
+    args = get_args_parser().parse_args(argv)
+    if args.help or args.hydra_help or args.cfg or args.info or args.shell_completion:
+        return guarded(lambda: show_help(argv, args))
+    return guarded(lambda: _dispatch(args), any(item.lower() == "debug=true" for item in args.overrides))
+
+
+def _dispatch(args: Any) -> int:
+    # `experiment` is not in the defaults list, where null could not be overridden; the plus is easily forgotten.
+    overrides = [f"+{item}" if item.startswith("experiment=") else item for item in args.overrides]
+    resume = next((item.partition("=")[2].strip("'\"") for item in overrides if item.startswith("resume=")), "null")
+    if args.multirun:
+        from slim.command.sweep import sweep
+
+        return sweep(overrides, args)
+    if resume not in ("null", ""):
+        return _resume(Path(resume), [item for item in overrides if not item.startswith("resume=")], args)
+    overrides = _overrides_of_run(overrides)
+    config, hydra = compose(overrides, args)
+    return _run(config, Path(hydra.run.dir), overrides, overrides, args)
+
+
+def _overrides_of_run(overrides: list[str]) -> list[str]:
+    """A task on the network of a run finds it as the run was configured, unless ``overrides`` say otherwise."""
+    given = {key_of(item): item.partition("=")[2].strip("'\"").replace("\\'", "'") for item in overrides}
+    path = Path(given.get("checkpoint", "null"))
+    home = next((place for place in (path, *path.parents) if (place / "state.json").is_file()), None)
+    if given.get("task") not in ("evaluate", "sensitivity") or path == Path("null") or home is None:
+        return overrides
+    from slim.runs.state import State
+
+    replaced = {*given, "phases", "checkpoint"}
+    kept = [item for item in State.load(home).overrides if key_of(item) not in replaced]
+    return [*(item for item in kept if not key_of(item).startswith("hydra.")), *overrides]
+
+
+def _run(config: dict[str, Any], directory: Path, overrides: list[str], composed: list[str], args: Any) -> int:
+    """Check everything, then let Hydra make the run directory and run in it."""
+    from slim import report
+    from slim.runs import processes
+    from slim.runs.components import check_writable, make, prepare
+    from slim.runs.config import read
+    from slim.runs.phases import check_metric, run
+    from slim.runs.teachers import check_files
+
+    processes.connect(read(config).trainer)
+    directory = Path(processes.shared(str(directory)))  # its name holds the time at which a process began
+    check_writable(directory)
+    begun = (directory / "state.json").is_file()
+    parts = prepare(config, begun=begun)
+    if parts.config.task != "train":
+        from slim.runs.commands import perform
+
+        return perform(parts, directory)
+    if not begun:
+        check_files(parts)
+        check_metric(parts)
+    if processes.rank() != 0:
+        run(parts, directory.absolute(), overrides)
+        return 0
+    make(directory)
+    caught: list[BaseException] = []
+
+    def job(cfg: Any) -> None:
+        try:
+            report.show(run(parts, directory.absolute(), overrides))
+        except BaseException as error:
+            caught.append(error)
+
+    hydra_job([*places(args), *composed, f"hydra.run.dir={quoted(directory)}"], job)
+    if caught:
+        raise caught[0]
+    return 0
+
+
+def _resume(directory: Path, extra: list[str], args: Any) -> int:
+    """Continue the run in ``directory`` with the configuration it began with and ``extra`` overrides on top."""
+    from slim.runs.config import plain, read
+    from slim.runs.state import State, check_same
+
+    state = State.load(directory)
+    if state.finished and not extra:
+        print(f"{directory}: finished before, see {directory / 'report.md'}.", file=sys.stderr)
+        return 0
+    replaced = {key_of(item) for item in extra}
+    overrides = [*(item for item in state.overrides if key_of(item) not in replaced), *extra]
+    config, _ = compose(overrides, args)
+    check_same(state.config, plain(read(config)))
+    # Hydra wrote .hydra/ when the run began; a kill while it writes it again would leave half of it.
+    return _run(config, directory, overrides, [*overrides, "hydra.output_subdir=null"], args)
