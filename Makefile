@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup slim test check lint types floors suite coverage fuzz surgery chaos bench readme test-lowest clean
+.PHONY: help setup slim test check lint types floors suite coverage fuzz surgery chaos bench readme docs test-lowest clean
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -70,6 +70,10 @@ bench: $(READY) ## Cost of penalty, loop, input and precision, as ratios
 
 readme: $(READY) ## One run of the main job with its dense control: the README's picture and its first row of results
 	$(PY) -m experiments.readme
+
+docs: $(READY) ## The documentation as a site in build/site; every warning is an error
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
+	@echo build/site/index.html
 
 test-lowest: ## The suite on the oldest dependencies that pyproject.toml allows
 	test -x .venv-lowest/bin/python || $(PYTHON) -m venv .venv-lowest

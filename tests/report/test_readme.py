@@ -1,14 +1,11 @@
-"""What the pages say is there, is there; what they show as code, runs."""
+"""What the pages say is there, is there."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
-from torch import nn
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("experiments/**/*.md")])
@@ -48,25 +45,5 @@ def test_every_experiment_and_group_of_the_commands_exists() -> None:
         assert (ROOT / "conf" / group / f"{choice}.yaml").is_file()
 
 
-def test_the_code_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from slim.criteria import CRITERIA
-
-    def build() -> nn.Module:
-        torch.manual_seed(0)
-        return nn.Sequential(
-            *(nn.Conv2d(3, 32, 3), nn.BatchNorm2d(32), nn.ReLU(), nn.Conv2d(32, 32, 3), nn.BatchNorm2d(32), nn.ReLU()),
-            *(nn.Flatten(), nn.Linear(32 * 16, 5)),
-        ).eval()
-
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("slim.criteria.registry.CRITERIA", dict(CRITERIA))
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
-    assert len(blocks) == 3
-    shared: dict[str, Any] = {"model": build(), "example_inputs": torch.zeros(1, 3, 8, 8), "build_dense_model": build}
-    for block in blocks:
-        exec(compile(block, "README.md", "exec"), shared)
-    x = torch.randn(2, 3, 8, 8)
-    slim = shared["slim"]
-    assert torch.equal(slim.load("thin.safetensors", build()).eval()(x), shared["result"].model.eval()(x))
-    graph = slim.trace(build(), shared["example_inputs"])
-    assert slim.score(graph, shared["gamma_squared"]).covered.any()
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 200

@@ -1,0 +1,71 @@
+"""Runs the command lines of the documentation: the programs themselves, in this process, on less data for less time."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import evaluate
+import train
+from tests.runs.tiny import TINY
+
+ELSEWHERE = ("git", "cd", "pip", "tensorboard", "make", "torchrun", "srun")
+"""Programs that are not ours, or targets that other tests run; `make` must have the target."""
+
+
+SCENES = ["data.scenes=32", "data.val_scenes=4", "data.test_scenes=4"]
+SMALLER = {
+    "segmentation_slim": ["model.name=lraspp_resnet8", *SCENES],
+    "detection_slim": ["model.name=ssdlite_resnet8", *SCENES],
+    "own_slim": [],
+}
+"""For experiments that bring their own model, data and budget, of which ``TINY`` knows nothing."""
+
+
+def commands(block: str) -> list[str]:
+    """The commands of a block: continued lines joined, comments gone."""
+    joined = re.sub(r"\\\n\s*", "", block)
+    lines = [shlex.join(shlex.split(line, comments=True)) for line in joined.splitlines()]
+    return [line for line in lines if line]
+
+
+def execute(command: str) -> None:
+    """Run ``command`` in the current folder; what it leaves is what a user would have, only smaller."""
+    words = [_newest_run(word) for word in shlex.split(command)]
+    if words[0] == "python" and words[1] == "train.py":
+        assert train.main(_small(words[2:])) == 0, command
+    elif words[0] == "python" and words[1] == "evaluate.py":
+        assert evaluate.main(words[2:]) == 0, command
+    else:
+        assert words[0] in ELSEWHERE, f"nobody knows how to run: {command}"
+
+
+def _small(words: list[str]) -> list[str]:
+    """Less data and fewer epochs, where the command itself says nothing else."""
+    if any(word.startswith("resume=") for word in words):
+        return words
+    given = {word.lstrip("+").partition("=")[0] for word in words}
+    less = [*TINY, "sensitivity.images=32", "sensitivity.shares=[0.5]", "sparse.epochs=1", "finetune.epochs=1"]
+    own = next((name for name in SMALLER if f"+experiment={name}" in words), None)
+    if own is not None:
+        less = [item for item in less if not item.startswith(("data.", "model.", "prune."))] + SMALLER[own]
+    return [*words, *(item for item in less if not _decided(item, given))]
+
+
+def _decided(item: str, given: set[str]) -> bool:
+    key = item.partition("=")[0]
+    budgets = {"prune.ratio", "prune.macs", "prune.params", "prune.latency"}
+    return key in given or (key in budgets and bool(budgets & given)) or (key == "model.widths" and "model" in given)
+
+
+def _newest_run(word: str) -> str:
+    """``outputs/vgg_slim/<id>``: the run that an earlier command left there."""
+    folder, placeholder, rest = word.partition("<id>")
+    if not placeholder:
+        return word
+    prefix, _, path = folder.rpartition("=")
+    runs = sorted(
+        (run for run in Path(path).glob("*") if (run / "state.json").is_file()), key=lambda run: run.stat().st_mtime
+    )
+    return f"{prefix}{'=' * bool(prefix)}{runs[-1]}{rest}"
