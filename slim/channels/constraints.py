@@ -60,6 +60,9 @@ def pin_fixed_axes(record: TraceRecord, model: nn.Module) -> None:
     made = np.zeros(len(ids), dtype=bool)
     for array in [p for _, p in record.producers] + [n.own for n in record.norms]:
         made[ids.find(array)] = True
+    for array, reason in ids.pins:
+        if not reason:  # positions (kernel taps): no channels
+            made[ids.find(array)] = True
     modules = dict(model.named_modules())
     whole = tuple(n for n, m in modules.items() if isinstance(m, (nn.MultiheadAttention, nn.RNNBase)))
     for axis, array in record.axes.items():

@@ -6,7 +6,7 @@ tensors are used only when an operation has no meta kernel, or the forward asks 
 
 from __future__ import annotations
 
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ from slim.channels.meta_forward import (
     temporary_state,
     tensors_in,
 )
+from slim.channels.numbers import MAKERS, note_made, note_value, value_of
 from slim.channels.rules import find_rule
 from slim.channels.silence import note_silence
 from slim.channels.trace_record import TraceRecord
@@ -48,6 +49,7 @@ class TracingMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         tracer.steps += 1
         out = self._execute(func, args, kwargs)
         tracer.note_operation(args, kwargs, out)
+        note_value(func, args, kwargs, out)
         if not _carries_ids(args, kwargs):
             return out
         tracer.note_scalars(func, args)
@@ -56,9 +58,13 @@ class TracingMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
             tracer.unknown(func, args, kwargs)
         else:
             apply(tracer, func, args, kwargs, out)
+        if _from_parameters(args):
+            for t in out if isinstance(out, (list, tuple)) else (out,):
+                if isinstance(t, torch.Tensor):
+                    t._slim_computed = True  # type: ignore[attr-defined]
         if not note_silence(tracer.operation, args, out):
             tracer.silence_known = False
-        contracted = getattr(args[0], "_slim_contracted", None) if args else None
+        contracted = next((c for a in args if (c := getattr(a, "_slim_contracted", None)) is not None), None)
         if contracted is not None and isinstance(out, torch.Tensor) and tracer.operation in _KEEPS_CONTRACTION:
             out._slim_contracted = contracted  # type: ignore[attr-defined]
         return out
@@ -75,8 +81,11 @@ class TracingMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return out
 
 
-class _NoteFailure(TorchFunctionMode):
-    """Notes the arguments of the innermost function that raises: a view may fail before it becomes an operation."""
+class _Watch(TorchFunctionMode):
+    """Notes numbers that become tensors, and the arguments of the innermost function that raises.
+
+    A view may fail, and a tensor be made of a number, before they become an operation.
+    """
 
     def __init__(self, tracer: Tracer) -> None:
         super().__init__()
@@ -84,12 +93,24 @@ class _NoteFailure(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         try:
-            return func(*args, **(kwargs or {}))
+            out = func(*args, **(kwargs or {}))
+            if func in MAKERS:
+                note_made(func, args, out)
+            return out
         except Exception:
             if self.tracer.operands is None:
                 self.tracer.operands = (args, kwargs)
                 self.tracer.failing = self.tracer.modules_running()
             raise
+
+
+def _from_parameters(args: Any) -> bool:
+    """Whether all tensors among the arguments are parameters, computed from parameters alone, or numbers."""
+    return all(
+        hasattr(a, "_slim_param") or hasattr(a, "_slim_computed") or value_of(a) is not None
+        for a in args
+        if isinstance(a, torch.Tensor)
+    ) and not any(isinstance(a, (list, tuple)) and any(isinstance(t, torch.Tensor) for t in a) for a in args)
 
 
 def _carries_ids(args: Any, kwargs: Any) -> bool:
@@ -124,10 +145,9 @@ def run_forward(tracer: Tracer, example_inputs: Any, *, meta: bool, training: bo
         args, kwargs = tree_map_only(torch.Tensor, example_tensor, (args, kwargs))
         with temporary_state(tracer.model, meta=meta, training=training):
             try:
-                watch = _NoteFailure(tracer) if tracer.probing else nullcontext()
                 with (
                     module_stack(tracer.stack, failed, tracer.note_inputs, tracer.note_result),
-                    watch,
+                    _Watch(tracer),
                     TracingMode(tracer, meta=meta),
                 ):
                     out = tracer.model(*args, **kwargs)

@@ -25,12 +25,16 @@ MOST_CANDIDATES = 8
 
 
 class Outcome(NamedTuple):
-    """How far a forward of the widened network came: operations, and where and with which ids it went wrong."""
+    """How far a forward of the widened network came: operations, and where and with which ids it went wrong.
+
+    ``counted``: it came to its end, and computed with another number where the widths are others.
+    """
 
     passed: bool
     steps: int
     modules: tuple[str, ...]
     ids: list[IntArray]
+    counted: bool = False
 
 
 class Candidate(NamedTuple):

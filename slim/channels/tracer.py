@@ -14,10 +14,12 @@ from torch.utils._pytree import tree_map_only
 
 from slim.channels.branches import Operation
 from slim.channels.ids import FIXED, IntArray, Shadow, axis_layer, compress, varying
+from slim.channels.numbers import value_of
 from slim.channels.silence import is_silent
 from slim.channels.trace_record import Axis, NormCall, SizeUse, SplitView, TraceRecord
 
 COMPUTED = "its weight is computed over several axes; slim.fold(model, inputs) makes it a plain one"
+STANDARDIZED = "its weight is standardized over them; slim.fold(model, inputs) makes it a plain one"
 
 
 def _functions_of(width: int) -> tuple[float, ...]:
@@ -273,6 +275,10 @@ class Tracer:
         """Whether the tensor is a parameter or a buffer itself."""
         return hasattr(tensor, "_slim_param")
 
+    def is_weight(self, tensor: torch.Tensor) -> bool:
+        """Whether the tensor is a parameter, or computed from parameters alone."""
+        return hasattr(tensor, "_slim_param") or hasattr(tensor, "_slim_computed")
+
     def unknown(self, func: Any, args: Any, kwargs: Any) -> None:
         """An operation we have no rule for: it pins what it touches, and is named."""
         op = func.overloadpacket.__name__
@@ -288,17 +294,30 @@ class Tracer:
         """The parameter or buffer a tensor is, by name."""
         return getattr(tensor, "_slim_param", None) if isinstance(tensor, torch.Tensor) else None
 
+    def own_weight(self, computed: torch.Tensor) -> str | None:
+        """Name of the weight of the module that is running, if ``computed`` is computed from parameters and like it."""
+        mine = self.stack[-1]._parameters.get("weight") if self.stack else None
+        like = mine is not None and mine.shape == computed.shape and self.is_weight(computed)
+        return self.name_of(mine) if like else None
+
     def note_scalars(self, func: Any, args: Any) -> None:
         """Record numbers that look computed from a width (1/C, sqrt(C)): the width probe checks whether they change."""
-        values = [float(a) for a in args if isinstance(a, (int, float)) and not isinstance(a, bool)]
-        if not values or torch.Tag.pointwise not in func.tags or not isinstance(args[0], torch.Tensor):
+        if torch.Tag.pointwise not in func.tags:
             return
-        layers = self.shadow_of(args[0])
-        contracted = getattr(args[0], "_slim_contracted", None)
-        if contracted is not None:  # q k^T scaled by a function of the width it was summed over
-            layers = (*layers, contracted)
+        values = [float(a) for a in args if isinstance(a, (int, float)) and not isinstance(a, bool)]
+        layers: Shadow = ()
+        for a in args:
+            if not isinstance(a, torch.Tensor):
+                continue
+            value = value_of(a)
+            if value is not None:
+                values.append(float(value))
+                continue
+            contracted = getattr(a, "_slim_contracted", None)
+            # q k^T scaled by a function of the width it was summed over
+            layers = (*layers, *self.shadow_of(a), *((contracted,) if contracted is not None else ()))
         self.scalars += [(value, layers) for value in values]
-        for layer in layers:
+        for layer in layers if values else ():
             for n in (layer.shape[d] for d in varying(layer)):
-                if any(math.isclose(abs(v), w, rel_tol=1e-9) for v in values for w in _functions_of(n)):
+                if any(math.isclose(abs(v), w, rel_tol=1e-6) for v in values for w in _functions_of(n)):
                     self.record.assumptions.append((self.location(), layer.ravel()))

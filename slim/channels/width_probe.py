@@ -29,6 +29,7 @@ from slim.channels.trace_record import Axis, SizeUse, TraceRecord
 from slim.channels.tracer import Tracer
 
 FIXES_WIDTH = "the forward fixes the width or the position of its channels"
+COUNTS_WIDTH = "the forward computes with the number of its channels"
 ATTEMPTS = 40  # verdicts on the assumptions of one network; each settles one place in the code of its modules
 
 
@@ -66,7 +67,8 @@ def probe_widths(
         if _join_that_helps(model, record, outcome, outcome_of):
             continue
         last = attempt >= ATTEMPTS - 2
-        _pin(record, open_ if last else _blamed(model, record, outcome, open_, free), FIXES_WIDTH)
+        reason = COUNTS_WIDTH if outcome.counted else FIXES_WIDTH
+        _pin(record, open_ if last else _blamed(model, record, outcome, open_, free), reason)
         propagate_balance_pins(record)
 
 
@@ -145,7 +147,7 @@ def _run(
         scalars = [ids[is_free(record, free, ids)] for ids in _scalar_conflicts(record, tracer)]
         scalars = [ids for ids in scalars if ids.size]
         if scalars:
-            ends.append((tracer.steps, (), scalars))
+            return Outcome(False, tracer.steps, (), scalars, counted=True)
     if not ends:
         return Outcome(True, tracer.steps, (), [])
     first = min(end[0] for end in ends)

@@ -17,6 +17,7 @@ ADVICE = (
     (r"statistics over", "A normalization over channels: use BatchNorm there, or prune.inexact=true and fine-tune."),
     (r"reduces over", "An average over channels: prune.inexact=true and fine-tune, or prune.granularity=layer."),
     (r"over channels", "Every channel sees all others there: whole blocks may go, by prune.granularity=layer."),
+    (r"computes with the number", "Scale by a number that the module holds, not by one computed from the width."),
     (r"fixes the width", "Compute the width from the tensor's shape, or keep it in an attribute of the module."),
     (r"attention head|keeps its width", "Write attention with q, k and v layers and widths in attributes."),
     (r"no rule for", "Use an operation that slim knows, or report the one that is named."),

@@ -16,6 +16,7 @@ from slim.selection import latency as latency_tables
 from slim.selection.block_steps import GRANULARITIES
 from slim.selection.budget import Target, cost_of, nearest_count, smallest_prefix, target_of
 from slim.selection.limits import limits
+from slim.selection.losses import as_lines, reasons
 from slim.selection.ranking import Ranking, Removed, rank
 
 if TYPE_CHECKING:
@@ -132,9 +133,10 @@ def _select_ratio(ranking: Ranking, amount: float, notes: list[str]) -> tuple[Re
     """Remove the number of channels nearest to a share of them; notes when structure does not allow that many."""
     graph, n = ranking.graph, len(ranking.order)
     if not n and amount > 0:
+        kept = as_lines(reasons(graph)[:1])
         raise SlimError(
             f"Something must be removable. Got ratio={amount:g} and no channel that may go and has a score"
-            f" ({int(graph.prunable.sum())} of {len(graph)} groups are prunable). {' '.join(notes[:1])}"
+            f" ({int(graph.prunable.sum())} of {len(graph)} groups are prunable). {' '.join([*notes[:1], *kept])}"
             " Relax prune.ignore and the floors, or see graph.report()."
         )
     cumulative = np.cumsum(ranking.per_step[ranking.order])

@@ -166,6 +166,29 @@ class Heads(nn.Module):
         return x + mixed.transpose(1, 2).reshape(x.shape)
 
 
+class GroupedQueries(nn.Module):
+    """Attention in which several heads of queries share one of keys and values; its head's width is three."""
+
+    def __init__(self, channels: int, key_heads: int, each: int, form: str) -> None:
+        super().__init__()
+        self.key_heads, self.each, self.form = key_heads, each, form
+        self.q, self.k, self.v = (nn.Linear(channels, 3 * key_heads * n) for n in (each, 1, 1))
+        self.proj = nn.Linear(3 * key_heads * each, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = x.flatten(2).transpose(1, 2)
+        n, length, _ = tokens.shape
+        keys = self.key_heads if self.form == "attribute" else -1
+        q = self.q(tokens).view(n, length, -1, 3).transpose(1, 2)
+        k, v = (layer(tokens).view(n, length, keys, 3).transpose(1, 2) for layer in (self.k, self.v))
+        if self.form == "repeat":
+            k, v = (t.repeat_interleave(self.each, 1) for t in (k, v))
+        if self.form in ("expand", "attribute"):  # as transformers' repeat_kv
+            k, v = (t[:, :, None].expand(-1, -1, self.each, -1, -1).flatten(1, 2) for t in (k, v))
+        mixed = F.scaled_dot_product_attention(q, k, v, enable_gqa=self.form == "kernel")
+        return x + self.proj(mixed.transpose(1, 2).flatten(2)).transpose(1, 2).reshape(x.shape)
+
+
 class Einsum(nn.Module):
     """A convolution of size 1 as models write it who do not like layers: a raw weight and an einsum."""
 
@@ -262,6 +285,10 @@ FUNCTIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[int], int]]] = 
     "relu sum": (lambda x: F.relu(x) + F.relu(x).square().sum(1, keepdim=True).sigmoid(), lambda c: c),
     "late sum": (lambda x: x * x.sigmoid().sum(1, keepdim=True), lambda c: c),
     "counted sum": (lambda x: x * (x.sum(1, keepdim=True).tanh() / x.shape[1]), lambda c: c),
+    "tensor of width": (
+        lambda x: x * (x.sum(1, keepdim=True) / torch.sqrt(torch.tensor(x.shape[1], device=x.device))).tanh(),
+        lambda c: c,
+    ),
     "length": (lambda x: x * (1 + x.norm(dim=1, keepdim=True)).rsqrt(), lambda c: c),
     "max gate": (lambda x: x - x.amax((2, 3), keepdim=True), lambda c: c),
     "threshold": (lambda x: torch.where(x > 0, x, 0.1 * x - 0.2), lambda c: c),

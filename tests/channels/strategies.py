@@ -24,6 +24,7 @@ from tests.channels.pieces import (
     Einsum,
     Function,
     Gated,
+    GroupedQueries,
     Heads,
     Pad,
     Scaled,
@@ -108,6 +109,8 @@ def build(op: Op, channels: int) -> tuple[nn.Module, int]:
         ), channels
     if kind == "heads":
         return Heads(channels, args[0], args[1]), channels
+    if kind == "queries":
+        return GroupedQueries(channels, *args), channels
     if kind == "attention":
         return Attention(channels, math.gcd(args[0], channels), args[1]), channels
     if kind == "gated":
@@ -224,6 +227,12 @@ def _flat() -> st.SearchStrategy[Op]:
         st.tuples(st.just("pad"), st.integers(1, 3)),
         st.tuples(st.just("attention"), st.integers(1, 4), st.booleans()),
         st.tuples(st.just("heads"), st.integers(2, 4), st.sampled_from(["fused", "attribute", "literal", "width"])),
+        st.tuples(
+            st.just("queries"),
+            st.integers(1, 3),
+            st.integers(2, 3),
+            st.sampled_from(["kernel", "repeat", "expand", "attribute"]),
+        ),
         st.tuples(st.just("function"), st.sampled_from(sorted(FUNCTIONS))),
     )
     block = st.tuples(st.just("block"), WIDTH, st.booleans(), ACT)

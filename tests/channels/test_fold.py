@@ -37,3 +37,15 @@ def test_folding_keeps_the_function_and_frees_the_channels(kind: str) -> None:
 def test_reasons_name_the_way_out() -> None:
     net = nn.Sequential(parametrizations.weight_norm(nn.Conv2d(4, 8, 3)), nn.Conv2d(8, 2, 1))
     assert "slim.fold" in slim.trace(net, torch.randn(2, 4, 8, 8)).report()
+
+
+def test_rows_of_a_standardized_weight_go_exactly_and_its_columns_when_asked() -> None:
+    net = nn.Sequential(Standardized(4, 8, 3), nn.ReLU(), Standardized(8, 8, 3), nn.ReLU(), nn.Conv2d(8, 2, 1)).double()
+    x = torch.randn(3, 4, 8, 8, dtype=torch.float64)
+    graph, _ = check_all(net, x, 0.5, 0)
+    rows, columns = graph.axes[("2.weight", 0)], graph.axes[("2.weight", 1)]
+    assert graph.prunable[rows].all() and not graph.prunable[columns].any() and graph.inexact[columns].all()
+    assert "slim.fold" in graph.reason(columns[0]) and len(graph) == 4 + 8 + 8 + 2 and graph.depth() == 3
+    plan = slim.select(graph, slim.score(graph, criterion="l1"), ratio=0.5, inexact=True)
+    thin = slim.rebuild(net, plan)
+    assert thin(x).shape == net(x).shape and plan.widths["0"][1] < 8

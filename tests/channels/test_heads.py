@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import slim
 from tests.channels.laws import check_all, close
+from tests.channels.pieces import GroupedQueries
 
 WIDTH, HEADS, EACH = 24, 4, 6
 
@@ -128,6 +129,15 @@ def test_grouped_queries_go_with_their_keys(form: str) -> None:
         plan = graph.plan(removed)
         assert len(plan.axes[("attention.q.weight", 0)].kept) == HEADS * EACH // 2
         close(slim.rebuild(net, plan)(x), slim.mask(net, plan)(x), "grouped queries")
+
+
+@pytest.mark.parametrize("form", ["kernel", "repeat", "expand", "attribute"])
+def test_keys_that_several_queries_share_go_with_them(form: str) -> None:
+    net = nn.Sequential(nn.Conv2d(4, 8, 3), GroupedQueries(8, 3, 2, form), nn.Conv2d(8, 2, 1)).double()
+    graph, _ = check_all(net, torch.randn(3, 4, 6, 6, dtype=torch.float64), 0.5, 0)
+    keys, queries = graph.axes[("1.k.weight", 0)], graph.axes[("1.q.weight", 0)]
+    assert graph.prunable[keys].all() and len(set(keys.tolist())) == 3
+    assert queries.reshape(3, 6).tolist() == [[g] * 6 for g in keys[::3].tolist()]
 
 
 @pytest.mark.parametrize("form", ["literal", "width"])

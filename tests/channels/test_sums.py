@@ -52,6 +52,9 @@ INEXACT: dict[str, Callable[[Tensor], Tensor]] = {
 }
 COUNTED: dict[str, Callable[[Tensor], Tensor]] = {
     "divided": lambda x: x.sum(1, keepdim=True) / x.shape[1],
+    "divided by a tensor": lambda x: x.sum(1, keepdim=True) / torch.sqrt(torch.tensor(x.shape[1])),
+    "divided by a tensor there": lambda x: x.sum(1, keepdim=True) * (1 / torch.tensor(x.shape[1], device=x.device)),
+    "divided by a filled tensor": lambda x: x.sum(1, keepdim=True) / x.new_full((), x.shape[1]).sqrt(),
     "divided later": lambda x: x.sum(1, keepdim=True).tanh() / x.shape[1],
     "of a literal view": lambda x: x.reshape(x.shape[0], WIDTH, -1).sum(1).view(x.shape[0], 1, *x.shape[2:]),
 }
@@ -81,6 +84,28 @@ def test_what_leaves_something_goes_only_when_asked(form: str) -> None:
 def test_a_width_that_is_counted_stays(form: str) -> None:
     graph, groups = _law(Summed(COUNTED[form]))
     assert not graph.prunable[groups].any() and not graph.inexact[groups].any()
+    assert "literal" in form or "computes with the number" in graph.reason(groups[0])
+
+
+class Correlation(nn.Module):
+    """Products of pixels, scaled by a tensor made from the width, as optical flow correlates features."""
+
+    def __init__(self, device: bool) -> None:
+        super().__init__()
+        self.first, self.second, self.read = nn.Conv2d(3, WIDTH, 1), nn.Conv2d(3, WIDTH, 1), nn.Linear(36, 4)
+        self.device = device
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = self.first(x).flatten(2), self.second(x).flatten(2)
+        width = torch.tensor(a.shape[1], device=x.device if self.device else None)
+        return self.read(a.transpose(1, 2) @ b / torch.sqrt(width)).mean(1)
+
+
+@pytest.mark.parametrize("device", [False, True])
+def test_products_that_are_scaled_by_a_tensor_keep_their_width(device: bool) -> None:
+    graph, _ = check_all(Correlation(device).double(), torch.randn(3, 3, 6, 6, dtype=torch.float64), 0.5, 0)
+    groups = graph.axes[("first.weight", 0)].tolist()
+    assert not graph.prunable[groups].any() and "computes with the number" in graph.reason(groups[0])
 
 
 def test_a_normalization_without_a_scale_silences_nothing() -> None:

@@ -131,8 +131,10 @@ def convolve(
         tr.record.raw_reads.append(incoming)
     if not name:
         for layer in tr.shadow_of(weight):
-            if len(varying(layer)) > 1 or varying(layer)[0] > 1:
+            if len(varying(layer)) > 1:
                 tr.pin(layer, COMPUTED)
+            elif varying(layer)[0] > 1:
+                tr.mark_positions(layer)
     if groups == 1:
         own_in, own_out = tr.axis_ids(weight, in_axis), tr.axis_ids(weight, out_axis)
         _link(tr, incoming, own_in, "convolution")
@@ -140,7 +142,7 @@ def convolve(
         own_in = own_out = None
         for ids in (incoming, tr.axis_ids(weight, 0), tr.axis_ids(weight, 1)):
             if ids is not None:
-                tr.pin(ids, "a grouped convolution with a computed weight")
+                tr.pin(ids, f"a grouped convolution whose {COMPUTED[4:]}")
     else:
         own_in, own_out = _grouped(tr, name, weight, incoming, cin, cout, groups, in_axis, out_axis)
     if bias is not None and (bias_ids := tr.axis_ids(bias, 0)) is not None:
@@ -156,6 +158,7 @@ def convolve(
     constant = factor * (1 if own_out is not None else cout) * (1 if read is not None else cin // groups)
     activations: list[tuple[int, IntArray | None]] = [(elements[0], came), (elements[1], own_out)]
     if not tr.probing:
+        name = name or tr.own_weight(weight)
         tr.record.contractions.append(Contraction(tr.location(), "conv", name, constant, terms, activations))
         if own_out is not None and not (groups == cin and groups > 1):
             tr.record.producers.append((tr.location(), own_out))

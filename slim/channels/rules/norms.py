@@ -12,7 +12,7 @@ from slim.channels.ids import IntArray, Shadow, axis_layer, varying
 from slim.channels.rules.elementwise import combine
 from slim.channels.rules.registry import rule
 from slim.channels.trace_record import Axis, NormCall
-from slim.channels.tracer import Tracer
+from slim.channels.tracer import STANDARDIZED, Tracer
 
 
 def batch_norm(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> None:
@@ -23,10 +23,14 @@ def batch_norm(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any
     for layer in tr.shadow_of(x):
         if varying(layer) == (1,):
             mine.append(layer)
+        elif tr.is_weight(x) and 1 not in varying(layer):
+            tr.inexact(layer, STANDARDIZED)
+            rest.append(layer)
         else:
             tr.pin(layer, "batch_norm takes statistics over it")
-            rest.append(layer)
     result = out[0] if isinstance(out, (tuple, list)) else out
+    if tr.is_weight(x):
+        return standardized(tr, args[1:3], mine, rest, x, result)
     if x.shape[1] == 1:
         record_single_channel_norm(tr, args[1:5])
         return
@@ -40,6 +44,19 @@ def batch_norm(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any
         elif ids is not None:
             tr.pin(ids, "is normalized with constants")
     tr.set_shadow(result, (axis_layer(ids, 1, x.ndim),) if ids is not None else ())
+
+
+def standardized(
+    tr: Tracer, gains: Sequence[Any], rows: list[IntArray], rest: list[IntArray], weight: torch.Tensor, result: Any
+) -> None:
+    """A weight, one row a channel: its rows go with their gains. Columns are part of every row's statistics."""
+    shape = (1, weight.shape[1]) + (1,) * (weight.ndim - 2)
+    operands: list[tuple[Shadow, Sequence[int]]] = [((*rows,), shape)]
+    for gain in gains:
+        own = tr.axis_ids(gain, 0) if isinstance(gain, torch.Tensor) and gain.ndim == 1 else None
+        if own is not None:
+            operands.append(((axis_layer(own, 1, weight.ndim),), shape))
+    tr.set_shadow(result, (*combine(tr, operands, shape), *rest))
 
 
 @rule("native_layer_norm", "layer_norm", "_fused_rms_norm", "rms_norm")
