@@ -1,4 +1,4 @@
-"""Trace, score, select and rebuild in one call."""
+"""Trace, score, select, rebuild and recover in one call."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from torch import nn
 from slim.channels import ChannelGraph, Plan, rebuild, trace
 from slim.criteria import Rank, score
 from slim.errors import SlimError, nearest
+from slim.recovery import Step
+from slim.recovery import recover as recovered
 from slim.selection import Selection, select_groups
 from slim.selection.losses import as_lines, reasons
 
@@ -61,11 +63,12 @@ class PruneReport:
 
 @dataclass(frozen=True)
 class PruneResult:
-    """A thinner network, the plan that made it, and the numbers."""
+    """A thinner network, the plan that made it, the numbers, and what became of each step of its recovery."""
 
     model: nn.Module
     plan: Plan
     report: PruneReport
+    recovery: tuple[Step, ...] = ()
 
 
 def prune(
@@ -76,6 +79,7 @@ def prune(
     criterion_options: Mapping[str, Any] | None = None,
     residual: str = "group",
     grouped: str = "balance",
+    recover: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> PruneResult:
     """A thinner copy of ``model``, which is not changed.
@@ -87,6 +91,8 @@ def prune(
         criterion_options: Options of the criterion and ``normalize``.
         residual: How shared streams are treated; see :func:`slim.trace`.
         grouped: How grouped convolutions are treated; see :func:`slim.trace`.
+        recover: Make the thin network right again, without training: the arguments of :func:`slim.recovery.recover`,
+            like ``{"batches": loader, "least_squares": 20, "evaluate": accuracy}``. None: the bare cut.
         options: The target and constraints; see :func:`slim.selection.select_groups`.
 
     Raises:
@@ -106,11 +112,20 @@ def prune(
         if option not in known:
             hint = nearest(option, known)
             raise SlimError(f"Options must be those of slim.select. Got {option}={options[option]!r}. {hint}")
+    accepted = list(inspect.signature(recovered).parameters)[3:-1]
+    for option in recover or {}:
+        if option not in accepted:
+            hint = nearest(option, accepted)
+            raise SlimError(f"recover takes the arguments of slim.recovery.recover. Got recover.{option}. {hint}")
     graph = trace(model, example_inputs, residual=residual, grouped=grouped)
     scores = score(graph, criterion, **dict(criterion_options or {}))
     selection = select_groups(graph, scores, **options)
     plan = graph.plan(selection.removed)
-    return PruneResult(rebuild(model, plan), plan, report(graph, selection, plan, scores.criterion))
+    described = report(graph, selection, plan, scores.criterion)
+    if recover is None:
+        return PruneResult(rebuild(model, plan), plan, described)
+    found = recovered(model, plan, graph, **recover)
+    return PruneResult(found.network, plan, described, found.steps)
 
 
 def report(graph: ChannelGraph, selection: Selection, plan: Plan, criterion: str) -> PruneReport:

@@ -10,7 +10,7 @@ from slim.errors import SlimError, nearest
 from slim.selection import select_groups
 
 BUDGETS = ("ratio", "macs", "params", "memory", "latency")
-RECOVER = ("absorb", "batches", "evaluate")
+RECOVER = ("absorb", "least_squares", "batches", "evaluate")
 
 
 def check_arguments(
@@ -42,6 +42,4 @@ def check_arguments(
         for key in recover:
             if key not in RECOVER:
                 hint = nearest(str(key), RECOVER)
-                raise SlimError(
-                    f"recover takes absorb, batches and evaluate. Got recover.{key}={recover[key]!r}. {hint}"
-                )
+                raise SlimError(f"recover takes {', '.join(RECOVER)}. Got recover.{key}={recover[key]!r}. {hint}")

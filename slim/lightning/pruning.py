@@ -49,7 +49,8 @@ class ChannelPruning(pl.Callback):
             zero. Sparse training goes on.
         every: Epochs between two such cuts.
         recover: Absorb constants before and recalibrate BatchNorm after a cut; False, or a dict of ``absorb``,
-            ``batches`` (a count), ``evaluate`` (network to a figure, higher is better: keeps a step only if it helps).
+            ``least_squares`` (batches to refit on what reads removed channels, 0 by default), ``batches`` (to
+            recalibrate on), ``evaluate`` (network to a figure, higher is better: keeps a step only if it helps).
         network: See :func:`find_network`.
         copies: Further networks of the module with the same architecture, which are cut by the same plan: a momentum
             encoder, a target network.
@@ -297,6 +298,7 @@ class ChannelPruning(pl.Callback):
                 selection.removed,
                 traced.graph,
                 absorb=bool(self._recover.get("absorb", bool(self._recover))),
+                least_squares=int(self._recover.get("least_squares", 0)),
                 batches=calibration if calibration else None,
                 count=int(self._recover.get("batches", 100)) if self._recover else 0,
                 evaluate=evaluate or self._recover.get("evaluate"),

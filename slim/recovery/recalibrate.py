@@ -66,7 +66,7 @@ def recalibrate(
     old = statistics(model)
     used = 0
     try:
-        with isolated(model, seed), _in_position(batches), torch.no_grad():
+        with isolated(model, seed), in_position(batches), torch.no_grad():
             model.eval()
             for norm in norms:
                 norm.reset_running_stats()
@@ -110,7 +110,7 @@ def _run(
         forward(model, batch)
         return True
     device = next((t.device for t in (*model.parameters(), *model.buffers())), torch.device("cpu"))
-    args, kwargs = _arguments(batch, device, inputs)
+    args, kwargs = arguments(batch, device, inputs)
     if _samples((args, kwargs)) == 1:
         return False
     model(*args, **kwargs)
@@ -118,7 +118,7 @@ def _run(
 
 
 @contextmanager
-def _in_position(batches: Any) -> Iterator[None]:
+def in_position(batches: Any) -> Iterator[None]:
     """A loader that knows its position has it again afterwards."""
     knows = hasattr(batches, "state_dict") and hasattr(batches, "load_state_dict")
     position = copy.deepcopy(batches.state_dict()) if knows else None
@@ -129,9 +129,11 @@ def _in_position(batches: Any) -> Iterator[None]:
             batches.load_state_dict(position)
 
 
-def _arguments(
+def arguments(
     batch: Any, device: torch.device, inputs: Callable[[Any], tuple[Any, ...]] | None
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and keyword arguments that a batch stands for, on ``device``."""
+
     def move(value: Any) -> Any:
         return value.to(device) if isinstance(value, Tensor) else value
 

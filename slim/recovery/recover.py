@@ -1,8 +1,9 @@
 """What makes a cut network right without training, each step kept only where it helps on held-out data.
 
-Two steps. :func:`absorb` moves the constants of removed channels into the layers that read them, before the cut;
-:func:`recalibrate` measures the BatchNorm statistics afresh, after it. Neither is sure to help: a living channel is no
-constant, and statistics of a few batches are worse than the running ones where the cut took nothing.
+Three steps. :func:`absorb` moves the constants of removed channels into the layers that read them, before the cut;
+:func:`least_squares` fits those layers' weights to what they made before it; :func:`recalibrate` measures the BatchNorm
+statistics afresh, after it. None is sure to help: a living channel is no constant, a few samples may tell little about
+many weights, and statistics of a few batches are worse than the running ones where the cut took nothing.
 """
 
 from __future__ import annotations
@@ -15,13 +16,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from slim.channels import Plan, unwrap
 from slim.channels import rebuild as rebuilt
 from slim.recovery.absorb import absorb as absorbed
 from slim.recovery.absorb import constants
-from slim.recovery.isolated import isolated, put_back
+from slim.recovery.isolated import Saved, isolated, put_back, saved
+from slim.recovery.least_squares import Refit
+from slim.recovery.least_squares import least_squares as fitted
 from slim.recovery.recalibrate import recalibrate as recalibrated
 from slim.recovery.recalibrate import statistics
 
@@ -35,7 +38,7 @@ Evaluate = Callable[[nn.Module], float]
 class Step:
     """What became of one step; ``before`` and ``after`` as ``evaluate`` gave them, None where it did not run."""
 
-    name: str  # "absorb" or "recalibrate"
+    name: str  # "absorb", "least_squares" or "recalibrate"
     before: float | None
     after: float | None
     kept: bool
@@ -60,6 +63,7 @@ def recover(
     graph: ChannelGraph,
     *,
     absorb: bool = True,
+    least_squares: int = 0,
     batches: Iterable[Any] | Callable[[], Iterable[Any]] | None = None,
     count: int = 100,
     evaluate: Evaluate | None = None,
@@ -69,11 +73,11 @@ def recover(
     forward: Callable[[nn.Module, Any], Any] | None = None,
     rebuild: Callable[[nn.Module], nn.Module] | None = None,
 ) -> Recovered:
-    """Cut ``network`` and make it right again: absorb, rebuild, recalibrate; a step that does not help is taken back.
+    """Cut ``network`` and make it right again: absorb, least squares, recalibrate; what does not help is taken back.
 
     Absorbing is kept when the thin network is no worse for it: on a tie it computes nearer to what the whole network
-    did. Recalibrating is kept only when the network is better for it: on a tie the statistics of the training stay,
-    which saw more data. So the result is never worse than the bare cut on what ``evaluate`` looks at.
+    did. The others are kept only when the network is better for them: on a tie the weights and statistics of the
+    training stay, which saw more data. So the result is never worse than the bare cut on what ``evaluate`` looks at.
 
     The network's modes and all generators are as before when this returns; ``evaluate`` runs in eval mode, without
     gradients, seeded alike each time. In distributed training every process must evaluate and calibrate on the same
@@ -84,9 +88,10 @@ def recover(
         removed: the plan, or the bool mask ``(n_groups,)`` it is made from.
         graph: of ``network``.
         absorb: try that step.
-        batches: as trained on, augmentation included, for the statistics; or what returns them. None: that step is
-            not tried.
-        count: batches to average over; 0: that step is not tried.
+        least_squares: batches to fit weights on; 0: that step is not tried.
+        batches: as trained on, augmentation included, for weights and statistics; or what returns them. None: these
+            two are not tried.
+        count: batches to average statistics over; 0: that step is not tried.
         evaluate: figure of a network, higher is better, on held-out data (on training data where none is held out). It
             gets copies of ``network`` that were cut, and the thin network itself. None: every step is kept unseen.
         seed: of the generators while batches are read and networks evaluated.
@@ -111,24 +116,30 @@ def recover(
     network = unwrap(network)
     plan = removed if isinstance(removed, Plan) else graph.plan(removed)
     figure = _Figure(evaluate, seed)
+    data = _Data(batches, seed, inputs, forward)
     steps: list[Step] = []
-    saved = constants(network)
+    refitted: dict[str, Tensor] = {}
+    whole = constants(network)
     try:
         if absorb:
             steps.append(_try_absorb(network, removed, plan, graph, figure, example_inputs))
+        if batches is not None and least_squares:
+            step, refitted = _try_least_squares(network, plan, whole, data, least_squares, _known(steps), figure)
+            steps.append(step)
         thin = rebuilt(network, plan) if rebuild is None else rebuild(network)
     finally:
         if rebuild is None:
-            put_back(saved)
+            put_back(whole)
+    stored = _tensors(thin)
+    put_back([(stored[name], values) for name, values in refitted.items()])
     if batches is not None and count:
-        known = next(((s.after if s.kept else s.before) for s in steps), None)
-
-        def measure() -> int:
-            given = batches() if callable(batches) else batches
-            return recalibrated(thin, given, count, seed=seed, inputs=inputs, forward=forward)
-
-        steps.append(_try_recalibrate(thin, measure, known, figure))
+        steps.append(_try_recalibrate(thin, lambda: data.recalibrate(thin, count), _known(steps), figure))
     return Recovered(thin, tuple(steps))
+
+
+def _known(steps: list[Step]) -> float | None:
+    """The figure of the network as the last step that was evaluated has left it."""
+    return next((s.after if s.kept else s.before for s in reversed(steps) if s.before is not None), None)
 
 
 def _try_absorb(
@@ -159,6 +170,39 @@ def _try_absorb(
     return Step("absorb", before, after, False, "worse")
 
 
+def _try_least_squares(
+    network: nn.Module, plan: Plan, whole: Saved, data: _Data, count: int, known: float | None, figure: _Figure
+) -> tuple[Step, dict[str, Tensor]]:
+    """Refit a copy that is cut; returns what became of it, and its new values by name.
+
+    ``whole`` are the constants of ``network`` before anything was absorbed into it: what is fitted is what it said
+    then. ``known`` is the figure of the copy where it was evaluated before.
+    """
+    if plan.is_identity:
+        return Step("least_squares", None, None, False, "nothing was removed"), {}
+    thin = rebuilt(network, plan)
+    before = figure(thin) if known is None and figure.evaluate is not None else known
+    old = {name: tensor.detach().clone() for name, tensor in _tensors(thin).items()}
+    absorbed_into = saved(tensor for tensor, _ in whole)
+    put_back(whole)
+    try:
+        found = data.least_squares(thin, network, plan, count)
+    finally:
+        put_back(absorbed_into)
+    changed = {name: t.detach() for name, t in _tensors(thin).items() if not torch.equal(t, old[name])}
+    layers = f"{sum(each.kept for each in found)} of {len(found)} layers gained on samples held out"
+    if before is None:
+        return Step("least_squares", None, None, bool(changed), f"not evaluated; {layers}"), changed
+    after = figure(thin)
+    if changed and (after > before or (math.isnan(before) and not math.isnan(after))):
+        return Step("least_squares", before, after, True, f"better; {layers}"), changed
+    return Step("least_squares", before, after, False, f"no better; {layers}"), {}
+
+
+def _tensors(network: nn.Module) -> dict[str, Tensor]:
+    return {**dict(network.named_parameters()), **dict(network.named_buffers())}
+
+
 def _try_recalibrate(thin: nn.Module, measure: Callable[[], int], known: float | None, figure: _Figure) -> Step:
     """Recalibrate ``thin`` in place by ``measure``, and put the statistics back where that does not help.
 
@@ -176,6 +220,25 @@ def _try_recalibrate(thin: nn.Module, measure: Callable[[], int], known: float |
         return Step("recalibrate", before, after, True, f"better; {used} batches")
     put_back(saved)
     return Step("recalibrate", before, after, False, f"no better; {used} batches")
+
+
+@dataclass(frozen=True)
+class _Data:
+    """Batches, and how a network runs on them."""
+
+    batches: Iterable[Any] | Callable[[], Iterable[Any]] | None
+    seed: int
+    inputs: Callable[[Any], tuple[Any, ...]] | None
+    forward: Callable[[nn.Module, Any], Any] | None
+
+    def _given(self) -> Iterable[Any]:
+        return self.batches() if callable(self.batches) else self.batches or ()
+
+    def recalibrate(self, thin: nn.Module, count: int) -> int:
+        return recalibrated(thin, self._given(), count, seed=self.seed, inputs=self.inputs, forward=self.forward)
+
+    def least_squares(self, thin: nn.Module, dense: nn.Module, plan: Plan, count: int) -> list[Refit]:
+        return fitted(thin, dense, plan, self._given(), count, seed=self.seed, inputs=self.inputs, forward=self.forward)
 
 
 class _Figure:

@@ -120,7 +120,11 @@ def cut_network(parts: Components, directory: Path, before: Path | None, start: 
 def pruning(parts: Components, number: int, *, recover: bool = True) -> ChannelPruning:
     """The callback of the configuration, with the budget of the pass ``number``."""
     recovery = parts.config.recovery
-    options = {"absorb": bool(recovery.get("absorb")), "batches": int(recovery.get("recalibrate_batches", 0))}
+    options = {
+        "absorb": bool(recovery.get("absorb")),
+        "least_squares": int(recovery.get("least_squares_batches", 0)),
+        "batches": int(recovery.get("recalibrate_batches", 0)),
+    }
     return ChannelPruning(recover=options if recover else False, **pruning_options(parts, number))
 
 
@@ -169,8 +173,9 @@ def _ranking_pairs(parts: Components, module: Any, batches: Iterable[Any] | None
 
 
 def calibration_batches(parts: Components) -> Iterable[Any]:
-    """Batches as trained on, augmented, the same every time: for BatchNorm's statistics."""
-    count = int(parts.config.recovery.get("recalibrate_batches", 0))
+    """Batches as trained on, augmented, the same every time: for weights and BatchNorm's statistics."""
+    recovery = parts.config.recovery
+    count = max(int(recovery.get(key, 0)) for key in ("least_squares_batches", "recalibrate_batches"))
     if hasattr(parts.data, "calibration_batches"):
         found: Iterable[Any] = parts.data.calibration_batches(count)
         return found

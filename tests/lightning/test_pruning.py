@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -152,6 +153,21 @@ def test_a_cut_outside_of_a_fit() -> None:
     dense, twin = Plain(), ChannelPruning(macs=0.5, example=torch.zeros(1, 3, 6, 6), recover=False)
     twin.cut(dense)
     assert same(dense.net, slim.prune(convnet(), torch.zeros(1, 3, 6, 6), macs=0.5).model)
+
+
+def test_weights_are_refitted_where_that_helps() -> None:
+    module = Plain()
+    options = {"absorb": False, "least_squares": 2, "batches": 0}
+    seen = iter([0.5, 0.6])
+    pruning = ChannelPruning(macs=0.5, recover={**options, "evaluate": lambda net: next(seen)})
+    dense = copy.deepcopy(module)
+    cut = pruning.cut(module, batches=images())
+    assert [(step.name, step.before, step.after, step.kept) for step in cut.recovery] == [
+        ("least_squares", 0.5, 0.6, True)
+    ]
+    expected = slim.rebuild(dense.net, cut.plan)
+    slim.recovery.least_squares(expected, dense.net, cut.plan, images(), 2)
+    assert same(module.net, expected) and not same(module.net, slim.rebuild(dense.net, cut.plan))
 
 
 def test_compiled_networks_are_cut_and_run_on() -> None:

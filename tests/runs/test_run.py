@@ -99,8 +99,12 @@ def test_from_a_checkpoint(done: tuple[Path, dict[str, Any]], tmp_path: Path) ->
     later = run(tmp_path / "later", "phases=[prune,finetune]", f"checkpoint={place}/sparse/network.safetensors")
     assert later["plan_hash"] == report["plan_hash"]
     assert timeless(later["rows"]["finetuned"]) == timeless(report["rows"]["finetuned"])
-    from_ckpt = run(tmp_path / "ckpt", "phases=[prune]", f"checkpoint={place}/sparse/last.ckpt")
+    fitted = ("recovery=least_squares", "recovery.least_squares_batches=2")
+    from_ckpt = run(tmp_path / "ckpt", "phases=[prune]", f"checkpoint={place}/sparse/last.ckpt", *fitted)
     assert from_ckpt["plan_hash"] == report["plan_hash"]
+    steps = {step["name"]: step for step in from_ckpt["recovery"]}
+    assert list(steps) == ["absorb", "least_squares", "recalibrate"]
+    assert "layers gained" in steps["least_squares"]["reason"] and steps["least_squares"]["after"] is not None
 
 
 def test_finished_runs_are_not_run_again(done: tuple[Path, dict[str, Any]], capfd: pytest.CaptureFixture[str]) -> None:
