@@ -1,0 +1,155 @@
+"""The jobs of the table: each is one command line of ``train.py``, so that anyone can run any row alone.
+
+Equal cost within a network: every way of training gets the same number of epochs in all, the teacher's shown apart.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Network:
+    """One network on one data set, and the budgets it is cut to."""
+
+    name: str
+    overrides: tuple[str, ...]
+    budgets: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much of it: the paper's size for a GPU, or what a processor finishes.
+
+    Attributes:
+        epochs: of every way of training, sparse training and fine-tuning together.
+        common: overrides of every job.
+        networks: what is trained.
+        ways: names in :data:`WAYS`.
+        seeds: one job each.
+    """
+
+    epochs: int
+    common: tuple[str, ...]
+    networks: tuple[Network, ...]
+    ways: tuple[str, ...]
+    seeds: int
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run; ``needs`` is the job whose network teaches it, and ``rival`` another program's way of cutting."""
+
+    name: str
+    overrides: tuple[str, ...]
+    needs: str | None = None
+    rival: bool = False
+
+
+WAYS = {
+    "paper": ("penalty=l1", "recovery=none"),
+    "target": ("penalty=target",),
+    "uniform": ("penalty=l1", "penalty.lam=0", "sparse.shrink=null", "criterion=uniform", "recovery=none"),
+    "scratch": ("penalty=l1", "schedule=scratch"),
+}
+"""Overrides on top of a network's; ``<way>-taught`` adds the dense network of the same seed as a teacher."""
+
+RIVALS = ("torch-pruning",)
+
+CIFAR10, CIFAR100 = "data=cifar10", "data=cifar100"
+_HALF = "prune.ratio=null prune.macs=0.5"
+_THIRD = "prune.ratio=null prune.macs=0.3"
+_SMALL_VGG = "model.widths=[32,M,64,M,128,128,M,256,256]"
+
+_EVERY = ("paper", "target", "uniform", "torch-pruning")
+
+PAPER = Scale(
+    epochs=320,
+    common=("trainer.precision=bf16",),
+    networks=(
+        Network("vgg19-c10", (CIFAR10, "model=vgg", "model.depth=19"), ("prune.ratio=0.7",)),
+        Network("vgg19-c100", (CIFAR100, "model=vgg", "model.depth=19"),
+                ("prune.ratio=0.5", "prune.ratio=null prune.macs=0.112")),
+        Network("preresnet164-c10", (CIFAR10, "model=preresnet", "prune.residual=select", "sparse.shrink=0.6"),
+                ("prune.ratio=0.4", "prune.ratio=0.6")),
+        Network("preresnet164-c100", (CIFAR100, "model=preresnet", "prune.residual=select", "sparse.shrink=0.6"),
+                ("prune.ratio=0.4", "prune.ratio=0.6")),
+        Network("densenet40-c10", (CIFAR10, "model=densenet", "prune.residual=select", "sparse.shrink=0.6"),
+                ("prune.ratio=0.4", "prune.ratio=0.7")),
+        Network("densenet40-c100", (CIFAR100, "model=densenet", "prune.residual=select", "sparse.shrink=0.6"),
+                ("prune.ratio=0.4", "prune.ratio=0.6")),
+        Network("resnet56-c10", (CIFAR10, "model=resnet", "model.depth=56"), ("prune.ratio=null prune.macs=0.476",)),
+        Network("vgg16-c10", (CIFAR10, "model=vgg", "model.depth=16"), (_HALF,)),
+        Network("mlp-mnist", ("data=mnist", "model=mlp"), ("prune.ratio=0.7",)),
+    ),
+    ways=(*_EVERY, *(f"{way}-taught" for way in _EVERY)),
+    seeds=3,
+)  # fmt: skip
+
+PROCESSOR = Scale(
+    epochs=40,
+    common=("sparse.shrink=6", "sparse.lr=0.1", "finetune.lr=0.05", "baseline.lr=0.1", "data.batch_size=128"),
+    networks=(
+        Network("resnet20-c10", ("model=resnet", "model.depth=20"), (_HALF, _THIRD)),
+        Network("vgg-c10", ("model=vgg", _SMALL_VGG), (_HALF, _THIRD)),
+        Network("resnet56-c10", ("model=resnet", "model.depth=56"), (_HALF, _THIRD)),
+    ),
+    ways=(*_EVERY, *(f"{way}-taught" for way in _EVERY)),
+    seeds=2,
+)
+
+SMOKE = Scale(
+    epochs=2,
+    common=("data=digits", "data.image_size=8", "data.limit_train=128", "data.limit_test=64", "data.batch_size=32",
+            "latency_seconds=0.01", "figures=false", "trainer.precision=fp32", "recovery.recalibrate_batches=1"),
+    networks=(Network("tiny", ("model=vgg", "model.widths=[8,M,8]"), (_HALF,)),),
+    ways=("target", "torch-pruning", "paper-taught"),
+    seeds=1,
+)  # fmt: skip
+"""Digits and a network of two layers: whether all of this runs, in seconds."""
+
+SCALES = {"paper": PAPER, "processor": PROCESSOR, "smoke": SMOKE}
+
+
+def jobs(scale: Scale) -> list[Job]:
+    """Every job of a scale, teachers before those they teach, whole seeds first."""
+    found = []
+    for seed in range(scale.seeds):
+        for network in scale.networks:
+            common = (f"seed={seed}", *network.overrides, *scale.common)
+            dense = f"{network.name}/dense/s{seed}"
+            found.append(Job(dense, (*common, "phases=[baseline]", f"baseline.epochs={scale.epochs}")))
+            # A dense network taught by a dense one: the share of the gain that is the teacher's.
+            found.append(_dense_taught(network, common, scale.epochs, seed, dense))
+            for budget in network.budgets:
+                found += [_cut(network, common, scale.epochs, seed, budget, way, dense) for way in scale.ways]
+    return found
+
+
+def _dense_taught(network: Network, common: tuple[str, ...], epochs: int, seed: int, dense: str) -> Job:
+    free = ("penalty=l1", "penalty.lam=0", "sparse.shrink=null", "phases=[sparse]", f"sparse.epochs={epochs}")
+    taught = ("sparse.distill.teacher={teacher}",)
+    return Job(f"{network.name}/dense-taught/s{seed}", _merged(common, free, taught), needs=dense)
+
+
+def _cut(network: Network, common: tuple[str, ...], epochs: int, seed: int, budget: str, way: str, dense: str) -> Job:
+    """Half of the epochs before the cut as in the paper; ``target`` needs few after it."""
+    name, taught_way = way.removesuffix("-taught"), way.endswith("-taught")
+    sparse = round(epochs * (0.75 if name == "target" else 0.5))
+    phases = ("phases=[sparse,prune,finetune]", f"sparse.epochs={sparse}", f"finetune.epochs={epochs - sparse}")
+    taught = tuple(f"{phase}.distill.teacher={{teacher}}" for phase in ("sparse", "finetune") if taught_way)
+    amount = budget.replace("prune.", "").replace("ratio=null ", "").replace("=", "-")
+    return Job(
+        f"{network.name}/{amount}/{way}/s{seed}",
+        _merged(common, tuple(budget.split()), WAYS.get(name, WAYS["paper"]), phases, taught),
+        needs=dense if taught_way else None,
+        rival=name in RIVALS,
+    )
+
+
+def _merged(*parts: tuple[str, ...]) -> tuple[str, ...]:
+    """All overrides; of those with one key the last."""
+    found: dict[str, str] = {}
+    for item in (item for part in parts for item in part):
+        found[item.partition("=")[0]] = item
+    return tuple(found.values())

@@ -1,0 +1,95 @@
+"""The finished jobs as a table in README.md: mean and deviation over the seeds, cost, and what was published."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from experiments.paper.jobs import SCALES, jobs
+from slim.files import write_atomic
+
+PAGE = Path(__file__).parent / "README.md"
+START, END = "<!-- table: python -m experiments.paper -->", "<!-- end of table -->"
+HEAD = "| network, budget | trained | seeds | accuracy | to dense | parameters | MACs | seconds | the teacher's |"
+
+PUBLISHED = {
+    "vgg19-c10/ratio-0.7": "paper 93.80, port 93.78",
+    "vgg19-c100/ratio-0.5": "paper 73.48, port 73.32",
+    "vgg19-c100/macs-0.112": "DepGraph 70.39",
+    "preresnet164-c10/ratio-0.4": "paper 94.92, port 95.05",
+    "preresnet164-c10/ratio-0.6": "paper 94.73, port 93.81",
+    "preresnet164-c100/ratio-0.4": "paper 77.13, port 77.36",
+    "preresnet164-c100/ratio-0.6": "paper 76.09",
+    "densenet40-c10/ratio-0.4": "paper 94.81, port 94.32",
+    "densenet40-c10/ratio-0.7": "paper 94.35",
+    "densenet40-c100/ratio-0.4": "paper 74.72, port 73.76",
+    "densenet40-c100/ratio-0.6": "paper 74.28, port 73.19",
+    "resnet56-c10/macs-0.476": "DepGraph 93.77, slimming 93.27 to 93.29, polarization 93.83",
+}
+"""Liu et al. 2017, Table 1; Eric-mingjie/network-slimming; Torch-Pruning; Zhuang et al. 2020: accuracy %."""
+
+
+def rows(output: Path, scale: str) -> list[str]:
+    """One line per network, budget and way, of what is finished below ``output/scale``."""
+    found: dict[tuple[str, str], dict[int, dict[str, Any]]] = defaultdict(dict)
+    for job in jobs(SCALES[scale]):
+        path = output / scale / job.name / "report.json"
+        if path.is_file() and (report := json.loads(path.read_text()))["status"] == "finished":
+            *where, way, seed = job.name.split("/")
+            teacher = output / scale / (job.needs or "") / "report.json"
+            found["/".join(where), way][int(seed[1:])] = {
+                **_last(report),
+                "seconds": _seconds(report),
+                "teacher": _seconds(json.loads(teacher.read_text())) if job.needs and teacher.is_file() else 0.0,
+            }
+    lines = []
+    for (where, way), by_seed in found.items():
+        dense = found.get((where.split("/")[0], "dense"), {})
+        gaps = [row["accuracy"] - dense[seed]["accuracy"] for seed, row in by_seed.items() if seed in dense]
+        each = list(by_seed.values())
+        accuracy = [100 * row["accuracy"] for row in each]
+        mean = {key: statistics.mean(row[key] for row in each) for key in ("params", "macs", "seconds", "teacher")}
+        published = f" ({PUBLISHED[where]})" if where in PUBLISHED and way == "paper" else ""
+        lines.append(
+            f"| {where}{published} | {way} | {len(each)} | {spread(accuracy)} | "
+            f"{'' if way == 'dense' else spread([100 * gap for gap in gaps], '+.2f')} | {mean['params'] / 1e6:.3f} M | "
+            f"{mean['macs'] / 1e6:.1f} M | {mean['seconds']:.0f} | {mean['teacher']:.0f} |"
+        )
+    return lines
+
+
+def spread(values: list[float], form: str = ".2f") -> str:
+    """Mean, and the deviation of several.
+
+    >>> spread([1.0, 2.0])
+    '1.50 ± 0.71'
+    """
+    if not values:
+        return ""
+    return f"{statistics.mean(values):{form}}" + (f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else "")
+
+
+def write(output: Path, page: Path = PAGE) -> None:
+    """Fill the page between its marks."""
+    text = page.read_text(encoding="utf-8")
+    before, _, rest = text.partition(START)
+    parts = []
+    for scale in ("paper", "processor"):
+        if lines := rows(output, scale):
+            parts.append("\n".join([f"Scale `{scale}`:", "", HEAD, "|---" * 9 + "|", *lines]))
+    body = "\n\n".join(parts) or "Nothing is finished yet."
+    write_atomic(page, f"{before}{START}\n\n{body}\n\n{END}{rest.partition(END)[2]}")
+
+
+def _last(report: dict[str, Any]) -> dict[str, float]:
+    """The last network of a run; the accuracy in [0, 1]."""
+    name = next(name for name in ("finetuned", "recovered", "rebuilt", "sparse", "dense") if name in report["rows"])
+    row = report["rows"][name]
+    return {"accuracy": row.get("accuracy", row.get("metric")), "macs": row["macs"], "params": row["params"]}
+
+
+def _seconds(report: dict[str, Any]) -> float:
+    return float(report.get("seconds") or sum(phase.get("seconds", 0.0) for phase in report["phases"].values()))

@@ -1,0 +1,65 @@
+"""The table of the papers: jobs cost the same, commands are complete, the smallest scale runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from experiments.paper import __main__ as program
+from experiments.paper import rival, table
+from experiments.paper.jobs import SCALES, jobs
+from slim.command import run
+from tests.runs.tiny import TINY
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_every_way_gets_the_same_epochs(scale: str) -> None:
+    for job in jobs(SCALES[scale]):
+        keys = [item.partition("=")[0] for item in job.overrides]
+        assert len(keys) == len(set(keys)), job.name
+        epochs = [int(item.partition("=")[2]) for item in job.overrides if item.split("=")[0].endswith(".epochs")]
+        assert sum(epochs) == SCALES[scale].epochs, job.name
+
+
+def test_a_teacher_comes_first_and_is_a_dense_network_of_the_same_seed() -> None:
+    for scale in SCALES.values():
+        names = [job.name for job in jobs(scale)]
+        assert len(names) == len(set(names))
+        for job in jobs(scale):
+            if job.needs is not None:
+                assert names.index(job.needs) < names.index(job.name)
+                assert job.needs.split("/")[-1] == job.name.split("/")[-1]
+
+
+def test_the_smallest_scale_runs_and_fills_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In this process: what the commands say, without the start of Python."""
+
+    def here(line: list[str], **_: object) -> SimpleNamespace:
+        assert line[1] == "train.py"
+        return SimpleNamespace(returncode=run.main(line[2:]))
+
+    monkeypatch.setattr(program, "subprocess", SimpleNamespace(run=here, DEVNULL=None))
+    only = ["--only", "taught"]
+    assert program.main(["--scale", "smoke", "--output", str(tmp_path), *only]) == 0
+    lines = table.rows(tmp_path, "smoke")
+    assert [line.split("|")[2].strip() for line in lines] == ["dense", "dense-taught", "paper-taught"]
+    # Finished jobs are not run again; a page is filled between its marks.
+    never = SimpleNamespace(run=lambda *_, **__: pytest.fail("a finished job ran again"), DEVNULL=None)
+    monkeypatch.setattr(program, "subprocess", never)
+    assert program.main(["--scale", "smoke", "--output", str(tmp_path), *only]) == 0
+    (tmp_path / "processor").mkdir()
+    page = tmp_path / "page.md"
+    page.write_text(f"before {table.START} old {table.END} after")
+    table.write(tmp_path, page)
+    assert page.read_text().startswith("before") and page.read_text().endswith("after")
+
+
+def test_a_rival_reaches_the_budget(tmp_path: Path) -> None:
+    pytest.importorskip("torch_pruning")
+    line = [item for item in TINY if not item.startswith("prune.")]
+    report = rival.run([*line, "model=vgg", "prune.ratio=null", "prune.macs=0.5", "sparse.epochs=1"], tmp_path / "job")
+    assert report["rows"]["finetuned"]["macs"] <= 0.5 * report["rows"]["dense"]["macs"]
+    assert json.loads((tmp_path / "job" / "report.json").read_text()) == report
