@@ -1,7 +1,7 @@
 """One file for a thin network: its weights, and the plan that thins a dense network to their shapes.
 
 The file is safetensors (it cannot hold code) with a JSON header: the plan, a checksum over all bytes of the weights,
-and the caller's metadata. Nothing here unpickles.
+how the dense network is built (:mod:`slim.recipe`), and the caller's metadata. Nothing here unpickles.
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ import json
 import struct
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from slim import recipe
 from slim.channels import Plan, plan_of, rebuild, unwrap
 from slim.errors import SlimError
 from slim.files import write_atomic
@@ -33,10 +35,16 @@ class Header:
     metadata: Mapping[str, str]
     checksum: str
     aliases: Mapping[str, str]
+    builder: Mapping[str, Any] | None = None
 
 
 def save(
-    path: str | Path, model: nn.Module, plan: Plan | None = None, *, metadata: Mapping[str, str] | None = None
+    path: str | Path,
+    model: nn.Module,
+    plan: Plan | None = None,
+    *,
+    metadata: Mapping[str, str] | None = None,
+    builder: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write a network and the plan that made it, atomically.
 
@@ -45,6 +53,8 @@ def save(
         model: The thin network.
         plan: From the dense network to ``model``; by default the plan attached to ``model``.
         metadata: Text stored beside the weights (names of classes, accuracy, ...).
+        builder: How the dense network is built, so that :func:`load` needs no network:
+            ``{"_target_": "slim.models.vgg", "num_classes": 10}``.
 
     Raises:
         SlimError: a weight is NaN or infinite, a state entry is no tensor, or the place is not writable.
@@ -73,6 +83,8 @@ def save(
         "aliases": aliases,
         "metadata": dict(metadata or {}),
     }
+    if builder is not None:
+        header["builder"] = recipe.describe(builder, str(path))
     # One key: safetensors orders several by hash, and two saves of a network must give the same bytes.
     return write_atomic(path, to_bytes(tensors, {"slim": json.dumps(header, sort_keys=True)}))
 
@@ -105,10 +117,12 @@ def read_header(path: str | Path) -> Header:
         for texts in (aliases, metadata):
             if not isinstance(texts, dict) or not all(isinstance(text, str) for text in texts.values()):
                 raise ValueError("its header is malformed")
-        plan_text, checksum = str(meta["plan"]), str(meta["checksum"])
+        plan_text, checksum, builder = str(meta["plan"]), str(meta["checksum"]), meta.get("builder")
+        if builder is not None and not isinstance(builder, dict):
+            raise ValueError("its header is malformed")
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise _invalid(path, str(error)) from None
-    return Header(Plan.from_json(plan_text) if plan_text else None, metadata, checksum, aliases)
+    return Header(Plan.from_json(plan_text) if plan_text else None, metadata, checksum, aliases, builder)
 
 
 def read(path: str | Path) -> tuple[Header, dict[str, Tensor]]:
@@ -136,23 +150,41 @@ def read(path: str | Path) -> tuple[Header, dict[str, Tensor]]:
     return header, tensors
 
 
-def load(path: str | Path, model: nn.Module) -> nn.Module:
+def load(path: str | Path, model: nn.Module | None = None, *, trust: bool = False) -> nn.Module:
     """The network of an artifact: a copy of the dense ``model``, thinned by the plan, with the artifact's weights.
 
     Args:
         path: Written by :func:`save`.
-        model: A freshly built dense network of the architecture the artifact was made from; not changed.
+        model: A freshly built dense network of the architecture the artifact was made from; not changed. ``None``: it
+            is built as the artifact says.
+        trust: Also let the artifact name a builder that is not in :data:`slim.recipe.TRUSTED`: that runs what it names.
 
     Raises:
-        SlimError: the file is truncated, corrupted, not written by slim, holds NaN, or is of another architecture.
+        SlimError: the file is truncated, corrupted, not written by slim, holds NaN, is of another architecture, or does
+            not say (or must not say) how its dense network is built.
     """
     header, tensors = read(path)
+    model = dense(path, header, trust=trust) if model is None else model
     thin = rebuild(model, header.plan) if header.plan is not None else copy.deepcopy(unwrap(model))
     _check_shapes(
         path, {k: tuple(v.shape) for k, v in tensors.items()}, {k: tuple(v.shape) for k, v in thin.state_dict().items()}
     )
     thin.load_state_dict(tensors)
     return thin
+
+
+def dense(path: str | Path, header: Header, *, trust: bool = False) -> nn.Module:
+    """The untrained dense network that an artifact was made from, built as its header says.
+
+    Raises:
+        SlimError: It does not say, or names a builder that is not trusted.
+    """
+    if header.builder is None:
+        raise SlimError(
+            f"An artifact without a builder needs its dense network. Got none for {path}. "
+            "Give it to slim.load (--builder package.module:function), or save with builder=."
+        )
+    return recipe.build(header.builder, trust=trust, where=str(path))
 
 
 def _check_shapes(path: str | Path, found: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, ...]]) -> None:

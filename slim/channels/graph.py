@@ -284,7 +284,7 @@ class ChannelGraph:
         for space in self.spaces:
             free = int(self.prunable[space.groups].sum())
             cost = with_prefix(macs.get(space.name, 0))
-            rows.append((space.name, str(len(space.groups)), str(free), cost, self._space_note(space)))
+            rows.append((space.name, str(len(space.groups)), str(free), cost, self.space_note(space)))
         lines = [
             *align(rows),
             "",
@@ -297,7 +297,7 @@ class ChannelGraph:
             lines.append("parameters the forward never reached: " + ", ".join(self.unreached[:8]))
         return "\n".join(lines)
 
-    def _space_note(self, space: Space) -> str:
+    def space_note(self, space: Space) -> str:
         """The other layers of a space, after the reason why some of it must stay."""
         others = [m for m in space.modules if m != space.name]
         note = ", ".join(others[:4]) + (f" and {len(others) - 4} more" if len(others) > 4 else "")

@@ -8,8 +8,17 @@ import traceback
 from collections.abc import Callable
 
 
-def guarded(action: Callable[[], int], debug: bool = False, lines: list[str] | None = None) -> int:
-    """Run ``action``; any failure becomes one line on stderr (and in ``lines``) and an exit code."""
+def guarded(
+    action: Callable[[], int], debug: bool = False, lines: list[str] | None = None, switch: str = "debug=true"
+) -> int:
+    """Run ``action``; any failure becomes one line on stderr (and in ``lines``) and an exit code.
+
+    Args:
+        action: Returns an exit code.
+        debug: Also print the traceback.
+        lines: Receives the line.
+        switch: What a user adds to the command line for ``debug``.
+    """
     try:
         return action()
     except BrokenPipeError:
@@ -22,7 +31,7 @@ def guarded(action: Callable[[], int], debug: bool = False, lines: list[str] | N
         line, code = str(error), int(getattr(error, "exit_code", 0))
         if not code:
             text = " ".join(str(error).split())[:300]
-            line, code = f"The run failed. Got {type(error).__name__}: {text}. Add debug=true for the traceback.", 1
+            line, code = f"The run failed. Got {type(error).__name__}: {text}. Add {switch} for the traceback.", 1
     print(line, file=sys.stderr, flush=True)
     if lines is not None:
         lines.append(line)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from slim.models.build import build, check
+from slim.models.build import build, check, recipe
 from slim.models.densenets import DenseNet, densenet
 from slim.models.detectors import detection_model, detection_names
 from slim.models.mlps import MLP, mlp
@@ -29,6 +29,7 @@ __all__ = [
     "mlp",
     "preprocessing",
     "preresnet",
+    "recipe",
     "resnet",
     "segmentation_model",
     "segmentation_names",

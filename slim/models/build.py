@@ -61,11 +61,7 @@ def build(
     Raises:
         SlimError: unknown name, a path that cannot be imported, arguments the target does not take, another result.
     """
-    builder = FAMILIES.get(target) or _import_target(target)
-    parameters = _parameters(builder)
-    _check_options(parameters, target, options)
-    values = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
-    arguments = {**_data_arguments(builder, parameters, values), **options}
+    builder, arguments = _arguments(target, num_classes, in_channels, image_size, options)
     try:
         model = builder(**arguments)
     except SlimError:
@@ -80,6 +76,25 @@ def build(
             f"model._target_ must give a torch.nn.Module. Got {type(model).__name__} ({target}). Set model._target_."
         )
     return model
+
+
+def recipe(
+    target: str, num_classes: int, in_channels: int = 3, *, image_size: int | None = None, **options: Any
+) -> dict[str, Any]:
+    """What :func:`build` calls, as plain data: ``_target_`` and arguments. Pretrained weights are left out.
+
+    A network of the same shapes, untrained, into which the weights of the trained one load.
+
+    >>> recipe("vgg", 10, depth=11)
+    {'_target_': 'slim.models.vgg', 'num_classes': 10, 'in_channels': 3, 'depth': 11}
+    """
+    builder, arguments = _arguments(target, num_classes, in_channels, image_size, options)
+    path = f"slim.models.{builder.__name__}" if target in FAMILIES else target
+    if path.startswith("slim.models.") and arguments.get("pretrained"):
+        arguments["pretrained"] = False
+        if arguments.get("name") in ("googlenet", "inception_v3"):
+            arguments["transform_input"] = in_channels == 3  # torchvision's, with weights
+    return {"_target_": path, **arguments}
 
 
 def check(model: nn.Module, num_classes: int, in_channels: int, image_size: int) -> None:
@@ -115,6 +130,17 @@ def check(model: nn.Module, num_classes: int, in_channels: int, image_size: int)
             f"the model must return one row of {num_classes} logits per image. Got {result} for 2 images of {shape}. "
             "Set another model, or its number of classes."
         )
+
+
+def _arguments(
+    target: str, num_classes: int, in_channels: int, image_size: int | None, options: dict[str, Any]
+) -> tuple[Callable[..., nn.Module], dict[str, Any]]:
+    """The builder, and what it is called with."""
+    builder = FAMILIES.get(target) or _import_target(target)
+    parameters = _parameters(builder)
+    _check_options(parameters, target, options)
+    values = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
+    return builder, {**_data_arguments(builder, parameters, values), **options}
 
 
 def _data_arguments(

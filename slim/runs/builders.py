@@ -69,13 +69,23 @@ def lightning_module(config: Config, data: Any, kind: str | None = None, draw: i
 
 def network(config: Config, data: Any) -> nn.Module:
     """The untrained network of ``config.model``; it draws from the global generators."""
+    path, options = _network_options(config, data)
+    return models.build(path, data.num_classes, data.in_channels, **options)
+
+
+def recipe(config: Config, data: Any) -> dict[str, Any]:
+    """How :func:`network` is built again without the configuration: for the artifact."""
+    path, options = _network_options(config, data)
+    return models.recipe(path, data.num_classes, data.in_channels, **options)
+
+
+def _network_options(config: Config, data: Any) -> tuple[str, dict[str, Any]]:
     options = dict(config.model)
     path = options.pop("_target_", None)
     if not isinstance(path, str):
         raise SlimError(f"model._target_ must be a dotted path. Got {path!r}. Set model=<family> or model._target_.")
     size = getattr(data, "image_size", None)
-    sized = {} if size is None else {"image_size": size}
-    return models.build(path, data.num_classes, data.in_channels, **(sized | options))
+    return path, ({} if size is None else {"image_size": size}) | options
 
 
 def optimizer(config: Config, parameters: Iterable[Any], lr: float) -> Optimizer:

@@ -68,7 +68,8 @@ def run(parts: Components, directory: Path, overrides: list[str], say: Say | Non
                 return _Run(parts, directory, state, signals, say if first else (lambda line: None)).all()
         except Interrupted as stop:
             raise Interrupted(
-                stop.name, f"Stopped by {stop.name}; nothing is lost. Go on with: python train.py resume={directory}"
+                stop.name,
+                f"Stopped by {stop.name}; nothing is lost. Go on with: {processes.program()} resume={directory}",
             ) from None
         except SlimError as error:
             if first:

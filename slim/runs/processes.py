@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +17,13 @@ from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvir
 
 from slim.errors import RunFailed, SlimError
 from slim.runs.schema import Hardware
+
+
+def program() -> str:
+    """How the user calls this program again."""
+    path = Path(sys.argv[0])
+    own = path.stem == "slim" or path.parts[-2:] == ("slim", "__main__.py")
+    return "slim train" if own else "python train.py"
 
 
 def environment() -> ClusterEnvironment | None:

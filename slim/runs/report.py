@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 import slim
-from slim import report
+from slim import recipe, report
 from slim.channels import Plan, plan_of
+from slim.errors import SlimError
 from slim.files import write_json
 from slim.report import environment, latency
-from slim.runs import processes, record, weights
+from slim.runs import builders, processes, record, weights
 from slim.runs.components import Components
 from slim.runs.config import plain
 from slim.runs.evaluation import evaluate
@@ -43,7 +45,7 @@ def finish(parts: Components, directory: Path, state: State, say: Callable[[str]
         return {}
     lines = _time(parts, {name: kept[name] for name in dict.fromkeys(("dense", thin))}, rows, thin)
     artifact = directory / "model.safetensors"
-    slim.save(artifact, kept[thin], plan_of(kept[thin]))
+    _save(parts, artifact, kept[thin], kept["dense"])
     config = parts.config
     found = record.build(
         name=config.name,
@@ -73,6 +75,21 @@ def finish(parts: Components, directory: Path, state: State, say: Callable[[str]
     state.finished = True
     state.save()
     return found
+
+
+def _save(parts: Components, path: Path, thin: nn.Module, dense: nn.Module) -> None:
+    """The artifact: how its dense network is built is written into it where that can be said and holds."""
+    builder = None
+    if parts.takes_network:
+        found = builders.recipe(parts.config, parts.data)
+        with contextlib.suppress(SlimError):
+            again = recipe.build(found, trust=True)
+            builder = found if _shapes(again) == _shapes(dense) else None
+    slim.save(path, thin, plan_of(thin), builder=builder, metadata={"input": parts.input_shape})
+
+
+def _shapes(network: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(value.shape) for name, value in network.state_dict().items()}
 
 
 def row(parts: Components, network: Any, **figures: Any) -> dict[str, Any]:

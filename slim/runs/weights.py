@@ -44,13 +44,14 @@ def load(parts: Components, path: Path, kind: str | None = None) -> pl.Lightning
         path = _last_of(path)
     if not path.is_file():
         raise SlimError(f"checkpoint must be a file or a run directory. Got checkpoint={path}. Check the path.")
-    plan, weights = _read(path)
+    plan, weights = read(path)
     module = parts.module(kind, plan=plan)
-    _fill(module, parts.network(module), weights, path)
+    fill(module, parts.network(module), weights, path)
     return module
 
 
-def _read(path: Path) -> tuple[Plan | None, Mapping[str, Tensor]]:
+def read(path: Path) -> tuple[Plan | None, Mapping[str, Tensor]]:
+    """The weights in a file, and the plan that their network was thinned by."""
     if path.suffix == ".safetensors":
         header, tensors = read_artifact(path)
         return header.plan, tensors
@@ -98,7 +99,7 @@ def _age(path: Path) -> float:
     return path.stat().st_mtime
 
 
-def _fill(module: pl.LightningModule, network: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
+def fill(module: nn.Module, network: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
     """Load ``weights`` into the module, or into its network where they name the network's parameters alone."""
     whole = module.state_dict()
     receiver: nn.Module = module if len(whole.keys() & weights.keys()) > 0 or not weights else network

@@ -1,0 +1,168 @@
+"""The commands say what the public API says, in text and as JSON, and complain in one line."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import slim
+from slim.command.main import COMMANDS
+from slim.models import vgg
+from tests.command.conftest import Call
+
+TINY = ("slim.models:vgg", "--arg", "widths=[8,M,16]", "--input", "3x8x8")
+X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+def net() -> torch.nn.Module:
+    torch.manual_seed(5)
+    return vgg(widths=[8, "M", 16], num_classes=10).eval()
+
+
+def test_the_overview_names_every_command(call: Call) -> None:
+    assert all(f"\n  {name} " in call("--help") for name in COMMANDS)
+    assert call() == call("-h")
+
+
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name not in ("train", "evaluate")])
+def test_every_command_has_help(name: str, call: Call) -> None:
+    said = call(name, "--help")
+    assert said.startswith(f"usage: slim {name}") and "--json" in said
+
+
+def test_module_and_program_are_one() -> None:
+    done = subprocess.run([sys.executable, "-m", "slim", "--version"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.strip()[0].isdigit()
+
+
+def test_inspect_is_the_graph(call: Call) -> None:
+    graph = slim.trace(net(), X[:1])
+    found = call("inspect", *TINY, as_json=True)
+    assert (found["groups"], found["macs"], found["params"]) == (len(graph), graph.macs(), graph.params())
+    assert found["prunable"] == int(graph.prunable.sum())
+    assert sum(layer["width"] for layer in found["layers"]) == len(graph)
+    assert sum(layer["macs"] for layer in found["layers"]) == graph.macs()
+    assert "features.0" in call("inspect", *TINY)
+
+
+def test_prune_is_slim_prune_and_its_file_needs_no_network(call: Call, tmp_path: Path) -> None:
+    torch.save(net().state_dict(), "dense.pt")
+    budget = ("--macs", "0.5", "--criterion", "l1", "--round-to", "2", "--min-channels", "2")
+    found = call("prune", *TINY, "--weights", "dense.pt", *budget, "-o", "thin.safetensors", as_json=True)
+    expected = slim.prune(net(), X[:1], macs=0.5, criterion="l1", round_to=2, min_channels=2)
+    assert found["widths"] == {name: list(pair) for name, pair in expected.report.widths.items()}
+    assert found["achieved"] == expected.report.achieved and not found["notes"]
+    assert torch.equal(slim.load(tmp_path / "thin.safetensors").eval()(X), expected.model.eval()(X))
+
+
+def test_a_thin_network_can_be_cut_again(call: Call, tmp_path: Path) -> None:
+    """One plan from the dense network; the input is the file's own."""
+    call("prune", *TINY, "--ratio", "0.25", "--criterion", "l1", "-o", "one.safetensors")
+    first = call("inspect", "one.safetensors", as_json=True)
+    assert first["thin"]
+    again = call(
+        "prune", "one.safetensors", "--macs", "0.5", "--criterion", "l1", "-o", "two.safetensors", as_json=True
+    )
+    assert again["macs"][0] == first["macs"] and again["macs"][1] <= 0.5 * first["macs"]
+    assert call("inspect", "two.safetensors", as_json=True)["macs"] == again["macs"][1]
+    assert slim.load("two.safetensors")(X).shape == (2, 10)
+
+
+def test_prune_without_output_writes_nothing(call: Call, tmp_path: Path) -> None:
+    said = call("prune", *TINY, "--ratio", "0.5")
+    assert "Nothing written" in said and "untrained" in said
+    assert not list(tmp_path.iterdir())
+
+
+def test_bench_puts_the_dense_network_beside(call: Call) -> None:
+    call("prune", *TINY, "--ratio", "0.5", "--criterion", "l1", "-o", "thin.safetensors")
+    short = ("--batch", "1", "2", "--seconds", "0.001", "--threads", "1")
+    found = call("bench", "thin.safetensors", "thin.safetensors", *short, as_json=True)
+    dense, thin, twin = found["networks"]
+    assert (dense["name"], thin["name"]) == ("dense", "thin.safetensors")
+    assert dense["macs"] == slim.trace(net(), X[:1]).macs() > thin["macs"] == twin["macs"]
+    assert dense["times_as_fast"] == {"1": 1.0, "2": 1.0} and set(thin["ms"]) == {"1", "2"}
+    assert "batch 2" in call("bench", "thin.safetensors", "--no-dense", *short)
+
+
+def test_names_of_torchvision_bring_their_input(call: Call) -> None:
+    found = call("inspect", "squeezenet1_1", as_json=True)
+    assert found["input"] == "1x3x224x224"
+
+
+def test_reports_are_shown_and_compared(call: Call, tmp_path: Path) -> None:
+    import json
+
+    for name, value in (("a", 0.9), ("b", 0.8)):
+        (tmp_path / name).mkdir()
+        rows = {"dense": {"metric": value, "macs": 100, "params": 10, "channels": 4}}
+        (tmp_path / name / "report.json").write_text(json.dumps({"experiment": name, "rows": rows}))
+    assert call("report", "a").startswith("# a")
+    both = call("report", "a", "b").splitlines()
+    assert len(both) == 3 and "90.0" in both[1] and "80.0" in both[2]
+    assert list(call("report", "a", "b", as_json=True)) == ["a", "b"]
+
+
+BAD: list[tuple[tuple[str, ...], str]] = [
+    (("prnue", "x"), "prune"),
+    (("--completion", "tcsh"), "bash"),
+    (("inspect",), "slim inspect --help"),
+    (("inspect", "resnet17"), "resnet18"),
+    (("inspect", "nowhere.safetensors"), "nowhere.safetensors"),
+    (("inspect", "empty"), "model.safetensors"),
+    (("inspect", "begun"), "resume=begun"),
+    (("inspect", "text.txt"), "slim.save"),
+    (("inspect", "slim.models:vg"), "vgg"),
+    (("inspect", "no_such_package:net"), "no_such_package"),
+    (("inspect", "slim.models:"), "package.module:name"),
+    (("inspect", "slim.models:vgg"), "--input"),
+    (("inspect", *TINY, "--arg", "depth"), "key=value"),
+    (("inspect", *TINY, "--arg", "dept=11"), "dept"),
+    (("inspect", "slim.models:vgg", "--input", "3x0x8"), "3x0x8"),
+    (("inspect", "slim.models:vgg", "--input", "4x8x8"), "inputs"),
+    (("inspect", *TINY, "--weights", "nowhere.pt"), "nowhere.pt"),
+    (("inspect", *TINY, "--weights", "text.txt"), "text.txt"),
+    (("inspect", *TINY, "--residual", "grp"), "group"),
+    (("inspect", "os:getcwd"), "torch.nn.Module"),
+    (("prune", *TINY), "--ratio"),
+    (("prune", *TINY, "--ratio", "1"), "ratio must be in [0, 1)"),
+    (("prune", *TINY, "--ratio", "0.5", "--macs", "0.5"), "not allowed"),
+    (("prune", *TINY, "--macs", "1e-9"), "within reach"),
+    (("prune", *TINY, "--ratio", "0.5", "--criterion", "gama"), "gamma"),
+    (("prune", *TINY, "--ratio", "0.5", "--criterion", "taylor"), "loader"),
+    (("prune", *TINY, "--ratio", "0.5", "--granularity", "chanel"), "channel"),
+    (("prune", *TINY, "--ratio", "0.5", "-o", "/proc/nowhere/thin.safetensors"), "writable"),
+    (("bench", *TINY, "--batch", "0"), "--batch"),
+    (("bench", *TINY, "--device", "toaster"), "--device"),
+    (("report", "empty"), "report.json"),
+    (("report", "begun"), "resume=begun"),
+]
+
+
+@pytest.mark.parametrize(("line", "says"), BAD, ids=lambda value: " ".join(value) if isinstance(value, tuple) else "")
+def test_a_bad_line_is_one_line(line: tuple[str, ...], says: str, call: Call, tmp_path: Path) -> None:
+    for name in ("empty", "begun"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "begun" / "state.json").write_text("{}")
+    (tmp_path / "text.txt").write_text("no network")
+    before = sorted(tmp_path.rglob("*"))
+    assert says in call(*line, code=2)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_completion_offers_commands_options_and_groups(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    def after(line: str) -> list[str]:
+        monkeypatch.setenv("COMP_LINE", line)
+        found: Any = call("--complete")
+        return found.split()
+
+    assert after("slim pr") == list(COMMANDS)
+    assert {"--macs", "-o", "--json"} <= set(after("slim prune resnet18 --"))
+    assert {"model=vgg", "model=resnet"} <= set(after("slim train model="))
+    assert "complete" in call("--completion", "bash")
