@@ -8,9 +8,12 @@ from pathlib import Path
 
 import evaluate
 import train
+from slim.command.main import main as slim_main
 from tests.runs.tiny import TINY
 
-ELSEWHERE = ("git", "cd", "pip", "tensorboard", "make", "torchrun", "srun")
+PROJECT = (Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8")
+EXTRAS = set(re.findall(r"^([\w-]+) = ", PROJECT.split("optional-dependencies]")[1].split("\n\n[")[0], re.MULTILINE))
+ELSEWHERE = ("git", "cd", "eval", "tensorboard", "make", "torchrun", "srun")
 """Programs that are not ours, or targets that other tests run; `make` must have the target."""
 
 
@@ -33,8 +36,13 @@ def commands(block: str) -> list[str]:
 def execute(command: str) -> None:
     """Run ``command`` in the current folder; what it leaves is what a user would have, only smaller."""
     words = [_newest_run(word) for word in shlex.split(command)]
-    if words[0] == "python" and words[1] == "train.py":
+    if words[:2] in (["python", "train.py"], ["slim", "train"]):
         assert train.main(_small(words[2:])) == 0, command
+    elif words[0] == "slim":
+        assert slim_main(words[1:]) == 0, command
+    elif words[0] == "pip":
+        extras = {name for word in words for name in "".join(re.findall(r"\[(.*)\]", word)).split(",") if name}
+        assert words[1] == "install" and extras <= EXTRAS, command
     elif words[0] == "python" and words[1] == "evaluate.py":
         assert evaluate.main(words[2:]) == 0, command
     else:

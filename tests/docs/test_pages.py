@@ -40,6 +40,13 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             folder.mkdir(parents=True)
             for number in range(count):
                 Image.fromarray(chance.integers(0, 256, (12, 12, 3), np.uint8)).save(folder / f"{number}.jpg")
+    # Files that a page shows under their names.
+    for page in PAGES:
+        for text in (text for language, text in blocks(page) if language == "yaml"):
+            if named := re.search(r"^# (my_conf/\S+)$", text, re.MULTILINE):
+                place = tmp_path / named[1]
+                place.parent.mkdir(parents=True, exist_ok=True)
+                place.write_text(text)
     return tmp_path
 
 
