@@ -229,13 +229,25 @@ def _in_place(model: nn.Module, plan: Plan, optimizer: torch.optim.Optimizer | N
             grad = tensor.grad if isinstance(tensor, nn.Parameter) else None
             new = _sliced(tensor.detach(), name, entries, plan)
             if isinstance(tensor, nn.Parameter):
-                tensor.grad = None
-                tensor.data = new
+                assign(tensor, new)
                 if grad is not None:
                     tensor.grad = _sliced(grad, name, entries, plan)
             else:
                 tensor.set_(new)  # type: ignore[call-overload]
     _update_modules(model, plan)
+
+
+def assign(parameter: nn.Parameter, values: Tensor) -> None:
+    """Give a parameter other values, of another shape perhaps; its identity stays, its gradient goes.
+
+    A graph of an earlier forward that somebody keeps (a loss that was stored) holds the node that accumulates the
+    parameter's gradient, with the old shape; PyTorch takes a new node only where the type changes, so it does for a
+    moment.
+    """
+    parameter.grad = None
+    between = torch.float32 if values.dtype == torch.float64 else torch.float64
+    parameter.data = torch.empty(0, dtype=between, device=values.device)
+    parameter.data = values
 
 
 def _update_modules(model: nn.Module, plan: Plan) -> None:

@@ -62,9 +62,10 @@ def _run(config: dict[str, Any], directory: Path, overrides: list[str], composed
     """Check everything, then let Hydra make the run directory and run in it."""
     from slim import report
     from slim.runs import processes
-    from slim.runs.components import check_writable, make, prepare
     from slim.runs.config import read
+    from slim.runs.directory import check_writable, make
     from slim.runs.phases import check_metric, run
+    from slim.runs.prepare import prepare
     from slim.runs.teachers import check_files
 
     processes.connect(read(config).trainer)

@@ -20,8 +20,8 @@ def sweep(overrides: list[str], args: Any) -> int:
 
         from slim.files import write_json
         from slim.runs import record
-        from slim.runs.components import prepare
         from slim.runs.phases import run
+        from slim.runs.prepare import prepare
 
         hydra = HydraConfig.get()
         place, mine = Path(hydra.runtime.output_dir), list(hydra.overrides.task)
@@ -59,8 +59,8 @@ def _check_jobs(overrides: list[str], args: Any) -> Path:
         jobs = BasicSweeper.split_arguments(parsed, None)[0]
     composed = [compose(job, args) for job in jobs]
     from slim.errors import SlimError
-    from slim.runs.components import make
     from slim.runs.config import read
+    from slim.runs.directory import make
 
     faults = []
     for config, _ in composed:

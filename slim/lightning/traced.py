@@ -12,6 +12,7 @@ from torch import nn
 
 from slim.channels import ChannelGraph, plan_of, rebuild, trace
 from slim.channels.plan import Plan
+from slim.channels.surgery import assign
 from slim.errors import SlimError
 from slim.lightning.example import as_example, eager, inputs_of, usable
 from slim.lightning.network import Network, find_network, path_of, same_module
@@ -190,8 +191,7 @@ def restore(network: nn.Module, dense: nn.Module) -> None:
         for key, tensor in other._parameters.items():
             mine = part._parameters[key]
             if mine is not None and tensor is not None and mine.shape != tensor.shape:
-                mine.grad = None
-                mine.data = torch.zeros(tensor.shape, dtype=mine.dtype, device=mine.device)
+                assign(mine, torch.zeros(tensor.shape, dtype=mine.dtype, device=mine.device))
         for key, tensor in other._buffers.items():
             mine = part._buffers.get(key)
             if mine is not None and tensor is not None and mine.shape != tensor.shape:

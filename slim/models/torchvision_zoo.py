@@ -65,17 +65,21 @@ def torchvision_model(
             model: nn.Module = builder(weights=weights, **arguments)
     except (ValueError, TypeError, RuntimeError, OSError, AssertionError) as error:
         raise build_error(error, name, weights, arguments) from error
-    if weights is not None:
-        if num_classes != len(weights.meta["categories"]):
-            _replace_head(model, len(weights.meta["categories"]), num_classes)
-    else:
+    if weights is None:
         init_gamma(model, gamma_init)
+    else:
+        _adapt_pretrained(model, weights, num_classes)
     if in_channels != 3:
         replace_stem(model, in_channels, keep=weights is not None)
-    if weights is not None:
-        trained_on = weights.transforms()
-        set_preprocessing(model, trained_on.mean, trained_on.std, trained_on.crop_size[0])
     return model
+
+
+def _adapt_pretrained(model: nn.Module, weights: Any, num_classes: int) -> None:
+    """Give trained weights a head for ``num_classes``, and record how the images that they saw were preprocessed."""
+    if num_classes != len(weights.meta["categories"]):
+        _replace_head(model, len(weights.meta["categories"]), num_classes)
+    trained_on = weights.transforms()
+    set_preprocessing(model, trained_on.mean, trained_on.std, trained_on.crop_size[0])
 
 
 def _defaults(name: str, image_size: int | None, *, trained: bool) -> dict[str, Any]:

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from slim import sensitivity
 from slim.channels import plan_of
 from slim.errors import SlimError
 from slim.runs import weights
-from slim.runs.components import Components, make
+from slim.runs.components import Components
+from slim.runs.directory import make
 from slim.runs.evaluation import evaluate, validation_batches
 from slim.runs.pruning import score
 from slim.runs.report import row
@@ -80,13 +82,10 @@ def analyze(parts: Components, directory: Path) -> dict[str, Any]:
         )
     options = config.sensitivity
     table = _table(parts, directory)
-    module = parts.module() if config.checkpoint is None else weights.load(parts, Path(config.checkpoint))
+    network = _network_on_device(parts)
     make(table.parent)
     if config.trainer.threads is not None:
         torch.set_num_threads(config.trainer.threads)
-    network = parts.network(module).to(hardware.device)
-    if hardware.channels_last:
-        network = network.to(memory_format=torch.channels_last)
     graph = parts.trace(network)
     try:
         found = sensitivity.measure(
@@ -105,17 +104,30 @@ def analyze(parts: Components, directory: Path) -> dict[str, Any]:
             "SIGINT",
             f"Stopped by Ctrl-C. {table} keeps what is measured. The same with sensitivity.csv={table} goes on.",
         ) from None
-    figure = table.with_suffix(".png")
+    return _summary(parts, found, table)
+
+
+def _network_on_device(parts: Components) -> nn.Module:
+    """The network of ``checkpoint``, or a fresh one, on the run's device and in its memory format."""
+    config, hardware = parts.config, parts.hardware
+    module = parts.module() if config.checkpoint is None else weights.load(parts, Path(config.checkpoint))
+    network = parts.network(module).to(hardware.device)
+    return network.to(memory_format=torch.channels_last) if hardware.channels_last else network
+
+
+def _summary(parts: Components, found: sensitivity.Sensitivity, table: Path) -> dict[str, Any]:
+    """Draw the figure beside the table; what :func:`analyze` returns."""
+    config, figure = parts.config, table.with_suffix(".png")
     name = str(config.model["_target_"]).rsplit(".", 1)[-1]
     sensitivity.draw(found, figure, title=f"{name}, {parts.data.name}")
-    caps = found.to_caps(options.max_drop)
+    caps = found.to_caps(config.sensitivity.max_drop)
     text = ",".join(f"{layer}:{{max_layer_ratio:{rule['max_layer_ratio']:g}}}" for layer, rule in caps.items())
     return {
         "accuracy": found.whole,
         "images": found.images,
         "csv": str(table),
         "figure": str(figure),
-        "max_drop": options.max_drop,
+        "max_drop": config.sensitivity.max_drop,
         "override": shlex.quote(f"prune.overrides={{{text}}}"),
     }
 

@@ -100,21 +100,24 @@ def cut_network(parts: Components, directory: Path, before: Path | None, start: 
         module, line = restarted(parts, directory, start, plan_of(parts.network(module)), number)
         validation["restarted"] = evaluate(parts, module, "val")
         notes.append(line)
-    bare = load()
-    network = parts.network(bare)
-    slim.mask(network, done.plan, in_place=True)
-    ladder = {"masked": evaluate(parts, bare, "val")}
-    slim.rebuild(network, done.plan, in_place=True)
-    ladder["rebuilt"] = evaluate(parts, bare, "val")
+    unrecovered = _evaluate_unrecovered(parts, load(), done.plan)
     figures = _describe(parts, graph, done.selection, plan) | _removed(graph, described, done.selection)
     figures["stayed"] = stayed
     figures["recovery"] = [dataclasses.asdict(each) for each in steps]
     if thinnest := bottleneck(figures["widths"]):
         notes.append(thinnest)
-    last = validation.popitem()
-    return Cut(
-        module, done.plan, {**validation, **ladder, last[0]: last[1]}, step.weights, done.difference, figures, notes
-    )
+    before_cut, after_cut = ({name: value} for name, value in validation.items())
+    ladder = before_cut | unrecovered | after_cut
+    return Cut(module, done.plan, ladder, step.weights, done.difference, figures, notes)
+
+
+def _evaluate_unrecovered(parts: Components, module: pl.LightningModule, plan: Plan) -> dict[str, float]:
+    """The validation metric of the masked and of the rebuilt network, nothing recovered; ``module`` ends up thin."""
+    network = parts.network(module)
+    slim.mask(network, plan, in_place=True)
+    masked = evaluate(parts, module, "val")
+    slim.rebuild(network, plan, in_place=True)
+    return {"masked": masked, "rebuilt": evaluate(parts, module, "val")}
 
 
 def pruning(parts: Components, number: int, *, recover: bool = True) -> ChannelPruning:

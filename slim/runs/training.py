@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+from torch import nn
 
-from slim.channels import Plan
+from slim.channels import Plan, plan_of
 from slim.runs import weights
 from slim.runs.checkpoint import Saver, read
-from slim.runs.components import Components, plan_json
+from slim.runs.components import Components
 from slim.runs.failures import explained, quiet
 from slim.runs.loaders import resumable, seed_all
 from slim.runs.phase_callbacks import PhaseCallbacks
@@ -43,7 +44,7 @@ def train(
     """Train for the phase ``name``, or go on with it where its checkpoint ends.
 
     Args:
-        parts: What the run works with.
+        parts: Of the run.
         directory: The run directory; curves and the checkpoint go to ``directory/name``.
         name: ``baseline``, ``sparse``, ``finetune``, with ``-2`` and so on for later passes.
         before: Weights that the phase begins with; ``None``: the untrained module.
@@ -57,11 +58,10 @@ def train(
     module = _begin(parts, kind, before, saved)
     network = parts.network(module)
     run = {} if saved is None else saved["run"]
-    earlier = run.get("seconds", 0.0)
     callbacks = PhaseCallbacks(parts, directory, name, number, before, network)
     key = (config.seed, number)
     seed_all(config.seed, number, PHASES.index(kind))
-    began = time.monotonic()
+    seconds = _stopwatch(run.get("seconds", 0.0))
     with (
         quiet(),
         explained(config.data.get("batch_size")),
@@ -70,9 +70,9 @@ def train(
         saver = Saver(
             checkpoint,
             beside=lambda: {
-                "plan": plan_json(network),
+                "plan": _plan_json(network),
                 "position": position.state_dict(),
-                "seconds": earlier + time.monotonic() - began,
+                "seconds": seconds(),
                 "forecast": callbacks.forecast_line(run),
             },
             signals=signals,
@@ -84,8 +84,13 @@ def train(
     if line := callbacks.forecast_line(run):
         note(line)
     module.cpu().eval()
-    seconds = earlier + time.monotonic() - began
-    return Trained(module, _figures(parts, callbacks, config.training(kind).epochs, trainer.global_step, seconds))
+    return Trained(module, _figures(parts, callbacks, config.training(kind).epochs, trainer.global_step, seconds()))
+
+
+def _stopwatch(earlier: float) -> Callable[[], float]:
+    """Seconds since now, and ``earlier`` ones before."""
+    began = time.monotonic()
+    return lambda: earlier + time.monotonic() - began
 
 
 def _trainer(
@@ -110,6 +115,12 @@ def _begin(parts: Components, kind: str, before: Path | None, saved: dict[str, A
     # Lightning leaves modes as it finds them.
     module.train()
     return module
+
+
+def _plan_json(network: nn.Module) -> str | None:
+    """The plan that made ``network`` from the dense one, as JSON."""
+    plan = plan_of(network)
+    return None if plan is None else plan.to_json()
 
 
 def _figures(parts: Components, callbacks: PhaseCallbacks, epochs: int, steps: int, seconds: float) -> dict[str, Any]:

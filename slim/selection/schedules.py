@@ -77,9 +77,8 @@ def passes(
     [0.648, 0.519, 0.5]
     """
     _check_schedule(name, growth, count=count, rewind_epoch=rewind_epoch, every=every)
-    weights = {"rewind": "rewound", "scratch": "fresh"}.get(name, "trained")
     after: dict[str, Any] = {
-        "weights": weights,
+        "weights": {"rewind": "rewound", "scratch": "fresh"}.get(name, "trained"),
         "rewind_epoch": rewind_epoch if name == "rewind" else 0,
         "soft_every": every if name == "soft" else 0,
     }

@@ -119,14 +119,18 @@ def select_groups(
         removed, notes = _select_ratio(ranking, target.amount, notes)
     else:
         removed, costs, notes = _select_cost(ranking, target, table)
-    achieved = {
+    requested = {target.kind: target.amount} if target is not None else {}
+    return Selection(removed, requested, _achieved(ranking, removed) | costs, (*notes, *scores.notes))
+
+
+def _achieved(ranking: Ranking, removed: Removed) -> dict[str, float]:
+    """The share of the channels that goes, and the shares of MACs and parameters that stay."""
+    graph = ranking.graph
+    return {
         "ratio": ranking.share_of(removed),
         "macs": graph.macs(removed) / max(graph.macs(), 1),
         "params": graph.params(removed) / max(graph.params(), 1),
-        **costs,
     }
-    requested = {target.kind: target.amount} if target is not None else {}
-    return Selection(removed, requested, achieved, (*notes, *scores.notes))
 
 
 def _select_ratio(ranking: Ranking, amount: float, notes: list[str]) -> tuple[Removed, list[str]]:

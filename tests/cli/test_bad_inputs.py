@@ -149,7 +149,7 @@ def test_only_slim_errors_come_out(given: dict[str, str]) -> None:
     """Random values for any key: everything a run needs is built, or it is refused in one line of ours."""
     from hydra._internal.utils import get_args_parser
 
-    from slim.runs.components import prepare
+    from slim.runs.prepare import prepare
 
     register("id")
     args = get_args_parser().parse_args([])

@@ -142,6 +142,17 @@ def test_the_end_is_a_moment_too_and_random_gates_are_cut_at_their_deterministic
     assert pruning.history[0]["channels"] == 8
 
 
+def test_a_loss_that_somebody_keeps_does_not_hold_on_to_the_old_shapes() -> None:
+    class Keeping(Plain):
+        def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+            self.kept = super().training_step(batch, batch_idx)
+            return self.kept
+
+    pruning = ChannelPruning(ratio=0.5, at=1, recover=False)
+    fit(Keeping(), pruning, epochs=3)
+    assert pruning.history
+
+
 def test_a_cut_outside_of_a_fit() -> None:
     module = Plain()
     pruning = ChannelPruning(macs=0.5)

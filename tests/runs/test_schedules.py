@@ -145,7 +145,7 @@ def test_a_baseline_without_sparse_training_is_what_is_cut(tmp_path: Path) -> No
 
 def _start(place: Path) -> torch.nn.Module:
     """The dense network that the run began with."""
-    from slim.runs.components import prepare
+    from slim.runs.prepare import prepare
 
     return prepare(json.loads((place / "state.json").read_text())["config"]).dense()
 

@@ -145,11 +145,7 @@ def convolve(
                 tr.pin(ids, f"a grouped convolution whose {COMPUTED[4:]}")
     else:
         own_in, own_out = _grouped(tr, name, weight, incoming, cin, cout, groups, in_axis, out_axis)
-    if bias is not None and (bias_ids := tr.axis_ids(bias, 0)) is not None:
-        if own_out is not None:
-            tr.join(bias_ids, own_out)
-        else:
-            tr.mark_positions(bias_ids)
+    _couple_bias(tr, bias, own_out)
     came = incoming
     if tr.location() in tr.record.regroup and groups > 1:
         own_in, incoming = None, None  # the group count follows the width, channels per group stay
@@ -165,6 +161,17 @@ def convolve(
     return own_out
 
 
+def _couple_bias(tr: Tracer, bias: torch.Tensor | None, own_out: IntArray | None) -> None:
+    """Join a bias with the output channels; where those are no channels of the network, its entries are positions."""
+    ids = None if bias is None else tr.axis_ids(bias, 0)
+    if ids is None:
+        return
+    if own_out is not None:
+        tr.join(ids, own_out)
+    else:
+        tr.mark_positions(ids)
+
+
 def _grouped(
     tr: Tracer,
     name: str,
@@ -176,7 +183,10 @@ def _grouped(
     in_axis: int,
     out_axis: int,
 ) -> tuple[IntArray | None, IntArray | None]:
-    """Depthwise: channels pass one by one. Grouped: each block loses equally many, or goes whole."""
+    """The ids of a grouped convolution's weight, (in axis, out axis), coupled as its groups demand.
+
+    Depthwise: channels pass one by one. Grouped: each block loses equally many, or goes whole.
+    """
     transposed = in_axis == 0
     split_axis = out_axis if transposed else in_axis  # the axis that the weight stores per group only
     full_axis = in_axis if transposed else out_axis
@@ -205,8 +215,13 @@ def _grouped(
     own_in, own_out = (own_full, own_split) if transposed else (own_split, own_full)
     tr.record.grouped[name] = groups
     _link(tr, incoming, own_in, "convolution")
-    if tr.probing:
-        return own_in, own_out
+    if not tr.probing:
+        _couple_blocks(tr, name, own_in, own_out, groups, regroup)
+    return own_in, own_out
+
+
+def _couple_blocks(tr: Tracer, name: str, own_in: IntArray, own_out: IntArray, groups: int, regroup: bool) -> None:
+    """Blocks of a grouped convolution go whole (``grouped="whole"``), or lose equally many channels each."""
     blocks_in, blocks_out = own_in.reshape(groups, -1), own_out.reshape(groups, -1)
     if tr.grouped == "whole":
         tr.join(blocks_in, blocks_in[:, :1])
@@ -215,13 +230,12 @@ def _grouped(
             tr.record.regroup[name.rpartition(".")[0]] = Axis(name, -1)
         else:
             tr.pin(own_out, "a grouped convolution whose group count is not a module's")
-    else:
-        for ids, blocks, word in ((own_in, blocks_in, "reads"), (own_out, blocks_out, "has")):
-            if blocks.shape[1] == 1:
-                tr.pin(ids, f"a grouped convolution {word} one channel per group")
-            else:
-                tr.record.balance.append((f"groups of {tr.location()}", blocks))
-    return own_in, own_out
+        return
+    for ids, blocks, word in ((own_in, blocks_in, "reads"), (own_out, blocks_out, "has")):
+        if blocks.shape[1] == 1:
+            tr.pin(ids, f"a grouped convolution {word} one channel per group")
+        else:
+            tr.record.balance.append((f"groups of {tr.location()}", blocks))
 
 
 def multiply(tr: Tracer, a: torch.Tensor, b: torch.Tensor, out: torch.Tensor, transposed: bool = False) -> Shadow:

@@ -1,0 +1,136 @@
+"""From a composed configuration to the components of a run, built and checked before anything is written."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+import slim
+from slim import criteria, models, sparsity
+from slim.channels import ChannelGraph
+from slim.errors import SlimError
+from slim.lightning import capture_example
+from slim.runs import builders
+from slim.runs.components import Components
+from slim.runs.config import read
+from slim.runs.construct import check, target
+from slim.runs.failures import out_of_memory, quiet
+from slim.runs.hardware import choose
+from slim.runs.pruning import rehearse
+from slim.runs.schema import Config
+from slim.tasks import Classification
+
+
+def prepare(config: Mapping[str, Any], *, begun: bool = False) -> Components:
+    """Build and check everything that a run needs.
+
+    Args:
+        config: Composed, as plain nested data.
+        begun: The run goes on: what cannot have changed since is not checked again.
+
+    Raises:
+        SlimError: One line per kind of mistake, before anything touches the disk.
+    """
+    settings = read(config)
+    hardware = choose(settings.trainer)
+    _check_options(settings)
+    data = _data(settings)
+    found = Components(settings, hardware, data, _example(settings, data))
+    module = found.module()
+    network = found.network(module)
+    _check_network(settings, module, network, data)
+    if settings.task == "train":
+        graph = found.trace(network)
+        _check_scales(settings, graph)
+        _check_batches(settings, data)
+        if "prune" in settings.phases and not begun:
+            rehearse(found, graph)
+    return found
+
+
+def _data(config: Config) -> Any:
+    data = builders.data_module(config)
+    try:
+        data.prepare_data()
+        data.setup("fit")
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        size = config.data.get("image_size")
+        raise SlimError(
+            f"Images must fit in memory. Got data.image_size={size} (out of memory). Lower data.image_size."
+        ) from error
+    return data
+
+
+def _example(config: Config, data: Any) -> Any:
+    """One image of zeros where the data say what an image is and the module is ours; else what a batch shows."""
+    size = getattr(data, "image_size", None)
+    channels = getattr(data, "in_channels", None)
+    ours = str(config.module.get("_target_")).startswith("slim.tasks.")
+    if ours and isinstance(size, int) and isinstance(channels, int):
+        return torch.zeros(1, channels, size, size)
+    with quiet():
+        return capture_example(builders.lightning_module(config, data), data, network=config.network)
+
+
+# Checks
+
+
+def _check_options(config: Config) -> None:
+    """Options of parts that are built later fit now."""
+    for key in ("criterion", "penalty"):
+        if not isinstance(getattr(config, key).get("name"), str):
+            raise SlimError(f"{key}.name must be text. Got {getattr(config, key).get('name')!r}. Set {key}=<name>.")
+    if "sparse" in config.phases:
+        options = dict(config.penalty)
+        sparsity.build(options.pop("name"), **options)
+    if "prune" in config.phases:
+        criterion = criteria.find(config.criterion["name"])
+        known = {"name", "normalize", "reduce", *list(inspect.signature(criterion.rank).parameters)[1:]}
+        for option in config.criterion:
+            if option not in known:
+                raise SlimError(
+                    f"criterion.{option} must be an option of {criterion.name}. "
+                    f"Got {option}={config.criterion[option]}. {slim.errors.nearest(option, known)}"
+                )
+    # On a parameter of one number: the point is that the options fit, before data and model take their time.
+    lr = config.optimizer.get("lr")
+    made = builders.optimizer(config, [nn.Parameter(torch.zeros(1))], 0.1 if lr is None else lr)
+    builders.scheduler(config, made, 100)
+    for key, options in (("data", config.data), ("module", config.module)):
+        check(target(options.get("_target_"), key), {k: v for k, v in options.items() if k != "_target_"}, key)
+
+
+def _check_network(config: Config, module: Any, network: nn.Module, data: Any) -> None:
+    if isinstance(module, Classification):
+        models.check(network, data.num_classes, data.in_channels, data.image_size)
+
+
+def _check_scales(config: Config, graph: ChannelGraph) -> None:
+    if any(scale.weight is not None for scale in graph.scales):
+        return
+    by_gamma = "prune" in config.phases and config.criterion["name"] == "gamma"
+    if "sparse" in config.phases or by_gamma:
+        raise SlimError(
+            "Sparse training needs normalization layers with a scale. "
+            f"Got none in model={config.model.get('_target_')}. "
+            "Choose a model with BatchNorm, or phases=[prune,finetune] with criterion=l1."
+        )
+
+
+def _check_batches(config: Config, data: Any) -> None:
+    loader = data.train_dataloader()
+    try:
+        count = len(loader)
+    except TypeError:
+        return  # a stream says nothing of its length
+    if count == 0:
+        size = config.data.get("batch_size")
+        raise SlimError(
+            f"The batch size must not exceed the training images. Got batch_size={size}. Lower data.batch_size."
+        )
