@@ -94,7 +94,16 @@ def loss_of(output: Any, batch: Batch, loss: Loss | None) -> Tensor:
     while not isinstance(output, Tensor):
         parts = list(output.values()) if isinstance(output, Mapping) else list(output)
         output = parts[0]
-    return F.cross_entropy(output, batch.target)
+    try:
+        return F.cross_entropy(output, batch.target)
+    except (TypeError, ValueError, RuntimeError) as error:
+        shapes = [
+            tuple(each.shape) if isinstance(each, Tensor) else type(each).__name__ for each in (output, batch.target)
+        ]
+        raise SlimError(
+            f"The default loss is cross entropy of logits and labels. Got output {shapes[0]} and target {shapes[1]} "
+            f"({str(error).splitlines()[0][:120]}). Give the criterion loss=, a function of output and target."
+        ) from error
 
 
 def _to_batch(raw: Any, device: torch.device) -> Batch:

@@ -3,8 +3,9 @@
     trainer = pl.Trainer(callbacks=[SparseTraining("l1", lam=1e-4), ChannelPruning(macs=0.5, at=20)], max_epochs=30)
     trainer.fit(mine, data)
 
-One file each. Importing this package imports Lightning, and lets ``load_from_checkpoint`` of any module give the thin
-network of a pruned one. A loop of one's own with Fabric has the law in five lines, see :func:`slim.sparsity.install`:
+One file each. In a file of LightningCLI the options of a law stand under ``dict_kwargs``. Importing this package loads
+Lightning, and lets ``load_from_checkpoint`` of any module give the thin network of a pruned one. A loop of one's own
+with Fabric has the law in five lines, see :func:`slim.sparsity.install`:
 
 >>> import torch, slim
 >>> from lightning_fabric import Fabric

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from itertools import islice
 from typing import Any
 
@@ -193,7 +193,7 @@ class Calibration:
     def _pairs(self, count: int) -> Iterator[Any]:
         for batch in islice(self(), count):
             args, kwargs = self._inputs(batch)
-            target = batch[1] if isinstance(batch, list | tuple) and len(batch) > 1 else None
+            target = target_in(batch, (args, kwargs))
             if kwargs:
                 yield {**kwargs, **({} if target is None else {"target": target})}
             else:
@@ -208,6 +208,23 @@ class Calibration:
 
         found: tuple[tuple[Any, ...], dict[str, Any]] = tree_map_only(Tensor, as_weights, (args, kwargs))
         return found
+
+
+def target_in(batch: Any, inputs: Any) -> Any:
+    """What a batch says that outputs should be: its second part, or the one tensor that the network was not given.
+
+    >>> x, y = torch.zeros(2, 3), torch.tensor([0, 1])
+    >>> all(target_in(batch, ((x,), {})) is y for batch in ((x, y), {"image": x, "label": y}))
+    True
+    >>> target_in({"image": x}, ((x,), {})) is None
+    True
+    """
+    if isinstance(batch, list | tuple):
+        return batch[1] if len(batch) > 1 else None
+    given = [leaf.shape for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
+    fields = vars(batch) if is_dataclass(batch) else batch
+    others = [leaf for leaf in tree_leaves(fields) if isinstance(leaf, Tensor) and leaf.shape not in given]
+    return others[0] if len(others) == 1 else None
 
 
 def _resumable(loader: Any) -> bool:

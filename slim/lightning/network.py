@@ -47,6 +47,24 @@ def find_network(module: nn.Module, network: Network = None) -> nn.Module:
     return unwrap(found)
 
 
+def spelled(network: Network) -> str | None:
+    """A text that tells the networks of several callbacks apart, and is the same in every process.
+
+    Returns:
+        The path; of a function its name with the names and plain values that it uses; ``None`` for nothing.
+
+    >>> spelled("net.0"), spelled(lambda module: module.left) == spelled(lambda module: module.right)
+    ('net.0', False)
+    """
+    if network is None or isinstance(network, str):
+        return network
+    code = getattr(network, "__code__", None)
+    cells = [cell.cell_contents for cell in getattr(network, "__closure__", None) or ()]
+    used = [*getattr(code, "co_consts", ()), *(getattr(network, "__defaults__", None) or ()), *cells]
+    plain = [str(value) for value in used if isinstance(value, str | int)]
+    return " ".join([_shown(network), *getattr(code, "co_names", ()), *plain])
+
+
 def same_module(one: nn.Module, other: nn.Module) -> bool:
     """Whether two objects are one module: a view of it under another class shares its attributes."""
     return one is other or one.__dict__ is other.__dict__

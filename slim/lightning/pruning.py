@@ -16,7 +16,7 @@ from slim.lightning.checkpoint import averages, prepare
 from slim.lightning.cut import Batches, Calibration, Cut, check_equal, figures, nothing, select
 from slim.lightning.example import packed, unpacked
 from slim.lightning.moments import END, Moment, moments
-from slim.lightning.network import Network, find_network, path_of
+from slim.lightning.network import Network, find_network, path_of, spelled
 from slim.lightning.options import BUDGETS, check_arguments
 from slim.lightning.preview import preview
 from slim.lightning.random_state import preserved
@@ -91,20 +91,24 @@ class ChannelPruning(pl.Callback):
         check_arguments(self.budget, zeros, every, recover, limits)
         self.criterion, self.at, self.limits = criterion, at, limits
         self.cuts: list[Cut] = []
-        self.history: list[dict[str, Any]] = []
-        self.traced: TracedNetwork | None = None
         self._every = every if zeros else None
         self._recover: dict[str, Any] = {"absorb": True, "batches": 100} if recover is True else dict(recover or {})
         self._network, self._copies, self._example, self._trace = network, tuple(copies), example, trace
+        self._reset()
+
+    def _reset(self) -> None:
+        """As if nothing had been cut."""
+        self.history: list[dict[str, Any]] = []
+        self.traced: TracedNetwork | None = None
         self._moments: tuple[Moment, ...] = ()
         self._done = 0
+        self._rehearsed = False
         self._saved_example: Any = None
 
     @property
     def state_key(self) -> str:
         """One per network and kind."""
-        name = self._network if isinstance(self._network, str) else None
-        return self._generate_state_key(network=name, zeros=self._every is not None)
+        return self._generate_state_key(network=spelled(self._network), zeros=self._every is not None)
 
     # When
 
@@ -122,9 +126,14 @@ class ChannelPruning(pl.Callback):
         return moments(self.at, kind, amount, epochs)
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Checkpoints of the module carry plans from here on; what cannot work is refused now."""
+        """Checkpoints of the module carry plans from here on; what cannot work is refused now.
+
+        Another module than that of the last fit is cut anew.
+        """
         prepare(pl_module)
         if stage == "fit":
+            if self.traced is not None and not self.traced.belongs_to(pl_module):
+                self._reset()
             refuse_sharded(trainer, "ChannelPruning")
             refuse_spawned(trainer, "ChannelPruning")
             self._moments = self._planned(trainer)
@@ -155,9 +164,12 @@ class ChannelPruning(pl.Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """See what the network is called with, once."""
+        """See what the network is called with, once, and whether it can be cut at all."""
         assert self.traced is not None
         self.traced.learn_example(pl_module, batch)
+        if not self._rehearsed:
+            self._rehearsed = True
+            self._rehearse(pl_module, batch)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Cut, when it is time. The epoch's checkpoint is written after this."""
@@ -188,6 +200,15 @@ class ChannelPruning(pl.Callback):
             self._cut(trainer, module, due[-1].amount, done)
 
     # What
+
+    def _rehearse(self, module: pl.LightningModule, batch: Any) -> None:
+        """Rank and select on one batch before the first cut, changing nothing: better refused now than after hours."""
+        assert self.traced is not None
+        if self._done or self._every is not None or "latency" in self.budget:  # which takes seconds to measure
+            return
+        with preserved():
+            loader = Calibration(module, self.traced.network, [batch], None).batches
+            select(self.traced, self.criterion, self.budget, self.limits, loader)
 
     def _cut(self, trainer: pl.Trainer, module: pl.LightningModule, amount: float | None, epochs: int) -> None:
         last = amount is not None and self._done + 1 == len(self._moments)

@@ -15,7 +15,7 @@ from slim import sparsity
 from slim.errors import SlimError
 from slim.lightning.checkpoint import prepare
 from slim.lightning.example import packed, unpacked
-from slim.lightning.network import Network, find_network, same_module
+from slim.lightning.network import Network, find_network, same_module, spelled
 from slim.lightning.rates import replay_learning_rates, steps_of
 from slim.lightning.surgery import refuse_sharded
 from slim.lightning.traced import TracedNetwork, callbacks_of
@@ -70,22 +70,25 @@ class SparseTraining(pl.Callback):
                 f"shrink must be above 0 and scale a lam. Got shrink={shrink}, penalty={penalty!r}. "
                 "Give the name of a law that shrinks scales by its lam (l1, prox, ...), or leave shrink out."
             )
-        self.forecast: Forecast | None = None
-        self.stopped = False
         self.next_cut: Any = None
-        self.traced: TracedNetwork | None = None
         self._network, self._example, self._trace = network, example, trace
         self._shrink, self._epochs = shrink, epochs
-        self._lam: float | None = None
-        self.attached = False
-        self._saved: dict[str, Any] | None = None
         self._handles: list[Any] = []
+        self._reset()
+
+    def _reset(self) -> None:
+        """As if nothing had been trained; the law takes its start when it is attached."""
+        self.forecast: Forecast | None = None
+        self.stopped = self.attached = False
+        self.traced: TracedNetwork | None = None
+        self._lam: float | None = None
+        self._saved: dict[str, Any] | None = None
         self._summary: tuple[int, dict[str, float]] = (-1, {})
 
     @property
     def state_key(self) -> str:
         """One per network."""
-        return self._generate_state_key(network=self._network if isinstance(self._network, str) else None)
+        return self._generate_state_key(network=spelled(self._network))
 
     @property
     def graph(self) -> Any:
@@ -93,8 +96,10 @@ class SparseTraining(pl.Callback):
         return None if self.traced is None else self.traced.graph
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Checkpoints of the module carry plans from here on."""
+        """Checkpoints of the module carry plans from here on; another module than the last one is trained anew."""
         prepare(pl_module)
+        if stage == "fit" and self.traced is not None and not self.traced.belongs_to(pl_module):
+            self._reset()
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """The network is complete now and where it will train."""
@@ -241,6 +246,11 @@ class SparseTraining(pl.Callback):
         assert self.traced is not None
         network, graph = self.traced.network, self.traced.graph
         gammas = [gamma for gamma in sparsity.gamma_parameters(graph, network) if gamma.requires_grad]
+        if not gammas:
+            raise SlimError(
+                "Sparse training needs scales that train. Got none: every normalization layer of the network is frozen "
+                "(requires_grad=False) or has no scale. Unfreeze them, or leave SparseTraining out."
+            )
         optimizer = _owner(trainer, gammas)
         steps = self._steps(trainer)
         if self._saved is not None:

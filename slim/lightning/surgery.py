@@ -50,6 +50,7 @@ def cut_in_place(network: nn.Module, plan: Plan, optimizers: Iterable[Optimizer]
 
     A state that is not shaped like its parameter (the factors of Adafactor) cannot be sliced and starts anew.
     """
+    optimizers = list(optimizers)
     named = {id(p): name for name, p in network.named_parameters()}
     cut = {name for name, _ in plan.axes}
     states: dict[Any, Any] = {}
@@ -65,20 +66,23 @@ def cut_in_place(network: nn.Module, plan: Plan, optimizers: Iterable[Optimizer]
             else:
                 # One rebuild slices all states: those of a second optimizer come under keys of their own.
                 states.setdefault(parameter, {}).update({(id(optimizer), key): value for key, value in state.items()})
-    holder: Any = _States(states)
-    rebuild(network, plan, in_place=True, optimizer=holder)
+    merged: Any = _Merged(states, [group for optimizer in optimizers for group in optimizer.param_groups])
+    rebuild(network, plan, in_place=True, optimizer=merged)
     for optimizer in optimizers:
-        for parameter, merged in states.items():
-            mine = {key[1]: value for key, value in merged.items() if key[0] == id(optimizer)}
+        stepped = {parameter for group in optimizer.param_groups for parameter in group["params"]}
+        for parameter in [each for each in optimizer.state if isinstance(each, Tensor) and each not in stepped]:
+            del optimizer.state[parameter]  # of a residual branch that went whole
+        for parameter, of_all in states.items():
+            mine = {key[1]: value for key, value in of_all.items() if key[0] == id(optimizer)}
             if mine:
                 optimizer.state[parameter].update(mine)
 
 
-class _States:
-    """Looks like an optimizer to ``rebuild``: nothing but states."""
+class _Merged:
+    """Several optimizers as the one that ``rebuild`` takes: their states, and the groups of all, which it edits."""
 
-    def __init__(self, state: dict[Any, Any]) -> None:
-        self.state = state
+    def __init__(self, state: dict[Any, Any], param_groups: list[dict[str, Any]]) -> None:
+        self.state, self.param_groups = state, param_groups
 
 
 def _cannot_be_sliced(value: Any, parameter: Tensor) -> bool:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from slim.channels import ChannelGraph, plan_of, rebuild, trace
+from slim.channels.branches import Pass, Zero
 from slim.channels.plan import Plan
 from slim.channels.surgery import assign
 from slim.errors import SlimError
@@ -79,6 +80,10 @@ class TracedNetwork:
                 )
             this.options, this._graph = dict(trace), None
         return this
+
+    def belongs_to(self, module: nn.Module) -> bool:
+        """Whether the network is a part of ``module``."""
+        return any(same_module(part, self.network) for part in module.modules())
 
     @property
     def ready(self) -> bool:
@@ -178,6 +183,7 @@ def on_meta(network: nn.Module) -> nn.Module:
 def restore(network: nn.Module, dense: nn.Module) -> None:
     """Give a thin network the structure of the dense one, in place; parameters keep their identity, their values go."""
     wide = dict(dense.named_modules())
+    _put_back_branches(network, dense)
     for name, part in list(network.named_modules()):
         if name not in wide:
             continue  # an index layer that a cut put in; it goes with its owner's attributes
@@ -197,3 +203,15 @@ def restore(network: nn.Module, dense: nn.Module) -> None:
             if mine is not None and tensor is not None and mine.shape != tensor.shape:
                 part._buffers[key] = torch.zeros(tensor.shape, dtype=mine.dtype, device=mine.device)
     network.__dict__.pop("_slim_plan", None)
+
+
+def _put_back_branches(network: nn.Module, dense: nn.Module) -> None:
+    """Modules of residual branches that a cut took whole, as zeros, in the place of what stands for them."""
+    device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
+    for name, part in list(network.named_modules()):
+        if isinstance(part, Pass | Zero):
+            owner, _, leaf = name.rpartition(".")
+            whole = on_meta(dense.get_submodule(name)).to_empty(device=device).train(part.training)
+            for tensor in (*whole.parameters(), *whole.buffers()):
+                tensor.detach().zero_()
+            network.get_submodule(owner)._modules[leaf] = whole

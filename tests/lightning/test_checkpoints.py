@@ -174,3 +174,43 @@ def test_a_plan_of_another_network_is_refused_in_one_line(tmp_path: Path) -> Non
     fit(Plain(width=12), *callbacks(tmp_path), epochs=2)
     with pytest.raises(SlimError, match="match its network"), quiet():
         load(Plain, tmp_path / "epoch=1.ckpt", width=8)
+
+
+class Pairs(pl.LightningDataModule):
+    """The data of these tests, as LightningCLI takes them."""
+
+    def train_dataloader(self) -> Any:
+        return images()
+
+    val_dataloader = train_dataloader
+
+
+CLI = """
+trainer:
+  max_epochs: 3
+  accelerator: cpu
+  logger: false
+  enable_progress_bar: false
+  enable_model_summary: false
+  callbacks:
+    - {{class_path: slim.lightning.SparseTraining, init_args: {{penalty: prox}}, dict_kwargs: {{lam: 0.01}}}}
+    - {{class_path: slim.lightning.ChannelPruning, init_args: {{ratio: 0.5, at: 2}}}}
+    - {{class_path: slim.lightning.GammaDashboard}}
+    - {{class_path: pytorch_lightning.callbacks.ModelCheckpoint, init_args: {{dirpath: {folder}, filename: last}}}}
+"""
+
+
+def test_lightning_cli_trains_cuts_and_loads(tmp_path: Path) -> None:
+    from pytorch_lightning.cli import LightningCLI
+
+    (tmp_path / "cli.yaml").write_text(CLI.format(folder=tmp_path))
+
+    def run(*line: str) -> Any:
+        options = [line[0], "--config", str(tmp_path / "cli.yaml"), *line[1:]]
+        with quiet():
+            return LightningCLI(Plain, Pairs, args=options, save_config_callback=None, seed_everything_default=0)
+
+    module = run("fit").model
+    assert module.net[1].num_features + module.net[4].num_features == 8
+    assert same(Plain.load_from_checkpoint(tmp_path / "last.ckpt"), module)
+    assert same(run("validate", "--ckpt_path", str(tmp_path / "last.ckpt")).model, module)

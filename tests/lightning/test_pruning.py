@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
+import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import EMAWeightAveraging
 from torch import nn
+from torch.utils.data import DataLoader
 
 import slim
 from slim import SlimError
 from slim.channels import plan_of
 from slim.lightning import ChannelPruning, Distillation, SparseTraining
+from slim.lightning.example import quiet
 
 from .modules import Plain, convnet, fit, images, same, trainer
 
@@ -153,6 +157,94 @@ def test_a_loss_that_somebody_keeps_does_not_hold_on_to_the_old_shapes() -> None
     assert pruning.history
 
 
+class Block(nn.Module):
+    """A residual block without a projection."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(width, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(),
+            nn.Conv2d(width, width, 3, padding=1), nn.BatchNorm2d(width),
+        )  # fmt: skip
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.relu(x + self.body(x))
+
+
+class Residual(Plain):
+    """Three blocks; its optimizer remembers every parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        blocks = [Block(4) for _ in range(3)]
+        self.net = nn.Sequential(nn.Conv2d(3, 4, 3), *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+
+
+def test_whole_branches_go_with_their_optimizer_state_and_come_back_with_a_dense_checkpoint(tmp_path: Path) -> None:
+    module = Residual()
+    pruning, dense = ChannelPruning(ratio=0.5, at=1, granularity="layer"), tmp_path / "dense.ckpt"
+    run = fit(module, SparseTraining("l1"), pruning, KeepFirst(dense), epochs=3)
+    assert len(pruning.cuts[0].plan.replaced) > 0
+    assert held_once(module, run.optimizers)
+    alive = set(module.parameters())
+    assert all(parameter in alive for optimizer in run.optimizers for parameter in optimizer.state)
+    run.save_checkpoint(tmp_path / "thin.ckpt")
+    with quiet():
+        assert same(Residual.load_from_checkpoint(tmp_path / "thin.ckpt"), module)
+        run.test(module, images(), ckpt_path=dense, verbose=False)
+    whole = torch.load(dense, weights_only=True)["state_dict"]
+    assert list(module.state_dict()) == list(whole)
+    assert all(torch.equal(value, whole[name]) for name, value in module.state_dict().items())
+
+
+class KeepFirst(pl.Callback):
+    """Saves the first epoch's module, before any cut."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+        if trainer.global_step == 1:
+            trainer.save_checkpoint(self._path)
+
+
+def test_callbacks_serve_another_module_anew() -> None:
+    sparse, pruning = SparseTraining("l1"), ChannelPruning(ratio=0.5, at=1, recover=False)
+    for module in (Plain(), Plain()):
+        fit(module, sparse, pruning)
+        assert [entry["channels"] for entry in pruning.history] == [8]
+        assert sparse.law.state_dict()["step"] == 3
+        assert module.net[1].num_features + module.net[4].num_features == 8
+    fit(module, sparse, pruning)  # and the same one again goes on where it is
+    assert len(pruning.history) == 1
+    assert sparse.stopped
+
+
+def test_what_cannot_be_cut_is_refused_before_anything_is_trained() -> None:
+    class Named(Plain):
+        def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+            return super().training_step((batch["image"], batch["label"]), batch_idx)
+
+    def named(batch: Any) -> Any:
+        return {"image": torch.stack([x for x, _ in batch]), "label": torch.stack([y for _, y in batch])}
+
+    x, y = images().dataset.tensors  # type: ignore[attr-defined]
+    pairs = list(zip(x, y, strict=True))
+    for pruning, data, words in (
+        (ChannelPruning(macs=0.01, at=1), images(), "within reach"),
+        (ChannelPruning(ratio=0.5, at=1, ignore=["no.such"]), images(), "no.such"),
+        (ChannelPruning(ratio=0.5, at=1, criterion="taylor"), DataLoader([(a, (b, 1)) for a, b in pairs], 8), "loss="),
+    ):
+        module = Plain()
+        run = trainer(pruning)
+        with pytest.raises(SlimError, match=words), quiet():
+            run.fit(module, data)
+        assert run.global_step == 0
+    taylor = ChannelPruning(ratio=0.5, at=1, criterion="taylor", recover=False)
+    fit(Named(), taylor, data=DataLoader(pairs, 8, collate_fn=named))
+    assert taylor.history, "the labels of a dict are what the network was not given"
+
+
 def test_a_cut_outside_of_a_fit() -> None:
     module = Plain()
     pruning = ChannelPruning(macs=0.5)
@@ -182,6 +274,7 @@ def test_weights_are_refitted_where_that_helps() -> None:
 
 
 def test_compiled_networks_are_cut_and_run_on() -> None:
+    torch.compiler.reset()  # other tests compile the same code
     module = Plain()
     module.net = torch.compile(module.net, backend="eager")  # type: ignore[assignment]
     pruning = ChannelPruning(ratio=0.5, at=1)
@@ -222,6 +315,12 @@ def test_misuse_is_one_line() -> None:
             super().__init__()
             self.net = nn.Sequential(nn.Flatten(), nn.Linear(108, 3))
 
+    class Frozen(Plain):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net[1].requires_grad_(False)
+            self.net[4].requires_grad_(False)
+
     sharded = trainer()
     sharded.strategy.__class__ = type("FSDPStrategy", (type(sharded.strategy),), {})
     for misuse, words in (
@@ -234,6 +333,7 @@ def test_misuse_is_one_line() -> None:
         (lambda: fit(Plain(), ChannelPruning(macs=0.5, at=3)), "max_epochs=2"),
         (lambda: fit(Plain(), ChannelPruning(macs=0.5, at=[2, 1])), "ascending"),
         (lambda: fit(Bare(), ChannelPruning(macs=0.5)), "convolutions"),
+        (lambda: fit(Frozen(), SparseTraining("l1")), "frozen"),
         (lambda: fit(Plain(), SparseTraining("l0"), ChannelPruning(macs=0.5, at=[1, 2])), "random gates"),
         (
             lambda: fit(Plain(), SparseTraining("l1", trace={"residual": "keep"}), ChannelPruning(macs=0.5, trace={})),

@@ -40,7 +40,7 @@ def test_a_soft_cut_silences_what_the_cut_would_take_until_it_comes() -> None:
     ranked: list[int] = []
     counting = ChannelPruning(ratio=0.5, at=2, recover=False, criterion=partial(_by_gamma, ranked))
     fit(Plain(), SoftPruning(every=1), counting, epochs=5)
-    assert len(ranked) == 2, "ranked for the soft cut and for the cut, and not after it"
+    assert len(ranked) == 3, "ranked at the first batch, for the soft cut and for the cut, and not after it"
     alone = Quiet()
     fit(Plain(lr=0.001), SoftPruning(every=2, ratio=0.25), alone, epochs=4)
     assert [count == 4 for count in alone.counts] == [False, True, True, True]
