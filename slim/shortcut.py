@@ -15,7 +15,7 @@ from slim.errors import SlimError, nearest
 from slim.recovery import Step
 from slim.recovery import recover as recovered
 from slim.selection import Selection, select_groups
-from slim.selection.losses import as_lines, reasons
+from slim.selection.reasons import as_lines, reasons
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import slim
 from experiments.coverage.catalog import norms
 from slim.channels import ChannelGraph
 from slim.errors import SlimError
-from slim.selection.losses import as_lines, reasons
+from slim.selection.reasons import as_lines, reasons
 
 RATIO = 0.5
 ENOUGH = 0.4  # of what was asked

@@ -27,7 +27,7 @@ from slim.runs.evaluation import bottleneck, evaluate, validation_batches
 from slim.runs.loaders import seed_all
 from slim.runs.restart import restarted
 from slim.selection import Selection
-from slim.selection.losses import reasons
+from slim.selection.reasons import reasons
 
 
 @dataclass

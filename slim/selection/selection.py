@@ -16,8 +16,8 @@ from slim.selection import latency as latency_tables
 from slim.selection.block_steps import GRANULARITIES
 from slim.selection.budget import Target, cost_of, nearest_count, smallest_prefix, target_of
 from slim.selection.limits import limits
-from slim.selection.losses import as_lines, reasons
 from slim.selection.ranking import Ranking, Removed, rank
+from slim.selection.reasons import as_lines, reasons
 
 if TYPE_CHECKING:
     from slim.channels import Plan

@@ -6,7 +6,7 @@ import doctest
 import re
 from pathlib import Path
 
-from slim.selection.losses import ADVICE
+from slim.selection.reasons import ADVICE
 
 PAGE = Path(__file__).parents[2] / "docs" / "any-network.md"
 
