@@ -16,8 +16,9 @@ from slim.command.compose import compose
 from slim.files import write_json
 from slim.lightning import Distillation
 from slim.models import build
-from slim.runs.components import Components, prepare
+from slim.runs.components import Components
 from slim.runs.failures import quiet
+from slim.runs.prepare import prepare
 
 
 class Regularization(pl.Callback):

@@ -16,7 +16,7 @@ import slim
 from slim.channels import ChannelGraph
 from slim.channels.text_table import align, with_prefix
 from slim.command import model
-from slim.selection.losses import as_lines, reasons
+from slim.selection.reasons import as_lines, reasons
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

@@ -14,7 +14,7 @@ import slim
 from slim.channels.text_table import align
 from slim.command import model
 from slim.command.inspect import tracing
-from slim.selection.losses import as_lines
+from slim.selection.reasons import as_lines
 
 BUDGETS = {
     "ratio": "fraction of the channels that goes, in [0, 1)",
