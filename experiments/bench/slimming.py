@@ -55,7 +55,7 @@ def _rates(place: Path, images: int) -> list[float]:
         if (place / phase).is_dir():
             events = EventAccumulator(str(place / phase), size_guidance={"scalars": 0})
             events.Reload()
-            ends = [event.wall_time for event in events.Scalars("train/loss")]
+            ends = [event.wall_time for event in events.Scalars("2_loss/train")]
             starts = [events.FirstEventTimestamp(), *ends]
             rates += [images / (end - start) for start, end in zip(starts, ends, strict=False)]
     return rates

@@ -27,12 +27,12 @@ TAGS = {"zero": "zero", "target": "target", "macs": "macs_after_cut", "ready": "
 class GammaDashboard(pl.Callback):
     """Learning rate, loss per step, penalty, shares of small scales, predicted MACs, histograms of the scales.
 
-    Tags: ``lr``, ``train/loss_step``, ``sparsity/penalty`` and ``sparsity/gammas_below_<threshold>`` every
-    ``every_n_steps``; every epoch ``sparsity/zero``, ``sparsity/target``, ``sparsity/macs_after_cut`` and
-    ``sparsity/ready`` (what :meth:`SparseTraining.summary` has), ``macs`` of the network that trained in it (it may
-    shrink meanwhile) and ``time/images_per_second`` of training alone, over all processes, where a batch can be
-    counted; histograms ``gamma/all`` and ``gamma_by_layer/<module>`` for TensorBoard. Tags below ``time/`` belong to
-    the machine: they differ from run to run.
+    Tags: ``lr``, ``train/loss_step``, ``sparsity/penalty``, ``sparsity/lam`` of a law that has one and
+    ``sparsity/gammas_below_<threshold>`` every ``every_n_steps``; every epoch ``sparsity/zero``, ``sparsity/target``,
+    ``sparsity/macs_after_cut`` and ``sparsity/ready`` (what :meth:`SparseTraining.summary` has), ``lr`` and lam of its
+    last step, ``macs`` of the network that trained in it (it may shrink meanwhile) and ``time/images_per_second`` of
+    training alone, over all processes, where a batch can be counted; histograms ``gamma/all`` and
+    ``gamma_by_layer/<module>`` for TensorBoard. Tags below ``time/`` belong to the machine and differ from run to run.
 
     Args:
         network: See :func:`find_network`.
@@ -57,7 +57,7 @@ class GammaDashboard(pl.Callback):
         self._every = max(every_n_steps, 1)
         self._histogram_every = max(histogram_every_n_epochs, 1)
         self._last_step = 0
-        self._lr = 0.0
+        self._at_start: dict[str, float] = {"lr": 0.0}
         self._macs: tuple[Any, int] = (None, 0)
         self._traceable, self._graph_due = False, True
         self._began, self._ended, self._images = 0.0, 0.0, 0
@@ -86,10 +86,13 @@ class GammaDashboard(pl.Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Remember the learning rate of this step: when the batch ends, the schedule has moved on."""
+        """Remember the learning rate and lam of this step: when the batch ends, their schedules have moved on."""
         assert self.traced is not None
         if trainer.optimizers:
-            self._lr = float(trainer.optimizers[0].param_groups[0]["lr"])
+            self._at_start = {"lr": float(trainer.optimizers[0].param_groups[0]["lr"])}
+        for callback in sparse_of(trainer, self.traced):
+            if callback.attached and not callback.stopped and hasattr(callback.law, "lam"):
+                self._at_start["sparsity/lam"] = float(callback.law.lam)
         if not self._graph_due:
             return
         self._graph_due = False
@@ -115,7 +118,7 @@ class GammaDashboard(pl.Callback):
         with torch.no_grad():
             values = self._on_device(trainer, pl_module, outputs)
         points = dict(zip(values, torch.stack(list(values.values())).tolist(), strict=True)) if values else {}
-        _log(trainer, {"lr": self._lr, **points})
+        _log(trainer, {**self._at_start, **points})
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Once an epoch: how far the network is on its way to the cut, its size and speed, and histograms."""
@@ -125,6 +128,8 @@ class GammaDashboard(pl.Callback):
                 points |= {
                     f"sparsity/{TAGS[key]}": value for key, value in callback.summary(trainer).items() if key in TAGS
                 }
+        if self._last_step != trainer.global_step:  # an epoch may be shorter than the steps between two looks
+            points |= self._at_start
         if self._macs[0] is not None:
             points["macs"] = float(self._macs[1])
         if self._images and self._ended > self._began:
@@ -201,4 +206,5 @@ def _log(trainer: pl.Trainer, points: dict[str, float]) -> None:
 
 
 def _histogram_of(logger: Any) -> Any:
-    return getattr(getattr(logger, "experiment", None), "add_histogram", None)
+    own = getattr(logger, "add_histogram", None)
+    return own or getattr(getattr(logger, "experiment", None), "add_histogram", None)

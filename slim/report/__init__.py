@@ -14,19 +14,21 @@ if TYPE_CHECKING:
 
 
 def write(run_dir: str | Path, record: Mapping[str, Any], pictures: bool = True) -> None:
-    """Write ``report.md`` and ``figures/*.png`` into a run directory, each file atomically.
+    """Write ``report.md``, ``report.html`` and ``figures/*.png`` into a run directory, each file atomically.
 
     Args:
         run_dir: The run directory.
         record: The content of its report.json; what it lacks is left out of the report.
-        pictures: Whether to draw figures, which takes seconds.
+        pictures: Whether to draw figures, which takes seconds, and the page, which is a file of over a megabyte.
     """
-    from slim.report import figures, markdown
+    from slim.report import figures, html, markdown
 
     run_dir = Path(run_dir)
     drawn = figures.all_figures(record) if pictures else {}
     for name, figure in drawn.items():
         write_atomic(run_dir / "figures" / f"{name}.png", figures.png(figure))
+    if pictures:
+        write_atomic(run_dir / "report.html", html.run_page(record))
     write_atomic(run_dir / "report.md", markdown.render(record, list(drawn)))
 
 

@@ -67,10 +67,10 @@ def distribution(
     A good threshold lies in an empty range of the histogram, where the sorted curve is steep; elsewhere the cut removes
     channels that matter.
     """
-    values, gone = _flat(gammas, cut, removed)
+    values, gone = magnitudes(gammas, cut, removed)
     order = np.argsort(values, kind="stable")
     values, gone = values[order], gone[order]
-    floor, shown, zeros = _visible(values)
+    floor, shown, zeros = visible(values)
     figure = blank(10, 3.8)
     left, right = figure.subplots(1, 2)
     style(left, "All gammas")
@@ -118,10 +118,10 @@ def by_layer(
 ) -> Figure:
     """Per layer: the spread of |gamma| (line: all, bar: middle half, dot: median), the cut, and the share removed."""
     names = [name for name in gammas if len(gammas[name])]
-    columns = [_flat({name: gammas[name]}, None, None)[0] for name in names]
-    floor, _, _ = _visible(np.concatenate(columns))
+    columns = [magnitudes({name: gammas[name]}, None, None)[0] for name in names]
+    floor, _, _ = visible(np.concatenate(columns))
     quantiles = np.array([np.quantile(np.maximum(column, floor), (0, 0.25, 0.5, 0.75, 1)) for column in columns])
-    share = np.array([_flat({name: gammas[name]}, cut, removed)[1].mean() for name in names])
+    share = np.array([magnitudes({name: gammas[name]}, cut, removed)[1].mean() for name in names])
     figure = blank(float(np.clip(2.4 + 0.2 * len(names), 7, 13)), 5.2)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(2.2, 1))
     style(upper, "Spread of |gamma| in every layer")
@@ -157,7 +157,7 @@ def _profile(axes: Axes, values: np.ndarray[Any, Any], color: str, label: str) -
     axes.stairs(values, np.arange(len(values) + 1) - 0.5, fill=True, color=color, label=label, linewidth=0)
 
 
-def _visible(values: np.ndarray[Any, Any]) -> tuple[float, np.ndarray[Any, Any], int]:
+def visible(values: np.ndarray[Any, Any]) -> tuple[float, np.ndarray[Any, Any], int]:
     """A floor for the logarithmic axis, the values lifted to it, and how many were lifted (exact zeros among them)."""
     top = float(values.max()) if len(values) else 1.0
     floor = max(top, 1e-30) * 1e-6
@@ -167,7 +167,7 @@ def _visible(values: np.ndarray[Any, Any]) -> tuple[float, np.ndarray[Any, Any],
     return floor, np.maximum(values, floor), int((values <= floor).sum())
 
 
-def _flat(
+def magnitudes(
     gammas: Mapping[str, Sequence[float]], cut: float | None, removed: Mapping[str, Sequence[bool]] | None
 ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """All |gamma| in one array, and which are removed: as given, else those not above the cut."""

@@ -14,13 +14,25 @@ import numpy as np
 from slim.report import formatting
 from slim.report.cuts import by_layer, distribution, widths
 from slim.report.metric import Metric, metric_of
+from slim.report.ridges import ridges
 from slim.report.style import CUT, DENSE, FAINT, INK, THIN, blank, legend, png, say, style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["all_figures", "by_layer", "distribution", "history", "png", "scatter", "slimming", "summary", "widths"]
+__all__ = [
+    "all_figures",
+    "by_layer",
+    "distribution",
+    "history",
+    "png",
+    "ridges",
+    "scatter",
+    "slimming",
+    "summary",
+    "widths",
+]
 
 
 def all_figures(record: Mapping[str, Any]) -> dict[str, Figure]:

@@ -72,12 +72,12 @@ def compare(
         repetitions: fewest timed runs per network and batch size, after two warm-up runs.
     """
     result = Comparison({name: {} for name in models}, {name: {} for name in models})
-    with _evaluating(models.values()):
-        device = _device(models.values())
+    with evaluating(models.values()):
+        device = device_of(models.values())
         machine = _machine(device)
         for batch in batches:
             inputs = repeat(example_inputs, batch)
-            calls = {name: _call(model, inputs) for name, model in models.items()}
+            calls = {name: call_of(model, inputs) for name, model in models.items()}
             for name, millis in alternate(calls, device, seconds=seconds, repetitions=repetitions).items():
                 result.millis[name][batch] = millis
                 result.shares[name][batch] = roofline(models[name], inputs, machine).shares
@@ -98,7 +98,7 @@ def alternate(
     for call in calls.values():
         for _ in range(warmup):
             call()
-    _synchronize(device)
+    synchronize(device)
     collecting = gc.isenabled()
     gc.disable()
     try:
@@ -107,7 +107,7 @@ def alternate(
             for name, call in calls.items():
                 start = time.perf_counter()
                 call()
-                _synchronize(device)
+                synchronize(device)
                 timings[name].append(1e3 * (time.perf_counter() - start))
             if not timings:
                 break
@@ -145,7 +145,7 @@ def roofline(model: nn.Module, inputs: Any, machine: Machine) -> Roofline:
     counter = _CostCounter(machine)
     # Out of inference mode: there, convolutions reach the dispatcher as operators that the flop registry does not know.
     with torch.inference_mode(False), torch.no_grad(), counter:
-        _call(model, inputs)()
+        call_of(model, inputs)()
     return Roofline(counter.spent["launch"], counter.spent["bandwidth"], counter.spent["compute"], counter.operators)
 
 
@@ -229,7 +229,8 @@ def repeat(example_inputs: Any, batch: int) -> Any:
     return tree_map(grow, example_inputs)
 
 
-def _call(model: nn.Module, inputs: Any) -> Callable[[], object]:
+def call_of(model: nn.Module, inputs: Any) -> Callable[[], object]:
+    """One forward, as a function without arguments."""
     if isinstance(inputs, dict):
         return lambda: model(**inputs)
     if isinstance(inputs, tuple):
@@ -257,7 +258,8 @@ def _statement(result: Comparison, batch: int) -> str:
 
 
 @contextmanager
-def _evaluating(models: Any) -> Iterator[None]:
+def evaluating(models: Any) -> Iterator[None]:
+    """Inside, the networks are in eval mode, and the thread in inference mode."""
     modes = [(module, module.training) for model in models for module in model.modules()]
     for module, _ in modes:
         module.training = False
@@ -269,13 +271,15 @@ def _evaluating(models: Any) -> Iterator[None]:
             module.training = mode
 
 
-def _device(models: Any) -> torch.device:
+def device_of(models: Any) -> torch.device:
+    """Where the networks' parameters are."""
     for model in models:
         for parameter in model.parameters():
             return torch.device(parameter.device)
     return torch.device("cpu")
 
 
-def _synchronize(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
+    """Wait for what was started on the device."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

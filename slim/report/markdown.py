@@ -56,6 +56,16 @@ def render(record: Mapping[str, Any], figures: Sequence[str]) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
+def networks(record: Mapping[str, Any]) -> str:
+    """The table of the run's networks, and what its numbers mean."""
+    return f"{_table(record)}\n\n{_list(tables.input_note(record), *(record.get('latency') or {}).values())}"
+
+
+def plan(record: Mapping[str, Any]) -> str:
+    """What was asked, what it came to, and every layer's width before and after."""
+    return "\n\n".join(part for part in (_budgets(record), _widths(record)) if part)
+
+
 def _grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [list(head), ["---", *("---:" for _ in head[1:])], *[list(row) for row in rows]]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
@@ -139,7 +149,9 @@ def _phases(record: Mapping[str, Any]) -> str:
 
 
 def _widths(record: Mapping[str, Any]) -> str:
-    rows = []
+    rows, why = [], record.get("why_kept") or {}
     for name, (before, after) in (record.get("widths") or {}).items():
-        rows.append([name, str(before), str(after), formatting.change(after, before) or "0%"])
-    return _grid(("layer", "before", "after", "change"), rows) if rows else ""
+        row = [name, str(before), str(after), formatting.change(after, before) or "0%"]
+        rows.append([*row, why.get(name, "")] if why else row)
+    head = ("layer", "before", "after", "change", *(["what is left"] if why else []))
+    return _grid(head, rows) if rows else ""

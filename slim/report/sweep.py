@@ -1,15 +1,17 @@
-"""One table and one figure over the jobs of a multirun."""
+"""One table, one page and one figure over the jobs of a multirun."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slim.errors import SlimError
 from slim.files import read_json, write_atomic, write_json
 from slim.report import formatting
+from slim.report.ends import ends, kept
+from slim.report.html import Job, jobs_page
 from slim.report.metric import metric_of
 
 if TYPE_CHECKING:
@@ -25,7 +27,8 @@ Jobs = list[tuple[str, Mapping[str, Any]]]
 def jobs(directory: str | Path) -> Jobs:
     """The records of a sweep's jobs, by folder name, in the order of their numbers.
 
-    A folder without a readable report.json is a job that failed; its error.txt, if any, says why.
+    A folder without a readable report.json is a job that failed; its error.txt, if any, says why. One that is locked
+    is running, or was killed.
 
     Raises:
         SlimError: There is no such directory.
@@ -44,6 +47,9 @@ def jobs(directory: str | Path) -> Jobs:
                 raise SlimError(f"A report holds a row per network. Got {folder / 'report.json'}. Run the job again.")
         except SlimError as error:
             note = folder / "error.txt"
+            if (folder / "lock").exists() and not (folder / "report.json").exists() and not note.exists():
+                found.append((folder.name, {"status": "running"}))
+                continue
             why = note.read_text(encoding="utf-8", errors="replace").strip() if note.is_file() else str(error)
             record = {"status": "failed", "error": why}
         found.append((folder.name, record))
@@ -52,23 +58,30 @@ def jobs(directory: str | Path) -> Jobs:
 
 def rows(directory: str | Path) -> list[list[str]]:
     """One row of text per job, in the order of ``HEAD``; a failed job has its reason in the second cell."""
+    return [_row(job) for job in _told_apart(directory)]
+
+
+def _row(job: Job) -> list[str]:
+    if job.state != "finished":
+        why = f": {str(job.record.get('error', ''))[:160]}" if job.record.get("error") else ""
+        return [job.name, f"{job.differs} {job.state}{why}".strip(), *[formatting.MISSING] * 7]
+    dense, thin = ends(job.record)
+    keys = ("channels", "params", "macs", "latency_ms_b1", "latency_ms_b64")
+    values = [metric_of(job.record).shown(row.get("metric")) for row in (dense, thin)]
+    return [job.name, job.differs, *values, *(formatting.percent(kept(thin, dense, key), 1) for key in keys)]
+
+
+def _told_apart(directory: str | Path) -> list[Job]:
+    """The jobs, each with its overrides but for those that all share."""
+    directory = Path(directory)
     found = jobs(directory)
-    overrides = {name: _overrides(Path(directory) / name) for name, _ in found}
-    # What all jobs share tells none apart.
+    overrides = {name: _overrides(directory / name) for name, _ in found}
     shared = set.intersection(*(set(items) for items in overrides.values())) if len(overrides) > 1 else set()
-    out = []
-    for name, record in found:
-        differs = " ".join(item for item in overrides[name] if item not in shared)
-        if record.get("status") == "failed":
-            out.append(
-                [name, f"{differs} failed: {str(record.get('error', ''))[:160]}".strip(), *[formatting.MISSING] * 7]
-            )
-            continue
-        dense, thin = _ends(record)
-        keys = ("channels", "params", "macs", "latency_ms_b1", "latency_ms_b64")
-        values = [metric_of(record).shown(row.get("metric")) for row in (dense, thin)]
-        out.append([name, differs, *values, *(formatting.percent(_kept(thin, dense, key), 1) for key in keys)])
-    return out
+    pages = {name: f"{name}/report.html" for name, _ in found if (directory / name / "report.html").is_file()}
+    return [
+        Job(name, " ".join(item for item in overrides[name] if item not in shared), record, pages.get(name, ""))
+        for name, record in found
+    ]
 
 
 def table(directory: str | Path) -> Table:
@@ -89,55 +102,71 @@ def table(directory: str | Path) -> Table:
     found = rows(directory)
     short = _shortened([row[1] for row in found])
     for row in ([name, short[differs], *rest] for name, differs, *rest in found):
-        style = "red" if "failed: " in row[1] else ""
+        style = "red" if "failed" in row[1] else ""
         out.add_row(*(Text(cell, style=style) for cell in row))
     return out
 
 
 def write(directory: str | Path) -> None:
-    """Write ``sweep.md``, ``sweep.json`` and, from two finished jobs on, ``figures/sweep.png`` beside the jobs."""
+    """Write ``sweep.md``, ``sweep.json`` and, unless the jobs run without pictures, a page and a figure.
+
+    Cheap enough to be called after every job: a job's report is read once. Each file is written atomically.
+    """
     from slim.report import figures
 
     directory = Path(directory)
+    found = _told_apart(directory)
     lines = ["| " + " | ".join(HEAD) + " |", "| --- | --- |" + " ---: |" * (len(HEAD) - 2)]
-    lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows(directory)]
+    lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in _row(job)) + " |" for job in found]
     text = "# Sweep\n\n" + "\n".join(lines) + "\n"
     text += "\nChannels, params, MACs and time (measured, per batch) are what is left of the dense network's.\n"
-    drawn = figure(directory)
-    if drawn is not None:
-        write_atomic(directory / "figures" / "sweep.png", figures.png(drawn))
-        text += "\n![accuracy against cost](figures/sweep.png)\n"
+    if _wants_pictures(found):
+        write_atomic(directory / "sweep.html", jobs_page(directory.name, found))
+        if (drawn := figure(found)) is not None:
+            write_atomic(directory / "figures" / "sweep.png", figures.png(drawn))
+            text += "\n![accuracy against cost](figures/sweep.png)\n"
     write_atomic(directory / "sweep.md", text)
-    write_json(directory / "sweep.json", {name: dict(record) for name, record in jobs(directory)})
+    write_json(directory / "sweep.json", {job.name: _without_arrays(job.record) for job in found})
 
 
-def figure(directory: str | Path) -> Figure | None:
+def figure(jobs: Sequence[Job]) -> Figure | None:
     """The metric against MACs kept, one point per finished job; ``None`` when fewer than two have both."""
     from slim.report import figures
 
     points: list[tuple[float, float, str]] = []
-    named = {row[0]: row[1] for row in rows(directory)}
-    short = _shortened(list(named.values()))
-    for name, record in jobs(directory):
-        dense, thin = _ends(record)
-        kept, value = _kept(thin, dense, "macs"), formatting.number(thin.get("metric"))
-        if kept is not None and value is not None:
-            metric = metric_of(record)
-            points.append((100 * kept, metric.scaled(value), short[named[name]] or name))
+    short = _shortened([job.differs for job in jobs])
+    for job in jobs:
+        dense, thin = ends(job.record)
+        left, value = kept(thin, dense, "macs"), formatting.number(thin.get("metric"))
+        if left is not None and value is not None:
+            metric = metric_of(job.record)
+            points.append((100 * left, metric.scaled(value), short[job.differs] or job.name))
     return figures.scatter(points, metric) if len(points) > 1 else None
 
 
-def _ends(record: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    """The network a run began with (trained, if one was) and the one it ended with."""
-    networks: Mapping[str, Mapping[str, Any]] = record.get("rows") or {}
-    known = [networks[name] for name in formatting.LABELS if networks.get(name)] or [{}]
-    trained = next((row for row in known if row.get("metric") is not None), known[0])
-    return {**known[0], "metric": trained.get("metric")}, known[-1]
+def compare(runs: Mapping[str, Mapping[str, Any]], command: str = "") -> str:
+    """Several runs side by side, as a page.
+
+    Args:
+        runs: Directory of a run -> the content of its report.json.
+        command: That made the page.
+    """
+    found = []
+    for run, record in runs.items():
+        page = Path(run).absolute() / "report.html"
+        found.append(Job(run, str(record.get("experiment", "")), record, page.as_uri() if page.is_file() else ""))
+    return jobs_page("Runs side by side", found, command=command)
 
 
-def _kept(thin: Mapping[str, Any], dense: Mapping[str, Any], key: str) -> float | None:
-    now, then = formatting.number(thin.get(key)), formatting.number(dense.get(key))
-    return None if now is None or not then else now / then
+def _wants_pictures(jobs: Sequence[Job]) -> bool:
+    """A run with figures=false has a report that names no page."""
+    named = [(job.record.get("paths") or {}).get("page", "") for job in jobs if job.state == "finished"]
+    return not named or any(page is not None for page in named)
+
+
+def _without_arrays(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Without a value for every channel, which each job's own report has."""
+    return {key: value for key, value in record.items() if key not in ("gammas", "removed")}
 
 
 def _shortened(cells: list[str]) -> dict[str, str]:

@@ -134,7 +134,9 @@ def footer(record: Mapping[str, Any]) -> list[str]:
     lines += [str(line) for line in (record.get("latency") or {}).values()]
     paths = record.get("paths") or {}
     lines += [
-        f"{label:<10}{paths[key]}" for key, label in (("artifact", "artifact"), ("report", "report")) if paths.get(key)
+        f"{label:<10}{paths[key]}"
+        for key, label in (("artifact", "artifact"), ("report", "report"), ("page", "page"))
+        if paths.get(key)
     ]
     command = tensorboard_command(record)
     return lines + ([f"{'curves':<10}{command}"] if command else [])

@@ -1,4 +1,4 @@
-"""What TensorBoard shows of a run besides its curves: the cut when it falls, and one row of HParams at the end."""
+"""What TensorBoard shows of a run besides its curves: the cut when it falls, text, pictures, one row of HParams."""
 
 from __future__ import annotations
 
@@ -6,11 +6,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from slim.report import formatting, tags
+from slim.report.ends import ends
+from slim.report.metric import metric_of
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-LEFT_OUT = ("output", "resume", "debug", "name", "task", "trainer.progress")
-"""What does not change what a run computes."""
+OVERVIEW = "overview"
+"""The folder of a run with what belongs to no phase."""
+
+LEFT_OUT = ("output", "resume", "debug", "name", "task", "figures", "latency_seconds", "trainer.progress", "checkpoint")
+"""What does not change what a run computes, or names a file."""
 
 
 def log_cut(
@@ -22,7 +29,7 @@ def log_cut(
     step: int = 0,
     removed: Mapping[str, Sequence[bool]] | None = None,
 ) -> None:
-    """Two figures for TensorBoard: widths before and after, and where the cut fell among all gammas.
+    """Figures for TensorBoard: widths before and after, and where the cut fell among all gammas and in each layer.
 
     Args:
         log_dir: Folder of the prune phase. A cut logged there before is replaced.
@@ -38,82 +45,102 @@ def log_cut(
     if any(len(values) for values in gammas.values()):
         drawn["cut/gammas"] = figures.distribution(gammas, cut, removed)
         drawn["cut/gammas_by_layer"] = figures.by_layer(gammas, cut, removed)
+        drawn["cut/gamma_ridges"] = figures.ridges(gammas, cut, removed)
     with _fresh_writer(Path(log_dir)) as writer:
         for tag, figure in drawn.items():
             writer.add_image(tag, _pixels(figure), step, dataformats="HWC")
 
 
-def log_hparams(run_dir: str | Path, hparams: Mapping[str, Any], record: Mapping[str, Any]) -> None:
-    """One row of TensorBoard's HParams table for a run, in ``run_dir/hparams``; written again, it is replaced.
+def log_overview(
+    run_dir: str | Path,
+    record: Mapping[str, Any],
+    overrides: Sequence[str] | None = None,
+    pictures: Mapping[str, Figure] | None = None,
+) -> None:
+    """What belongs to no phase, in ``run_dir/overview``; written again, it is replaced.
+
+    The page of custom scalars; as text the command, the final table, the plan and the notes, as far as the record knows
+    them; one row of HParams.
 
     Args:
         run_dir: The run directory.
-        hparams: The configuration, nested or flat.
-        record: The run's record (the content of report.json); a missing figure is left out.
+        record: The run's record (the content of report.json), or, of a run that begins, command and metric.
+        overrides: What the user typed, for the row; ``None``: no row yet.
+        pictures: Tag to figure.
     """
     from torch.utils.tensorboard.summary import hparams as row
 
-    found = figures_of(record)
-    with _fresh_writer(Path(run_dir) / "hparams") as writer:
-        # Without torch's description of the experiment TensorBoard makes its own, over all runs of the log directory:
-        # then the columns in which they differ come first.
-        _, start, end = row(flat(hparams), found)  # type: ignore[no-untyped-call]
-        writer.file_writer.add_summary(start)
-        writer.file_writer.add_summary(end)
-        for tag, value in found.items():
-            writer.add_scalar(tag, value, 0)
+    from slim.report import text
+
+    with _fresh_writer(Path(run_dir) / OVERVIEW) as writer:
+        writer.add_custom_scalars(tags.layout(metric_of(record).name))
+        for name, page in text.pages(record).items():
+            writer.add_text(name, page, 0)
+        for tag, figure in (pictures or {}).items():
+            writer.add_image(tag, _pixels(figure), 0, dataformats="HWC")
+        if overrides is not None:
+            found = figures_of(record)
+            # Without torch's description of the experiment TensorBoard makes its own, over all runs of the log
+            # directory: then the columns in which they differ come first.
+            _, start, end = row(columns(overrides), found)  # type: ignore[no-untyped-call]
+            writer.file_writer.add_summary(start)
+            writer.file_writer.add_summary(end)
+            for tag, value in found.items():
+                writer.add_scalar(tag, value, 0)
+
+
+def log_picture(folder: str | Path, tag: str, figure: Figure) -> None:
+    """One figure in an event folder of its own; written again, it is replaced."""
+    with _fresh_writer(Path(folder)) as writer:
+        writer.add_image(tag, _pixels(figure), 0, dataformats="HWC")
 
 
 def figures_of(record: Mapping[str, Any]) -> dict[str, float]:
-    """What a row of a sweep says about a run: its metric on test data, shares of the dense network kept, speed-ups.
+    """What the row of a run says: the metric of its last network, how far that is from the first trained one, its cost.
 
-    >>> figures_of({"rows": {"dense": {"macs": 200, "metric": 0.9}, "rebuilt": {"macs": 50, "metric": 0.8}}})
-    {'result/accuracy_dense': 0.9, 'result/accuracy_rebuilt': 0.8, 'result/macs_kept': 0.25}
+    >>> rows = {"dense": {"macs": 200, "metric": 0.5}, "rebuilt": {"macs": 50, "metric": 0.25, "latency_ms_b1": 2.0}}
+    >>> figures_of({"rows": rows})
+    {'result/accuracy': 0.25, 'result/gap_to_dense': -0.25, 'result/macs': 50.0, 'result/ms_batch_1': 2.0}
     """
-    rows: Mapping[str, Mapping[str, Any]] = record.get("rows") or {}
-    metric = str((record.get("metric") or {}).get("name", "accuracy"))
-    order = ("finetuned", "recovered", "rebuilt", "masked", "sparse", "dense")
+    dense, thin = ends(record)
     found: dict[str, float] = {}
-    for name in reversed(order):
-        if (value := (rows.get(name) or {}).get("metric")) is not None:
-            found[f"result/{metric}_{name}"] = float(value)
-    base: Mapping[str, Any] = next((rows[name] for name in ("dense", "sparse") if rows.get(name)), {})
-    thin: Mapping[str, Any] = next((rows[name] for name in order[:3] if rows.get(name)), {})
-    for key in ("macs", "params", "channels"):
-        if base.get(key) and thin.get(key) is not None:
-            found[f"result/{key}_kept"] = thin[key] / base[key]
-    for batch in (1, 64):
-        before, after = (row.get(f"latency_ms_b{batch}") for row in (base, thin))
-        if before and after:
-            found[f"result/speedup_batch_{batch}"] = before / after
-    seconds = [phase.get("seconds") for phase in (record.get("phases") or {}).values()]
-    if any(value is not None for value in seconds):
-        found["result/seconds"] = float(sum(value or 0.0 for value in seconds))
+    value, before = formatting.number(thin.get("metric")), formatting.number(dense.get("metric"))
+    if value is not None:
+        found[f"result/{metric_of(record).name}"] = value
+        if before is not None:
+            found["result/gap_to_dense"] = value - before
+    for key, tag in COSTS.items():
+        if (cost := formatting.number(thin.get(key))) is not None:
+            found[f"result/{tag}"] = cost
     return found
 
 
-def flat(hparams: Mapping[str, Any]) -> dict[str, bool | int | float | str]:
-    """Nested configuration as columns: dotted keys, ``_target_`` by its last name, lists as text, no empty values.
+COSTS = {"macs": "macs", "params": "params", "latency_ms_b1": "ms_batch_1", "latency_ms_b64": "ms_batch_64"}
 
-    >>> flat({"model": {"_target_": "slim.models.vgg", "widths": [8, "M"]}, "seed": 0, "checkpoint": None})
-    {'model': 'vgg', 'model.widths': '[8, M]', 'seed': 0}
+
+def columns(overrides: Sequence[str]) -> dict[str, bool | int | float | str]:
+    """What the user changed of an experiment, as columns.
+
+    >>> columns(["+experiment=vgg_slim", "prune.ratio=0.3", "model=resnet", "seed=0", "output=x", "hydra.run.dir=y"])
+    {'experiment': 'vgg_slim', 'prune.ratio': 0.3, 'model': 'resnet', 'seed': 0}
     """
-    columns: dict[str, bool | int | float | str] = {}
+    found: dict[str, bool | int | float | str] = {}
+    for item in overrides:
+        key, given, value = item.lstrip("+~").partition("=")
+        if given and key not in LEFT_OUT and not key.startswith("hydra."):
+            found[key] = _typed(value.strip("'\""))
+    return found
 
-    def walk(node: Mapping[str, Any], prefix: str) -> None:
-        for key, value in node.items():
-            name = prefix.rstrip(".") if key == "_target_" else f"{prefix}{key}"
-            if isinstance(value, Mapping):
-                walk(value, f"{name}.")
-            elif isinstance(value, list | tuple):
-                columns[name] = f"[{', '.join(str(item) for item in value)}]"
-            elif key == "_target_":
-                columns[name] = str(value).rsplit(".", 1)[-1]
-            elif value is not None:
-                columns[name] = value if isinstance(value, bool | int | float) else str(value)
 
-    walk(hparams, "")
-    return {name: value for name, value in columns.items() if name not in LEFT_OUT}
+def _typed(value: str) -> bool | int | float | str:
+    if value.lower() in ("true", "false"):
+        return value.lower() == "true"
+    for kind in (int, float):
+        try:
+            return kind(value)
+        except ValueError:
+            continue
+    return value
 
 
 def _fresh_writer(folder: Path) -> Any:

@@ -119,7 +119,12 @@ def _summary(parts: Components, found: sensitivity.Sensitivity, table: Path) -> 
     """Draw the figure beside the table; what :func:`analyze` returns."""
     config, figure = parts.config, table.with_suffix(".png")
     name = str(config.model["_target_"]).rsplit(".", 1)[-1]
-    sensitivity.draw(found, figure, title=f"{name}, {parts.data.name}")
+    title = f"{name}, {parts.data.name}"
+    sensitivity.draw(found, figure, title=title)
+    if config.figures:
+        from slim.report.tensorboard import log_picture
+
+        log_picture(table.parent / "sensitivity", "sensitivity/heat_map", sensitivity.figure(found, title))
     caps = found.to_caps(config.sensitivity.max_drop)
     text = ",".join(f"{layer}:{{max_layer_ratio:{rule['max_layer_ratio']:g}}}" for layer, rule in caps.items())
     return {

@@ -4,33 +4,54 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.loggers import TensorBoardLogger
+from torch import Tensor
 
 from slim.errors import RunFailed
+from slim.report import tags
 
 
 class RunLogger(TensorBoardLogger):
-    """TensorBoard, each tag once per step.
+    """TensorBoard: tags in reading order, one axis of steps for all phases, each tag once per step.
 
     Lightning writes an epoch's training metrics after the checkpoint of that epoch. A run that is killed in between
     would lose the point, so :class:`Curves` writes them before; when Lightning writes them again they are dropped.
+
+    Args:
+        directory: Of the run.
+        phase: Its events go to ``directory/phase``.
+        metric: What networks of the run are compared by.
+        steps_before: Optimizer steps of the phases that this one goes on from.
+        purge_step: Points of the phase from this step on belong to a past that did not happen.
     """
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
+    def __init__(self, directory: Path, phase: str, metric: str, *, steps_before: int = 0, purge_step: int = 0) -> None:
+        purged = purge_step + steps_before
+        super().__init__(directory, name="", version=phase, default_hp_metric=False, purge_step=purged)
+        self._metric, self._before = metric, steps_before
         self._written: dict[str, int] = {}
 
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        """Write what has no point at ``step`` yet."""
+        """Write what has no point at ``step`` (of the phase) yet."""
+        metrics = tags.named(metrics, self._metric)
         if step is not None:
+            step += self._before
             metrics = {tag: value for tag, value in metrics.items() if self._written.get(tag) != step}
             self._written |= dict.fromkeys(metrics, step)
         if metrics:
-            super().log_metrics(dict(metrics), step)
+            super().log_metrics(metrics, step)
+
+    def log_hyperparams(self, *args: Any, **options: Any) -> None:
+        """Nothing: a run is one row of HParams, not one for each phase; see :mod:`slim.report.tensorboard`."""
+
+    def add_histogram(self, tag: str, values: Tensor, step: int) -> None:
+        """Write the distribution of ``values`` at ``step`` of the phase."""
+        self.experiment.add_histogram(tag, values, step + self._before)
 
 
 class Curves(Checkpoint):
@@ -39,12 +60,16 @@ class Curves(Checkpoint):
     A ``Checkpoint`` because Lightning calls those after the module's own ``on_train_epoch_end``, in which modules log,
     and it must stand before the one that writes the file.
 
+    Args:
+        lines: Constants to draw beside them, such as a budget.
+
     Attributes:
         history: Metric (``train_loss`` for ``train/loss``) -> one number per epoch.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, lines: Mapping[str, float] | None = None) -> None:
         self.history: dict[str, list[float]] = {}
+        self._lines = dict(lines or {})
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Take the epoch's metrics and write them to the logger.
@@ -58,7 +83,8 @@ class Curves(Checkpoint):
                 raise RunFailed(f"The loss must be finite. Got {tag}={value} (epoch {trainer.current_epoch + 1}).")
             self.history.setdefault(tag.replace("/", "_"), []).append(value)
         if trainer.logger is not None:
-            trainer.logger.log_metrics({**found, "epoch": trainer.current_epoch}, step=epoch_step(trainer))
+            points = {**found, **self._lines, "epoch": trainer.current_epoch}
+            trainer.logger.log_metrics(points, step=epoch_step(trainer))
 
     def state_dict(self) -> dict[str, Any]:
         """The curves so far."""

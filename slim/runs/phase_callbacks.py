@@ -37,7 +37,7 @@ class PhaseCallbacks:
     ) -> None:
         config, kind = parts.config, name.partition("-")[0]
         self.sparse, self.slimming = _sparse_callbacks(parts, kind, budget_of_law(parts, before, number))
-        self.curves = Curves()
+        self.curves = Curves(_budget_line(parts, number) if self.sparse is not None else None)
         if self.sparse is not None:
             self.sparse.traced = parts.traced(network)  # which the other callbacks then share
             self.sparse.next_cut = pruning(parts, number) if "prune" in config.phases else None
@@ -58,6 +58,14 @@ class PhaseCallbacks:
         known = None if self.sparse is None or self.sparse.forecast is None else self.sparse.forecast.line
         line: str | None = saved.get("forecast") or known
         return line
+
+
+def _budget_line(parts: Components, number: int) -> dict[str, float]:
+    """The share that the pass's cut is asked for, to be drawn beside what it would come to now."""
+    if "prune" not in parts.config.phases:
+        return {}
+    amount = parts.config.passes[number].amount
+    return {f"sparsity/budget_{parts.config.budget[0]}": amount} if 0 <= amount <= 1 else {}
 
 
 def _sparse_callbacks(

@@ -21,6 +21,7 @@ from slim.runs.config import plain
 from slim.runs.evaluation import lookup, metrics
 from slim.runs.failures import explained
 from slim.runs.pruning import Cut, cut_network
+from slim.runs.record import command
 from slim.runs.schema import Hardware
 from slim.runs.signals import Interrupted, Signals
 from slim.runs.state import Lock, State, check_same
@@ -129,6 +130,10 @@ class _Run:
         before = self.start = self._start()
         if processes.rank() == 0:
             teachers.keep(self.parts, self.directory)
+            from slim.report.tensorboard import log_overview
+
+            begun = {"command": command(self.state.overrides), "metric": config.metric.model_dump()}
+            log_overview(self.directory, begun)
         for number in range(len(config.passes)):
             for kind in config.phases:
                 if number and kind == "baseline":
@@ -159,7 +164,17 @@ class _Run:
         return before if kind == "baseline" and self.parts.config.first == "sparse" else self._file(name)
 
     def _train(self, name: str, number: int, before: Path | None) -> None:
-        done = train(self.parts, self.directory, name, before, self.signals, number=number, note=self._note)
+        steps = self._steps_before()
+        done = train(
+            self.parts,
+            self.directory,
+            name,
+            before,
+            self.signals,
+            number=number,
+            steps_before=steps,
+            note=self._note,
+        )
         self._keep(name, done.module, done.figures)
 
     def _prune(self, name: str, number: int, before: Path | None) -> None:
@@ -173,9 +188,15 @@ class _Run:
         if processes.rank() == 0 and self.parts.config.figures:
             from slim.report.tensorboard import log_cut
 
-            log_cut(self.directory / name, **{key: cut.figures[key] for key in ("widths", "gammas", "cut", "removed")})
+            drawn = {key: cut.figures[key] for key in ("widths", "gammas", "cut", "removed")}
+            log_cut(self.directory / name, **drawn, step=self._steps_before())
         figures = {"val": cut.validation[cut.row], "validation": cut.validation, "weights": cut.weights}
         self._keep(name, cut.module, {**figures, "difference": cut.difference, **cut.figures})
+
+    def _steps_before(self) -> int:
+        """Optimizer steps of the phases that the next one goes on from."""
+        apart = "baseline" if self.parts.config.first == "sparse" else None
+        return sum(int(figures.get("steps", 0)) for name, figures in self.state.phases.items() if name != apart)
 
     def _ladder(self, cut: Cut) -> str:
         """The metric before and after every step of the cut."""

@@ -27,6 +27,7 @@ from slim.runs.evaluation import bottleneck, evaluate, validation_batches
 from slim.runs.loaders import seed_all
 from slim.runs.restart import restarted
 from slim.selection import Selection
+from slim.selection.kept import why_kept
 from slim.selection.reasons import reasons
 
 
@@ -103,6 +104,7 @@ def cut_network(parts: Components, directory: Path, before: Path | None, start: 
     unrecovered = _evaluate_unrecovered(parts, load(), done.plan)
     figures = _describe(parts, graph, done.selection, plan) | _removed(graph, described, done.selection)
     figures["stayed"] = stayed
+    figures["why_kept"] = why_kept(graph, done.selection)
     figures["recovery"] = [dataclasses.asdict(each) for each in steps]
     if thinnest := bottleneck(figures["widths"]):
         notes.append(thinnest)

@@ -16,20 +16,24 @@ Keys (a missing one means: not known in this run)::
     widths            {layer: [dense, after]};  layer_macs: {layer: [dense, after]}
     gammas            {layer: [|gamma| before the cut]};  removed: {layer: [bool]};  cut: largest removed |gamma|
     recovery          [{name, before, after, kept, reason}]: the steps after the cut, and whether they stayed
+    why_kept          {layer: a phrase on the channels that are left}
     stayed            [{reason, advice, share, where}]: the largest reasons for what could not go, of all groups
     history           {phase: {train_loss, train_accuracy, val_loss, val_accuracy: one number per epoch}}
     notes             one line each: selection, shrink budget, warnings
     latency           {"1": statement, "64": statement}
+    layer_ms          {layer: [dense, after]}: measured milliseconds within a forward, batch 1
     environment       versions, processor, device, git revision
-    paths             {artifact, report, tensorboard}
+    command           what repeats the run, for the shell
+    paths             {artifact, report, page, tensorboard}
 
 Metrics are as the module logs them: accuracies are fractions in [0, 1]. Everything but ``seconds``, latencies,
-``environment`` and ``paths`` is a function of configuration and seed (on one machine): a resumed run ends with the same
-values as one that was left alone.
+``environment``, ``command`` and ``paths`` is a function of configuration and seed (on one machine): a resumed run ends
+with the same values as one that was left alone.
 """
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,8 +41,8 @@ from typing import Any
 ROWS = ("dense", "sparse", "masked", "rebuilt", "recovered", "restarted", "finetuned")
 """The networks of a run, in the order they come to be."""
 
-TIMED = ("seconds", "latency", "latency_ms_b1", "latency_ms_b64", "environment", "paths")
-"""Keys whose values belong to the machine and the moment."""
+TIMED = ("seconds", "latency", "latency_ms_b1", "latency_ms_b64", "layer_ms", "environment", "command", "paths")
+"""Keys whose values belong to the machine, the moment, and where the run was written."""
 
 
 def build(
@@ -59,8 +63,11 @@ def build(
     history: Mapping[str, Mapping[str, Sequence[float]]],
     notes: Sequence[str],
     latency: Mapping[int, str],
+    layer_ms: Mapping[str, Sequence[float]],
     environment: Mapping[str, Any],
+    command: str,
     artifact: Path | None,
+    page: Path | None,
 ) -> dict[str, Any]:
     """Put the pieces of a finished run together. ``cut`` is what the (last) prune phase recorded, or ``None``."""
     return {
@@ -80,13 +87,26 @@ def build(
         "history": {key: dict(value) for key, value in history.items()},
         "notes": list(notes),
         "latency": {str(batch): line for batch, line in latency.items()},
+        "layer_ms": {key: list(value) for key, value in layer_ms.items()},
         "environment": dict(environment),
+        "command": command,
         "paths": {
             "artifact": None if artifact is None else str(artifact),
             "report": str(directory / "report.md"),
+            "page": None if page is None else str(page),
             "tensorboard": str(directory),
         },
     }
+
+
+def command(overrides: Sequence[str]) -> str:
+    """What repeats a run, for the shell; where it writes is left out.
+
+    >>> command(["+experiment=vgg_slim", "model.widths=[8, M]", "hydra.run.dir=x"])
+    "python train.py +experiment=vgg_slim 'model.widths=[8, M]'"
+    """
+    places = ("hydra.run.", "hydra.sweep.", "output=", "resume=")
+    return shlex.join(["python", "train.py", *(item for item in overrides if not item.lstrip("+~").startswith(places))])
 
 
 def failed(name: str, error: str) -> dict[str, Any]:

@@ -15,10 +15,9 @@ from slim import recipe, report
 from slim.channels import Plan, plan_of
 from slim.errors import SlimError
 from slim.files import write_json
-from slim.report import environment, latency
-from slim.runs import builders, processes, record, weights
+from slim.report import environment, latency, layer_latency
+from slim.runs import builders, predictions, processes, record, weights
 from slim.runs.components import Components
-from slim.runs.config import plain
 from slim.runs.evaluation import evaluate
 from slim.runs.state import State
 from slim.runs.weights import NETWORK
@@ -30,10 +29,12 @@ ROW_OF = {"baseline": "dense", "sparse": "sparse", "finetune": "finetuned"}
 def finish(parts: Components, directory: Path, state: State, say: Callable[[str], None]) -> dict[str, Any]:
     """Write ``model.safetensors``, the report and the HParams row; returns the record."""
     say("test data: read once, by every network of the run")
-    rows, kept = {}, {}
+    rows, kept, seen = {}, {}, {}
     for name, module in _modules(parts, directory, state):
         network = parts.network(module)
         rows[name] = row(parts, network, metric=evaluate(parts, module, "test"))
+        if parts.config.figures and name in predictions.ROWS and processes.rank() == 0:
+            seen[name] = predictions.predict(parts, module)
         kept[name] = network.cpu()
         thin = name
         if name != "dense":  # of the others only the last is needed below
@@ -43,7 +44,7 @@ def finish(parts: Components, directory: Path, state: State, say: Callable[[str]
         rows["dense"] = row(parts, kept["dense"], metric=None)
     if processes.rank() != 0:
         return {}
-    lines = _time(parts, {name: kept[name] for name in dict.fromkeys(("dense", thin))}, rows, thin)
+    lines, layer_ms = _time(parts, {name: kept[name] for name in dict.fromkeys(("dense", thin))}, rows, thin)
     artifact = directory / "model.safetensors"
     _save(parts, artifact, kept[thin], kept["dense"])
     config = parts.config
@@ -65,13 +66,14 @@ def finish(parts: Components, directory: Path, state: State, say: Callable[[str]
         notes=state.notes,
         latency=lines,
         environment={**environment.describe(), "hardware": parts.hardware.line},
+        layer_ms=layer_ms,
+        command=record.command(state.overrides),
         artifact=artifact,
+        page=directory / "report.html" if config.figures else None,
     )
     write_json(directory / "report.json", found)
     report.write(directory, found, pictures=config.figures)
-    from slim.report.tensorboard import log_hparams
-
-    log_hparams(directory, plain(config), found)
+    _overview(parts, directory, state, found, seen)
     state.finished = True
     state.save()
     return found
@@ -90,6 +92,24 @@ def _save(parts: Components, path: Path, thin: nn.Module, dense: nn.Module) -> N
 
 def _shapes(network: nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(value.shape) for name, value in network.state_dict().items()}
+
+
+def _overview(
+    parts: Components, directory: Path, state: State, found: Mapping[str, Any], seen: Mapping[str, list[Any]]
+) -> None:
+    """TensorBoard's pages about the whole run, with the images that its first and last network see differently."""
+    from slim.report.predictions import picture
+    from slim.report.tensorboard import log_overview
+
+    pictures = {}
+    if len(seen) > 1:
+        first, last = next(iter(seen)), next(reversed(seen))
+        both = predictions.compared(seen[first], seen[last])
+        title = f"{sum(one.amount > 0 for one in both)} of {len(both)} held-out images, {first} against {last} network"
+        drawn = picture(both, getattr(parts.data, "class_names", ()), title)
+        if drawn is not None:
+            pictures["predictions/differ"] = drawn
+    log_overview(directory, found, state.overrides, pictures)
 
 
 def row(parts: Components, network: Any, **figures: Any) -> dict[str, Any]:
@@ -136,21 +156,30 @@ def _modules(parts: Components, directory: Path, state: State) -> Iterator[tuple
         yield name, module
 
 
-def _time(parts: Components, networks: dict[str, Any], rows: dict[str, Any], thin: str) -> dict[int, str]:
-    """Measured latency of the dense and the thin network, side by side on the run's device."""
+def _time(
+    parts: Components, networks: dict[str, Any], rows: dict[str, Any], thin: str
+) -> tuple[dict[int, str], dict[str, list[float]]]:
+    """Measured latency of the dense and the thin network, side by side on the run's device.
+
+    Returns:
+        A statement for each batch size; and layer -> milliseconds at batch 1 of the dense and of the thin network.
+    """
     device = parts.hardware.device
     ready = {name: network.to(device) for name, network in networks.items()}
     seconds = parts.config.latency_seconds
     example = tree_map_only(Tensor, lambda tensor: tensor.to(device), parts.example)
     found = latency.compare(ready, example, batches=(1, 64), seconds=seconds)
+    layers = [layer.module for layer in parts.trace(parts.dense()).layers]
+    millis = layer_latency.by_layer(ready, example, list(dict.fromkeys(layers)), seconds=seconds / 2)
     for name in ready:
         ready[name].cpu()
-        rows[name] |= {f"latency_ms_b{batch}": millis for batch, millis in found.millis[name].items()}
+        rows[name] |= {f"latency_ms_b{batch}": median for batch, median in found.millis[name].items()}
     # Same shapes, same time: these rows differ from their twins in weights alone.
     for twin in ("rebuilt", "recovered", "restarted"):
         if twin in rows and rows[twin]["macs"] == rows[thin]["macs"]:
             rows[twin] |= {key: value for key, value in rows[thin].items() if key.startswith("latency")}
-    return dict(found.statements)
+    both = [name for name in millis["dense"] if name in millis[thin]]
+    return dict(found.statements), {name: [millis["dense"][name], millis[thin][name]] for name in both}
 
 
 def _phases(state: State, rows: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -167,7 +196,7 @@ def _phases(state: State, rows: Mapping[str, Mapping[str, Any]]) -> dict[str, di
 
 CUT_KEYS = (
     *("requested", "achieved", "plan_hash", "widths", "layer_macs", "gammas", "removed", "cut"),
-    *("recovery", "stayed"),
+    *("recovery", "stayed", "why_kept"),
 )
 
 

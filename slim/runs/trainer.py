@@ -15,7 +15,14 @@ from slim.runs.curves import RunLogger
 
 
 def training_trainer(
-    parts: Components, epochs: int, directory: Path, name: str, *, first_step: int, callbacks: Sequence[pl.Callback]
+    parts: Components,
+    epochs: int,
+    directory: Path,
+    name: str,
+    *,
+    steps_before: int,
+    first_step: int,
+    callbacks: Sequence[pl.Callback],
 ) -> pl.Trainer:
     """The Trainer of the phase ``name``.
 
@@ -24,6 +31,7 @@ def training_trainer(
         epochs: Of the phase.
         directory: The run directory; events go to ``directory/name``.
         name: Of the phase.
+        steps_before: Optimizer steps of the phases that this one goes on from.
         first_step: Points from this step on belong to a past that did not happen; TensorBoard drops what is purged.
         callbacks: Of the phase.
     """
@@ -36,7 +44,7 @@ def training_trainer(
         gradient_clip_val=wanted.clip,
         num_sanity_val_steps=0,
         deterministic=wanted.deterministic,
-        logger=RunLogger(directory, name="", version=name, purge_step=first_step),
+        logger=RunLogger(directory, name, parts.config.metric.name, steps_before=steps_before, purge_step=first_step),
         callbacks=list(callbacks),
         plugins=[SafeFiles()],
         enable_checkpointing=True,

@@ -39,6 +39,7 @@ def train(
     signals: Signals,
     *,
     number: int = 0,
+    steps_before: int = 0,
     note: Callable[[str], None] = lambda line: None,
 ) -> Trained:
     """Train for the phase ``name``, or go on with it where its checkpoint ends.
@@ -50,6 +51,7 @@ def train(
         before: Weights that the phase begins with; ``None``: the untrained module.
         signals: Looked at between steps.
         number: Of the pass, 0-based.
+        steps_before: Optimizer steps of the phases that this one goes on from; curves continue theirs.
         note: Called with lines for the report.
     """
     config, kind = parts.config, name.partition("-")[0]
@@ -78,7 +80,7 @@ def train(
             signals=signals,
             every_steps=config.trainer.checkpoint_every,
         )
-        trainer = _trainer(parts, directory, name, saved, [*callbacks.all, saver])
+        trainer = _trainer(parts, directory, name, saved, steps_before, [*callbacks.all, saver])
         trainer.fit(module, datamodule=parts.data, ckpt_path=checkpoint if saved is not None else None)
     parts.data.trainer = None  # which holds the module
     if line := callbacks.forecast_line(run):
@@ -94,13 +96,20 @@ def _stopwatch(earlier: float) -> Callable[[], float]:
 
 
 def _trainer(
-    parts: Components, directory: Path, name: str, saved: dict[str, Any] | None, callbacks: list[pl.Callback]
+    parts: Components,
+    directory: Path,
+    name: str,
+    saved: dict[str, Any] | None,
+    steps_before: int,
+    callbacks: list[pl.Callback],
 ) -> pl.Trainer:
     # Points after the checkpoint belong to a past that did not happen; a phase that was killed before its first
     # checkpoint may have left points, too.
     first_step = 0 if saved is None else int(saved["global_step"]) + 1
     epochs = parts.config.training(name.partition("-")[0]).epochs
-    return training_trainer(parts, epochs, directory, name, first_step=first_step, callbacks=callbacks)
+    return training_trainer(
+        parts, epochs, directory, name, steps_before=steps_before, first_step=first_step, callbacks=callbacks
+    )
 
 
 def _begin(parts: Components, kind: str, before: Path | None, saved: dict[str, Any] | None) -> pl.LightningModule:

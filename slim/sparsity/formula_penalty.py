@@ -81,12 +81,12 @@ class FormulaPenalty:
         """Apply the formula's update after the optimizer's step, and count the step."""
         trainable = [w for w in self._gammas.weights if w.requires_grad]
         if trainable:
-            self._formula.after_step(trainable, lr * self._lam())
+            self._formula.after_step(trainable, lr * self.lam)
         self._progress.step += 1
 
     def value(self) -> Tensor:
         """Lam times the formula."""
-        return self._lam() * self._formula.value()
+        return self.lam * self._formula.value()
 
     def state_dict(self) -> dict[str, Any]:
         """See `Penalty.state_dict`."""
@@ -107,5 +107,7 @@ class FormulaPenalty:
             self.law, self._gammas.flat(), lrs, schedule.at, schedule.lam, momentum, slope=self._slope
         )
 
-    def _lam(self) -> float:
+    @property
+    def lam(self) -> float:
+        """Of the next step."""
         return self.lam_schedule.at(self._progress.step, self._progress.total)

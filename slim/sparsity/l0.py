@@ -132,10 +132,14 @@ class L0:
         """Multiply the scales by the gates of the current step (after the last step the deterministic ones)."""
         self._gate(self._s)
 
+    @property
+    def lam(self) -> float:
+        """Of the next step."""
+        return self.lam_schedule.at(self._progress.step, self._progress.total)
+
     def value(self) -> Tensor:
         """Lam * expected number of open gates."""
-        lam = self.lam_schedule.at(self._progress.step, self._progress.total)
-        return lam * torch.sigmoid(self._log_alpha.detach() - TEMPERATURE * math.log(-LOW / HIGH)).sum()
+        return self.lam * torch.sigmoid(self._log_alpha.detach() - TEMPERATURE * math.log(-LOW / HIGH)).sum()
 
     def state_dict(self) -> dict[str, Any]:
         """Step, plain scales, sampled gates, Adam's moments and the generator."""

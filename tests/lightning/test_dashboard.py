@@ -49,6 +49,7 @@ def test_every_tag_is_there_once_and_follows_the_cut(tmp_path: Path) -> None:
     assert all([step for step, _ in found[tag]] == [3, 6, 9] for tag in each_epoch)
     assert all([step for step, _ in found[tag]] == list(range(1, 10)) for tag in each_step)
     assert [step for step, _ in found["sparsity/penalty"]] == list(range(1, 7)), "the law is off after the cut"
+    assert found["sparsity/lam"] == [(step, pytest.approx(0.01)) for step in range(1, 7)]
     assert next(step for step, _ in found["sparsity/zero"]) == 3
     before, after = pruning.cuts[0].before["macs"], pruning.cuts[0].after["macs"]
     assert [value for _, value in found["macs"]] == [before, before, after]

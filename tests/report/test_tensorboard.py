@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from slim.report.tensorboard import flat, log_cut, log_hparams
+from slim.report import tags
+from slim.report.tensorboard import OVERVIEW, log_cut, log_overview
 
 
 def read(folder: Path) -> Any:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    found: Any = EventAccumulator(str(folder), size_guidance={"scalars": 0, "images": 0, "histograms": 0})
+    found: Any = EventAccumulator(str(folder), size_guidance={"scalars": 0, "images": 0, "histograms": 0, "tensors": 0})
     found.Reload()
     return found
 
@@ -22,30 +24,70 @@ def test_the_cut_is_drawn_and_drawn_again(tmp_path: Path) -> None:
     for _ in range(2):
         log_cut(tmp_path, widths={"a": [8, 3]}, gammas={"a": [0.0, 0.1, 0.5]}, cut=0.1)
     found = read(tmp_path)
-    assert set(found.Tags()["images"]) == {"cut/widths", "cut/gammas", "cut/gammas_by_layer"}
+    assert set(found.Tags()["images"]) == {"cut/widths", "cut/gammas", "cut/gammas_by_layer", "cut/gamma_ridges"}
     assert all(len(found.Images(tag)) == 1 for tag in found.Tags()["images"])
 
 
-def test_a_run_is_one_row(tmp_path: Path) -> None:
+def row_of(folder: Path) -> Any:
     from tensorboard.plugins.hparams import metadata, plugin_data_pb2
 
-    record = {"rows": {"dense": {"metric": 0.9, "macs": 100}, "finetuned": {"metric": 0.8, "macs": 25}}}
+    content = read(folder).PluginTagToContent(metadata.PLUGIN_NAME)[metadata.SESSION_START_INFO_TAG]
+    return plugin_data_pb2.HParamsPluginData.FromString(content).session_start_info.hparams
+
+
+def test_a_run_is_one_row_of_what_was_changed(tmp_path: Path, make_record: Any) -> None:
+    record = make_record()
     for ratio in (0.3, 0.5):
-        log_hparams(tmp_path, {"prune": {"ratio": ratio}, "phases": ["sparse"], "resume": None}, record)
-    found = read(tmp_path / "hparams")
+        log_overview(tmp_path, record, ["+experiment=vgg_slim", f"prune.ratio={ratio}", "phases=[sparse]", "output=x"])
+    found = read(tmp_path / OVERVIEW)
+    rows = record["rows"]
     assert {tag: found.Scalars(tag)[0].value for tag in found.Tags()["scalars"]} == pytest.approx(
-        {"result/accuracy_dense": 0.9, "result/accuracy_finetuned": 0.8, "result/macs_kept": 0.25}
+        {
+            "result/accuracy": rows["finetuned"]["metric"],
+            "result/gap_to_dense": rows["finetuned"]["metric"] - rows["dense"]["metric"],
+            "result/macs": rows["finetuned"]["macs"],
+            "result/params": rows["finetuned"]["params"],
+            "result/ms_batch_1": rows["finetuned"]["latency_ms_b1"],
+            "result/ms_batch_64": rows["finetuned"]["latency_ms_b64"],
+        }
     )
-    content = found.PluginTagToContent(metadata.PLUGIN_NAME)[metadata.SESSION_START_INFO_TAG]
-    row = plugin_data_pb2.HParamsPluginData.FromString(content).session_start_info.hparams
+    row = row_of(tmp_path / OVERVIEW)
     assert (row["prune.ratio"].number_value, row["phases"].string_value) == (0.5, "[sparse]")
-    assert "resume" not in row
+    assert set(row) == {"experiment", "prune.ratio", "phases"}
 
 
 def test_what_a_sweep_varies_comes_first(tmp_path: Path) -> None:
     """TensorBoard ranks the columns over all runs, unless a run brings a ranking of its own."""
     from tensorboard.plugins.hparams import metadata
 
-    log_hparams(tmp_path, {"seed": 1, "output": "x"}, {})
-    assert metadata.EXPERIMENT_TAG not in read(tmp_path / "hparams").PluginTagToContent(metadata.PLUGIN_NAME)
-    assert flat({"prune": {"ratio": 0.3}, "output": "x"}) == {"prune.ratio": 0.3}
+    log_overview(tmp_path, {}, ["seed=1"])
+    assert metadata.EXPERIMENT_TAG not in read(tmp_path / OVERVIEW).PluginTagToContent(metadata.PLUGIN_NAME)
+
+
+def test_text_tells_command_networks_plan_and_notes(tmp_path: Path, make_record: Any) -> None:
+    record = make_record() | {"command": "python train.py +experiment=toy"}
+    log_overview(tmp_path, record)
+    found = read(tmp_path / OVERVIEW)
+    pages = {
+        tag.removesuffix("/text_summary"): found.Tensors(tag)[0].tensor_proto.string_val[0].decode()
+        for tag in found.Tags()["tensors"]
+        if tag.endswith("/text_summary")
+    }
+    names = ["overview/1_command", "overview/2_networks", "overview/3_plan", "overview/4_notes"]
+    assert list(pages) == names
+    assert record["command"] in pages[names[0]] and "89.50%" in pages[names[1]] and "layer5" in pages[names[2]]
+
+
+def test_every_chart_of_the_cockpit_has_curves() -> None:
+    """The layout finds, by its expressions, what a run logs; nothing stands in two charts, and what matters first."""
+    logged = ("train/loss", "train/loss_step", "val/loss", "val/miou", "train/miou", "lr", "macs", "epoch", "val/extra")
+    law = ("penalty", "lam", "zero", "target", "macs_after_cut", "ready", "budget_macs")
+    shown = [tags.in_reading_order(name, "miou") for name in (*logged, *(f"sparsity/{name}" for name in law))]
+    assert len(set(shown)) == len(shown)
+    charts = [chart[1][0] for chart in tags.layout("miou")["cockpit"].values()]
+    found = [[tag for tag in shown if re.search(expression, tag)] for expression in charts]
+    assert all(found)
+    assert len({tag for chart in found for tag in chart}) == sum(len(chart) for chart in found)
+    assert [tag for tag in sorted(shown)[:6]] == [
+        *("1_miou/train", "1_miou/val", "2_loss/penalty", "2_loss/train", "2_loss/train_step", "2_loss/val"),
+    ]

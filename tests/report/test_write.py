@@ -26,6 +26,7 @@ def test_the_same_record_gives_the_same_bytes(tmp_path: Path, make_record: Any) 
     assert first == second
     assert set(first) == {
         "report.md",
+        "report.html",
         *(f"figures/{name}.png" for name in ("summary", "widths", "gammas", "gammas_by_layer", "history")),
     }
     assert all(content.startswith(SIGNATURE) for name, content in first.items() if name.endswith(".png"))

@@ -26,6 +26,7 @@ def test_sensitivity_of_a_run_goes_on_and_its_caps_are_obeyed(
     assert len(rows) == 2 + 2 * 2  # a head of two lines; two layers, two shares
     assert (place / "sensitivity.png").read_bytes().startswith(b"\x89PNG")
     assert first["images"] == 13
+    assert not (place / "sensitivity").exists(), "figures=false"
     before = (place / "sensitivity.csv").read_bytes()
 
     def never(*_: object) -> None:

@@ -10,15 +10,15 @@ from experiments.chaos.harness import curves
 from slim.sparsity import LAWS
 from tests.runs.tiny import run
 
-FAR = ("sparsity/zero", "sparsity/target", "sparsity/macs_after_cut", "sparsity/ready")
+FAR = ("3_sparsity/zero", "3_sparsity/target", "3_sparsity/macs_after_cut", "3_sparsity/ready")
 
 
 @pytest.mark.parametrize("law", LAWS)
 def test_every_law_tells_how_far_it_is(law: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     run(tmp_path, f"penalty={law}", "phases=[sparse,prune]", "sparse.shrink=null")
     found = curves(tmp_path / "sparse")
-    epochs = [step + 1 for step, _ in found["train/loss"]]  # counted from 0, as Lightning does
-    for tag in (*FAR, "macs"):
+    epochs = [step + 1 for step, _ in found["2_loss/train"]]  # counted from 0, as Lightning does
+    for tag in (*FAR, "4_cost/macs"):
         assert [step for step, _ in found[tag]] == epochs, tag
     assert all(0 <= value <= 1 for tag in FAR for _, value in found[tag])
     said = capfd.readouterr().err
@@ -29,9 +29,9 @@ def test_every_law_tells_how_far_it_is(law: str, tmp_path: Path, capfd: pytest.C
 def test_the_last_outlook_is_the_cut(tmp_path: Path) -> None:
     report = run(tmp_path, "phases=[sparse,prune]", "prune.ratio=null", "prune.macs=0.4")
     found = curves(tmp_path / "sparse")
-    assert found["sparsity/macs_after_cut"][-1][1] == pytest.approx(report["achieved"]["macs"])
-    assert found["sparsity/target"][-1][1] == pytest.approx(report["achieved"]["ratio"])
-    assert found["sparsity/ready"][-1][1] == float(report["cut"] < 1e-2)
+    assert found["3_sparsity/macs_after_cut"][-1][1] == pytest.approx(report["achieved"]["macs"])
+    assert found["3_sparsity/target"][-1][1] == pytest.approx(report["achieved"]["ratio"])
+    assert found["3_sparsity/ready"][-1][1] == float(report["cut"] < 1e-2)
 
 
 def test_ready_when_what_goes_is_gone(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -39,9 +39,9 @@ def test_ready_when_what_goes_is_gone(tmp_path: Path, capfd: pytest.CaptureFixtu
     line = ("penalty=prox", "penalty.lam=3", "sparse.epochs=6", "sparse.slim_every=2", "prune.ratio=0.3")
     report = run(tmp_path, *line, "phases=[sparse,prune]", "sparse.shrink=null")
     found = curves(tmp_path / "sparse")
-    assert found["sparsity/ready"][-1][1] == 1
-    assert found["sparsity/zero"][-1][1] >= 0.3
+    assert found["3_sparsity/ready"][-1][1] == 1
+    assert found["3_sparsity/zero"][-1][1] >= 0.3
     assert "ready to prune" in capfd.readouterr().err
-    macs = [value for _, value in found["macs"]]
+    macs = [value for _, value in found["4_cost/macs"]]
     assert macs == sorted(macs, reverse=True)
     assert macs[-1] < macs[0] == report["rows"]["dense"]["macs"]

@@ -32,12 +32,12 @@ def test_a_weight_of_zero_is_plain_training(tmp_path: Path) -> None:
     run(tmp_path / "zero", HEARD[0], "finetune.distill.weight=0")
     plain, zero = weights(tmp_path / "plain"), weights(tmp_path / "zero")
     assert all(torch.equal(plain[name], zero[name]) for name in plain)
-    assert "distillation/loss" not in curves(tmp_path / "zero" / "finetune")
+    assert "2_loss/teacher" not in curves(tmp_path / "zero" / "finetune")
 
 
 def test_a_teacher_changes_the_network_and_its_loss_is_logged(tmp_path: Path) -> None:
     run(tmp_path, *HEARD, "phases=[baseline,sparse,prune,finetune]")
-    heard = [value for _, value in curves(tmp_path / "finetune")["distillation/loss"]]
+    heard = [value for _, value in curves(tmp_path / "finetune")["2_loss/teacher"]]
     assert len(heard) == 2
     assert all(value > 0 for value in heard)
     body = torch.load(tmp_path / "finetune" / "last.ckpt", weights_only=True)
@@ -101,10 +101,10 @@ def test_sparse_training_has_a_teacher_of_its_own(tmp_path: Path) -> None:
     four, law = "phases=[baseline,sparse,prune,finetune]", ("penalty=target", "sparse.slim_every=1", "sparse.epochs=2")
     run(tmp_path / "alone", four, *law)
     report = run(tmp_path / "taught", four, *law, "sparse.distill.teacher=dense")
-    heard = [value for _, value in curves(tmp_path / "taught" / "sparse")["distillation/loss"]]
+    heard = [value for _, value in curves(tmp_path / "taught" / "sparse")["2_loss/teacher"]]
     assert len(heard) == 2
     assert all(value > 0 for value in heard)
-    assert "distillation/loss" not in curves(tmp_path / "taught" / "finetune")
+    assert "2_loss/teacher" not in curves(tmp_path / "taught" / "finetune")
     assert report["phases"]["sparse"]["slimmed"], "channels left while the teacher spoke"
     alone, taught = (
         torch.load(tmp_path / name / "sparse" / "last.ckpt", weights_only=True) for name in ("alone", "taught")
@@ -120,9 +120,7 @@ def test_a_file_teaches_the_phase_that_names_it(kind: str, tmp_path: Path) -> No
     run(tmp_path / "run", f"{kind}.distill.teacher={tmp_path / 'first'}")
     found = sorted(path.name for path in (tmp_path / "run").glob("*-teacher.safetensors"))
     assert found == [f"{kind}-teacher.safetensors"]
-    assert {phase for phase in ("sparse", "finetune") if "distillation/loss" in curves(tmp_path / "run" / phase)} == {
-        kind
-    }
+    assert {phase for phase in ("sparse", "finetune") if "2_loss/teacher" in curves(tmp_path / "run" / phase)} == {kind}
 
 
 def test_a_run_killed_before_its_teacher_was_kept_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

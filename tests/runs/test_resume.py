@@ -118,7 +118,7 @@ def test_epochs_may_be_added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     report = json.loads((place / "report.json").read_text())
     assert report["phases"]["baseline"]["epochs"] == 3
     assert len(report["history"]["baseline"]["train_loss"]) == 3
-    assert [step for step, _ in curves(place / "baseline")["train/loss"]] == [3, 7, 11], "one curve, without a gap"
+    assert [step for step, _ in curves(place / "baseline")["2_loss/train"]] == [3, 7, 11], "one curve, without a gap"
 
 
 def test_changed_runs_are_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

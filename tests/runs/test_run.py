@@ -40,7 +40,7 @@ def test_run_directory(done: tuple[Path, dict[str, Any]]) -> None:
     place, _ = done
     for name in (
         ".hydra/config.yaml", "state.json", "prune/plan.json", "model.safetensors", "report.md", "report.json",
-        "sparse/last.ckpt", "finetune/last.ckpt", "baseline/network.safetensors",
+        "report.html", "sparse/last.ckpt", "finetune/last.ckpt", "baseline/network.safetensors",
     ):  # fmt: skip
         assert (place / name).is_file(), name
     for phase in ("baseline", "sparse", "finetune"):
@@ -53,7 +53,11 @@ def test_run_directory(done: tuple[Path, dict[str, Any]]) -> None:
 
 def test_without_figures(tmp_path: Path) -> None:
     run(tmp_path / "run", "phases=[sparse,prune]")
-    assert not list(tmp_path.rglob("*.png")) and "figures/" not in (tmp_path / "run" / "report.md").read_text()
+    assert (
+        not list(tmp_path.rglob("*.png"))
+        and not list(tmp_path.rglob("*.html"))
+        and "figures/" not in (tmp_path / "run" / "report.md").read_text()
+    )
 
 
 def test_report(done: tuple[Path, dict[str, Any]]) -> None:
@@ -70,6 +74,40 @@ def test_report(done: tuple[Path, dict[str, Any]]) -> None:
     assert told["python"] == platform.python_version() and told["processor"]
     revision = environment.revision()
     assert told["git"] == revision and (revision is None or len(revision.rstrip("+")) == 12)
+
+
+def events(folder: Path) -> Any:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    found: Any = EventAccumulator(str(folder), size_guidance={"scalars": 0, "images": 0, "histograms": 0, "tensors": 0})
+    found.Reload()
+    return found
+
+
+def test_tensorboard_has_one_axis_and_reading_order(done: tuple[Path, dict[str, Any]]) -> None:
+    """A fine-tune's steps go on where sparse training stopped; the baseline is a run of its own."""
+    place, report = done
+    curves = {phase: events(place / phase) for phase in ("baseline", "sparse", "finetune")}
+    steps = {name: [event.step for event in found.Scalars("1_accuracy/val")] for name, found in curves.items()}
+    length = report["phases"]["sparse"]["steps"]
+    assert steps["sparse"] == steps["baseline"] and steps["sparse"][-1] == length - 1
+    assert steps["finetune"] == [length + step for step in steps["sparse"]]
+    assert next(event.step for event in curves["finetune"].Histograms("gamma/all")) == length
+    assert [event.step for event in events(place / "prune").Images("cut/gamma_ridges")] == [length]
+    tags = curves["sparse"].Tags()["scalars"]
+    assert sorted(tags)[:2] == ["1_accuracy/train", "1_accuracy/val"], "what TensorBoard unfolds"
+    assert {"3_sparsity/zero", "3_sparsity/target", "3_sparsity/budget_ratio", "5_schedule/lam"} <= set(tags)
+    assert {event.value for event in curves["sparse"].Scalars("3_sparsity/budget_ratio")} == {0.5}
+
+
+def test_tensorboard_tells_of_the_whole_run(done: tuple[Path, dict[str, Any]]) -> None:
+    place, report = done
+    found = events(place / "overview")
+    tags = found.Tags()
+    assert "custom_scalars__config__" in tags["tensors"]
+    assert {f"overview/{name}/text_summary" for name in ("1_command", "2_networks", "3_plan")} <= set(tags["tensors"])
+    assert report["command"] in found.Tensors("overview/1_command/text_summary")[0].tensor_proto.string_val[0].decode()
+    assert found.Scalars("result/accuracy")[0].value == pytest.approx(report["rows"]["finetuned"]["metric"])
 
 
 def test_artifact_is_the_fine_tuned_network(done: tuple[Path, dict[str, Any]]) -> None:
