@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import slim
-from experiments.criteria.images import augmented
 from experiments.criteria.leave_one_out import correlations
 from experiments.criteria.network import build
-from experiments.criteria.training import BATCH, INPUTS, Setting, accuracy, train
+from experiments.criteria.training import INPUTS, Setting, accuracy, train
 from slim.channels import ChannelGraph, Plan, count_macs
 from slim.criteria import Scores
 from slim.recovery import recalibrate
@@ -167,13 +166,8 @@ def cut(setting: Setting, graph: ChannelGraph, scores: Scores, **options: Any) -
     """The rebuilt network with BatchNorm recalibrated, and its plan."""
     plan = slim.select(graph, scores, **{**setting.limits, **options})
     thin = slim.rebuild(graph.model, plan)
-    recalibrate(thin, calibration(setting))
+    recalibrate(thin, setting.calibration())
     return thin, plan
-
-
-def calibration(setting: Setting) -> Iterable[tuple[Tensor, Tensor]]:
-    """Batches for BatchNorm statistics: one epoch of training images, cropped and flipped as in training."""
-    return augmented(setting.train, BATCH, torch.Generator().manual_seed(0))
 
 
 def after_cut(setting: Setting, thin: nn.Module) -> dict[str, Any]:

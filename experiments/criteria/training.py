@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 import slim
@@ -43,6 +43,10 @@ class Setting:
     def limits(self) -> dict[str, float]:
         """The budget of every cut, and its floor."""
         return {"macs": self.macs, "max_layer_ratio": self.max_layer_ratio}
+
+    def calibration(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches for recovery: one epoch of training images, cropped and flipped as in training."""
+        return augmented(self.train, BATCH, torch.Generator().manual_seed(0))
 
     def autocast(self) -> torch.autocast:
         """Mixed precision, or none."""

@@ -6,6 +6,7 @@ from slim.criteria import (  # noqa: F401
     apoz,
     bn_mean,
     bn_variance,
+    channel_pruning,
     combination,
     fisher,
     gamma,
@@ -14,6 +15,7 @@ from slim.criteria import (  # noqa: F401
     l2,
     random,
     taylor,
+    thinet,
     uniform,
 )
 from slim.criteria.marginal import marginal
