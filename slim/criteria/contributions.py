@@ -34,7 +34,7 @@ def contributions(
     Layers of one input channel per output (depthwise) only pass a channel on, and are left out.
     """
     found: dict[str, Floats] = {}
-    groups_of = _candidates(graph)
+    groups_of = readers_of(graph)
     generator = torch.Generator().manual_seed(seed)
 
     def make_hook(module: str) -> Any:
@@ -58,7 +58,7 @@ def contributions(
         groups, place = np.unique(groups_of[module], return_inverse=True)
         member = np.zeros((len(groups_of[module]), len(groups)))
         member[np.arange(len(place)), place.reshape(-1)] = 1
-        free = _free(graph, groups)
+        free = may_go(graph, groups)
         parts = (member.T @ overlap @ member)[np.ix_(free, free)]
         energy = parts.sum()
         parts = parts / energy if energy > 1e-300 else parts
@@ -67,23 +67,24 @@ def contributions(
     yield from together.values()
 
 
-def _candidates(graph: ChannelGraph) -> dict[str, npt.NDArray[np.int64]]:
+def readers_of(graph: ChannelGraph) -> dict[str, npt.NDArray[np.int64]]:
     """Module to the groups (C_in,) of its inputs, of every layer that has some that may go."""
     found = {}
     for module, weight, dim in weights(graph):
-        layer = graph.model.get_submodule(module)
+        layer: Any = graph.model.get_submodule(module)
         groups = in_groups(graph, weight, dim)
-        if groups is None or not regresses(layer) or not _free(graph, groups).any():
+        if groups is None or not regresses(layer) or not may_go(graph, groups).any():
             continue
-        blocks, inputs = blocks_of(layer), layer.weight[0].numel()  # type: ignore[operator,union-attr,index]
+        blocks, inputs = blocks_of(layer), layer.weight[0].numel()
         if (blocks == 1 or blocks < len(groups)) and inputs <= MOST_INPUTS:
             found[module] = groups
     return found
 
 
-def _free(graph: ChannelGraph, groups: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-    may_go = np.append(graph.prunable | graph.inexact, False)  # the last answers for -1, fixed
-    free: npt.NDArray[np.bool_] = may_go[groups]
+def may_go(graph: ChannelGraph, groups: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    """Which of ``groups`` (n,) may be removed; -1, fixed, may not."""
+    flags = np.append(graph.prunable | graph.inexact, False)  # the last answers for -1
+    free: npt.NDArray[np.bool_] = flags[groups]
     return free
 
 
