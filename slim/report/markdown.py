@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from slim.report import environment, formatting, tables
+from slim.report import deployment, environment, formatting, tables
 from slim.report.metric import metric_of
 
 CAPTIONS = {
@@ -38,6 +38,8 @@ def render(record: Mapping[str, Any], figures: Sequence[str]) -> str:
     if stayed := record.get("stayed"):
         rows = [[row["reason"], formatting.percent(row["share"], 1), row["where"], row["advice"]] for row in stayed]
         parts += ["## What must stay", _grid(("reason", "channel groups", "such as", "what can be done"), rows)]
+    if deployed := deployment.sections(record):
+        parts += deployed
     if notes := record.get("notes"):
         parts += ["## Notes", _list(*notes)]
     for name in figures:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
 from torch import nn
@@ -13,10 +14,13 @@ import slim
 from slim.channels import ChannelGraph, Plan, plan_of
 from slim.lightning import find_network
 from slim.lightning.traced import TracedNetwork
-from slim.runs import builders
+from slim.runs import builders, processes
 from slim.runs.construct import target
 from slim.runs.hardware import Choice
 from slim.runs.schema import Config
+
+if TYPE_CHECKING:
+    from slim.deploy import Rounding
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,24 @@ class Components:
     def trace(self, network: nn.Module) -> ChannelGraph:
         """The channel graph of a network of this run."""
         return slim.trace(network, self.example, **self.config.prune.tracing)
+
+    @cached_property
+    def rounding(self) -> Rounding | None:
+        """What ``prune.round_to=auto`` comes to on this machine, measured once; ``None`` where it is a number."""
+        if self.config.prune.round_to != "auto" or "prune" not in self.config.phases:
+            return None
+        from slim import deploy
+
+        found: Rounding = processes.shared(deploy.measure_rounding(self.dense(), self.example))
+        return found
+
+    @property
+    def limits(self) -> dict[str, Any]:
+        """The arguments of :func:`slim.select`, but for the budget."""
+        limits = self.config.prune.limits
+        if self.rounding is not None:
+            limits["round_to"] = self.rounding.multiple
+        return limits
 
     def traced(self, network: nn.Module) -> TracedNetwork:
         """A network for callbacks to share: its example, and the dense network that budgets refer to."""

@@ -84,7 +84,12 @@ def _check_phases(config: Config) -> None:
     if phases != sorted(set(phases), key=PHASES.index):
         order = ",".join(sorted(set(phases), key=PHASES.index))
         raise SlimError(f"phases must be in order, each once. Got phases={phases}. Set phases=[{order}].")
-    if phases[0] in ("prune", "finetune") and config.checkpoint is None and config.task == "train":
+    if "export" in phases and config.trainer.processes > 1:
+        raise SlimError(
+            f"One process exports. Got phases={phases} with trainer.devices={config.trainer.devices}. "
+            "Leave export out, then run phases=[export] with checkpoint=<the run directory> and trainer.devices=1."
+        )
+    if phases[0] in ("prune", "finetune", "export") and config.checkpoint is None and config.task == "train":
         raise SlimError(
             f"A run that begins with {phases[0]} needs a trained network. Got checkpoint=null. Set checkpoint=<file>."
         )

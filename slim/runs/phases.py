@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -136,9 +137,10 @@ class _Run:
             log_overview(self.directory, begun)
         for number in range(len(config.passes)):
             for kind in config.phases:
-                if number and kind == "baseline":
+                last = number == len(config.passes) - 1
+                if (number and kind == "baseline") or (kind == "export" and not last):
                     continue
-                name = kind if number == 0 else f"{kind}-{number + 1}"
+                name = kind if number == 0 or kind == "export" else f"{kind}-{number + 1}"
                 before = self._phase(name, kind, number, before)
         return self._report()
 
@@ -156,8 +158,10 @@ class _Run:
             self.say(f"{name}: done before")
         else:
             self._banner(name, kind)
-            work = self._prune if kind == "prune" else self._train
+            work = {"prune": self._prune, "export": self._export}.get(kind, self._train)
             work(name, number, before)
+        if kind == "export":
+            return before
         # A baseline before sparse training is a run of its own: what follows begins from the network before it.
         # Everything else begins from the file, whether or not this process wrote it, so that a resumed run begins from
         # the same bits and strides.
@@ -178,6 +182,8 @@ class _Run:
         self._keep(name, done.module, done.figures)
 
     def _prune(self, name: str, number: int, before: Path | None) -> None:
+        if self.parts.rounding is not None:
+            self._note(f"{name}: {self.parts.rounding.line}")
         cut = cut_network(self.parts, self.directory, before, self.start, number)
         self._keep_plan(name, cut.plan)
         self.say(f"{name:9} validation: {self._ladder(cut)}; {self._left(cut)}")
@@ -197,6 +203,21 @@ class _Run:
         """Optimizer steps of the phases that the next one goes on from."""
         apart = "baseline" if self.parts.config.first == "sparse" else None
         return sum(int(figures.get("steps", 0)) for name, figures in self.state.phases.items() if name != apart)
+
+    def _export(self, name: str, number: int, before: Path | None) -> None:
+        from slim.runs import exporting
+
+        begun = time.perf_counter()
+        found, reference = exporting.export_network(self.parts, self.directory / exporting.FOLDER, before)
+        shown = self.parts.config.metric.shown
+        for form, row in found.described().items():
+            kept = f"{shown(row['metric'])} of {shown(row['reference'])}"
+            self.say(
+                f"{form:9} {row['file']}, {row['bytes']:,} bytes, validation {kept}, off by {row['difference']:.1e}"
+            )
+        for line in found.notes:
+            self._note(f"{name}: {line}")
+        self.state.finish(name, exporting.figures(found, reference, time.perf_counter() - begun))
 
     def _ladder(self, cut: Cut) -> str:
         """The metric before and after every step of the cut."""
@@ -239,7 +260,7 @@ class _Run:
         self.state.note(line)
 
     def _banner(self, name: str, kind: str) -> None:
-        epochs = "" if kind == "prune" else f" {self.parts.config.training(kind).epochs} epochs "
+        epochs = "" if kind in ("prune", "export") else f" {self.parts.config.training(kind).epochs} epochs "
         self.say(f"── {name} ──{epochs}".ljust(72, "─"))
 
     # The end

@@ -47,6 +47,11 @@ def prepare(config: Mapping[str, Any], *, begun: bool = False) -> Components:
         graph = found.trace(network)
         _check_scales(settings, graph)
         _check_batches(settings, data)
+        if "export" in settings.phases:
+            from slim import deploy
+            from slim.runs.exporting import options
+
+            deploy.check(options(found))
         if "prune" in settings.phases and not begun:
             rehearse(found, graph)
     return found

@@ -145,7 +145,7 @@ def pruning_options(parts: Components, number: int) -> dict[str, Any]:
         "network": config.network,
         "example": parts.example,
         "trace": config.prune.tracing,
-        **config.prune.limits,
+        **parts.limits,
     }
 
 
@@ -158,7 +158,7 @@ def rehearse(parts: Components, graph: ChannelGraph) -> None:
     kind, amount = parts.config.budget
     few = [tree_map_only(Tensor, lambda tensor: tensor[:2], next(iter(validation_batches(parts.data))))]
     graph.model.to(parts.hardware.device)
-    slim.select_groups(graph, score(parts, graph, few), **{**parts.config.prune.limits, kind: amount})
+    slim.select_groups(graph, score(parts, graph, few), **{**parts.limits, kind: amount})
     graph.model.cpu()
 
 

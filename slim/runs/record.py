@@ -19,6 +19,9 @@ Keys (a missing one means: not known in this run)::
     why_kept          {layer: a phrase on the channels that are left}
     stayed            [{reason, advice, share, where}]: the largest reasons for what could not go, of all groups
     history           {phase: {train_loss, train_accuracy, val_loss, val_accuracy: one number per epoch}}
+    export            {files: {format: {file, bytes, images, difference (relative), agreement, reference, metric}},
+                        ladder: [{name, metric (test), bytes, latency_ms_b1, latency_ms_b64}]}; reference and metric:
+                        of the network and of the file, on the same held-out images
     notes             one line each: selection, shrink budget, warnings
     latency           {"1": statement, "64": statement}
     layer_ms          {layer: [dense, after]}: measured milliseconds within a forward, batch 1
@@ -68,6 +71,7 @@ def build(
     command: str,
     artifact: Path | None,
     page: Path | None,
+    export: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Put the pieces of a finished run together. ``cut`` is what the (last) prune phase recorded, or ``None``."""
     return {
@@ -85,6 +89,7 @@ def build(
         **(dict(cut) if cut else {}),
         **({"cuts": [dict(each) for each in cuts]} if cuts else {}),
         "history": {key: dict(value) for key, value in history.items()},
+        **({"export": dict(export)} if export else {}),
         "notes": list(notes),
         "latency": {str(batch): line for batch, line in latency.items()},
         "layer_ms": {key: list(value) for key, value in layer_ms.items()},
@@ -120,6 +125,8 @@ def timeless(record: Any) -> Any:
     >>> timeless({"rows": {"dense": {"metric": 0.9, "latency_ms_b1": 3.1}}, "paths": {}})
     {'rows': {'dense': {'metric': 0.9}}}
     """
+    if isinstance(record, list):
+        return [timeless(value) for value in record]
     if isinstance(record, Mapping):
         return {key: timeless(value) for key, value in record.items() if key not in TIMED}
     return record

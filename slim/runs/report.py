@@ -45,6 +45,7 @@ def finish(parts: Components, directory: Path, state: State, say: Callable[[str]
     if processes.rank() != 0:
         return {}
     lines, layer_ms = _time(parts, {name: kept[name] for name in dict.fromkeys(("dense", thin))}, rows, thin)
+    exported = _exported(parts, directory, state, say)
     artifact = directory / "model.safetensors"
     _save(parts, artifact, kept[thin], kept["dense"])
     config = parts.config
@@ -70,6 +71,7 @@ def finish(parts: Components, directory: Path, state: State, say: Callable[[str]
         command=record.command(state.overrides),
         artifact=artifact,
         page=directory / "report.html" if config.figures else None,
+        export=exported,
     )
     write_json(directory / "report.json", found)
     report.write(directory, found, pictures=config.figures)
@@ -110,6 +112,16 @@ def _overview(
         if drawn is not None:
             pictures["predictions/differ"] = drawn
     log_overview(directory, found, state.overrides, pictures)
+
+
+def _exported(parts: Components, directory: Path, state: State, say: Callable[[str], None]) -> dict[str, Any] | None:
+    """What the export phase wrote, and the ladder from the dense network to thin int8."""
+    if "export" not in state.phases:
+        return None
+    from slim.runs import exporting
+
+    say("export: the dense and the thin network in turns, in PyTorch, ONNX Runtime and int8")
+    return {"files": state.phases["export"]["files"], "ladder": exporting.ladder(parts, directory, state)}
 
 
 def row(parts: Components, network: Any, **figures: Any) -> dict[str, Any]:

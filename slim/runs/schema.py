@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict
 
 from slim.selection import Pass, passes
 
-PHASES = ("baseline", "sparse", "prune", "finetune")
+PHASES = ("baseline", "sparse", "prune", "finetune", "export")
 BUDGETS = ("ratio", "macs", "params", "memory", "latency")
 
 SAFE_ON_RESUME = (
@@ -155,7 +155,7 @@ class Prune(Section):
     latency: Kept | None = None
     min_channels: AtLeastOne = 1
     max_layer_ratio: Annotated[float, _rule("in (0, 1]. Set {key} to at most 1", lambda value: 0 < value <= 1)] = 1.0
-    round_to: AtLeastOne = 1
+    round_to: AtLeastOne | Literal["auto"] = 1
     ignore: list[str] = []
     overrides: dict[str, Any] | None = None
     strategy: Literal["global", "marginal", "layer"] = "global"
@@ -173,6 +173,36 @@ class Prune(Section):
     def tracing(self) -> dict[str, Any]:
         """The arguments of :func:`slim.trace`, but for network and example."""
         return {"residual": self.residual, "grouped": self.grouped}
+
+
+class Export(Section):
+    """The export phase: what the network is written as, and how near the files must be. See :mod:`slim.deploy`.
+
+    Attributes:
+        formats: onnx, int8 (ONNX), pt2, pt2_int8 (torchao), openvino, openvino_int8.
+        opset: Of the ONNX operators; ``None``: the newest that the exporter writes.
+        images: Held-out images that files are compared with the network on.
+        calibration: How the range of an activation follows from calibration images: minmax, entropy, percentile.
+        calibration_images: Training images that ranges are found on.
+        reduce_range: Weights of 7 bits; ``None``: where this processor lacks VNNI.
+        qat: Quantization-aware fine-tuning: never, always, or auto: where int8 loses more than half a point.
+        qat_steps: Training batches of that.
+        qat_lr: Its first learning rate, of Adam.
+        max_difference: Of a float file, as a share of the largest output.
+        max_loss: How much of the metric a quantized file may lose: points of a percentage in [0, 1], else the share.
+    """
+
+    formats: list[str] = ["onnx", "int8", "pt2"]
+    opset: AtLeastOne | None = None
+    images: AtLeastOne = 1000
+    calibration: Literal["minmax", "entropy", "percentile"] = "minmax"
+    calibration_images: AtLeastOne = 512
+    reduce_range: bool | None = None
+    qat: Literal["never", "auto", "always"] = "never"
+    qat_steps: AtLeastOne = 200
+    qat_lr: Positive = 1e-4
+    max_difference: Positive = 1e-3
+    max_loss: Positive = 0.02
 
 
 class Schedule(Section):
@@ -254,6 +284,7 @@ class Config(Section):
     prune: Prune
     finetune: Finetune
     schedule: Schedule
+    export: Export = Export()
     sensitivity: Sensitivity
     network: str | None = None
     name: Name = "slim"

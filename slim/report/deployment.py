@@ -1,0 +1,63 @@
+"""What was exported: how near every file is to the network, and the ladder from dense fp32 to thin int8."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from slim.report import formatting
+from slim.report.metric import metric_of
+
+RUNTIME = "dense fp32"
+"""The rung that speed is compared with: the dense network in the same runtime."""
+
+
+def sections(record: Mapping[str, Any]) -> list[str]:
+    """Markdown of the export section of a record; empty where nothing was exported."""
+    export = record.get("export") or {}
+    found = []
+    if export.get("files"):
+        found += ["## Export", _files(record, export["files"])]
+    if export.get("ladder"):
+        found += ["## From dense fp32 to thin int8", _ladder(record, export["ladder"])]
+    return found
+
+
+def _files(record: Mapping[str, Any], files: Mapping[str, Mapping[str, Any]]) -> str:
+    metric = metric_of(record)
+    rows = []
+    for name, row in files.items():
+        cells = [name, f"`{row['file']}`", formatting.count(row["bytes"]), f"{row['difference']:.1e}"]
+        agreement = formatting.MISSING if row["agreement"] is None else f"{100 * row['agreement']:.2f} %"
+        rows.append([*cells, agreement, metric.shown(row["reference"]), metric.shown(row["metric"])])
+    images = next(iter(files.values()))["images"]
+    head = ("format", "file", "bytes", "largest difference", "same prediction", f"{metric.name}: network", "file ")
+    return (
+        f"Compared with the network on {images} held-out images; differences as a share of the largest output.\n\n"
+        + grid(head, rows)
+    )
+
+
+def _ladder(record: Mapping[str, Any], ladder: list[Mapping[str, Any]]) -> str:
+    metric = metric_of(record)
+    base: Mapping[str, Any] = next((row for row in ladder if row["name"] == RUNTIME), {})
+    rows = []
+    for row in ladder:
+        cells = [
+            row["name"],
+            metric.shown(row["metric"]),
+            formatting.count(row["bytes"]) if row["bytes"] else formatting.MISSING,
+        ]
+        for batch in (1, 64):
+            key = f"latency_ms_b{batch}"
+            cells += [f"{row[key]:.3g}", f"{base[key] / row[key]:.2f} x" if base else formatting.MISSING]
+        rows.append(cells)
+    head = ("network", f"{metric.name} (test)", "bytes", "ms, batch 1", "faster", "ms, batch 64", "faster ")
+    note = "Medians on the CPU, all rungs in turns; eager is PyTorch, the others run in ONNX Runtime.\n\n"
+    return note + grid(head, rows)
+
+
+def grid(head: tuple[str, ...], rows: list[list[str]]) -> str:
+    """A table in Markdown."""
+    lines = [list(head), ["---", *("---:" for _ in head[1:])], *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
