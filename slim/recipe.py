@@ -6,7 +6,6 @@ this package, torchvision and timm are called, with arguments that make them rea
 
 from __future__ import annotations
 
-import importlib
 import json
 import re
 from collections.abc import Mapping
@@ -14,7 +13,8 @@ from typing import Any
 
 from torch import nn
 
-from slim.errors import SlimError, nearest
+from slim.errors import SlimError
+from slim.importing import callable_at
 
 TARGET = "_target_"
 BUILDERS = (
@@ -78,7 +78,7 @@ def build(builder: Mapping[str, Any], *, trust: bool = False, where: str = "buil
     target = str(stored.pop(TARGET))
     if not trust:
         _check(target, stored, where)
-    made = _call(_find(target, where), stored, target, where)
+    made = _call(callable_at(target, f"The builder in {where}"), stored, target, where)
     if not isinstance(made, nn.Module):
         raise SlimError(
             f"A builder must give a torch.nn.Module. Got {type(made).__name__} ({target}, {where}). Name another."
@@ -109,33 +109,6 @@ def _flat(value: Any, key: str = "") -> list[tuple[str, Any]]:
     if isinstance(value, list):
         return [pair for item in value for pair in _flat(item, key)]
     return [(key, value)]
-
-
-def _find(target: str, where: str) -> Any:
-    """Import a callable by its dotted path."""
-    parts, found = target.split("."), None
-    for split in range(len(parts) - 1, 0, -1):
-        name = ".".join(parts[:split])
-        try:
-            found = importlib.import_module(name)
-        except ModuleNotFoundError as error:
-            # Only a missing prefix of the path itself means "look further left".
-            if error.name and (name == error.name or name.startswith(error.name + ".")):
-                continue
-            raise SlimError(f"A builder must be importable. Got {error} ({target}, {where}). Install it.") from error
-        except Exception as error:
-            raise SlimError(f"A builder must be importable. Got {error} ({target}, {where}). Mend it.") from error
-        break
-    if found is None:
-        raise SlimError(f"A builder must be importable. Got no module {parts[0]} ({target}, {where}). Install it.")
-    for part in parts[split:]:
-        if not hasattr(found, part):
-            public = [name for name in dir(found) if not name.startswith("_")]
-            raise SlimError(f"A builder must exist. Got {target} without {part} ({where}). {nearest(part, public)}")
-        found = getattr(found, part)
-    if not callable(found):
-        raise SlimError(f"A builder must be a class or a function. Got {target} ({where}). Name one.")
-    return found
 
 
 def _call(builder: Any, options: Mapping[str, Any], target: str, where: str) -> Any:

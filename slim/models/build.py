@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from torch import nn
 
 from slim.errors import SlimError, nearest
+from slim.importing import callable_at
 from slim.models.densenets import densenet
 from slim.models.mlps import mlp
 from slim.models.preresnets import preresnet
@@ -167,31 +167,7 @@ def _import_target(target: str) -> Callable[..., nn.Module]:
             f"the model must be a known family or an importable path. Got {target!r}. {nearest(target, FAMILIES)} "
             "Set model=<family> or model._target_."
         )
-    target_object: Any = None
-    for split in range(len(parts) - 1, 0, -1):
-        module = ".".join(parts[:split])
-        try:
-            target_object = importlib.import_module(module)
-        except ModuleNotFoundError as error:
-            if error.name and (module == error.name or module.startswith(error.name + ".")):
-                continue
-            raise SlimError(f"model._target_ must be importable. Got {error} ({target}). Install it.") from error
-        except Exception as error:
-            raise SlimError(
-                f"model._target_ must be importable. Got {error} ({target}). Set model._target_."
-            ) from error
-        break
-    for part in parts[split:] if target_object is not None else ():
-        if not hasattr(target_object, part):
-            public = [name for name in dir(target_object) if not name.startswith("_")]
-            raise SlimError(
-                f"model._target_ must exist. Got {target!r} without {part!r}. {nearest(part, public)} "
-                "Set model._target_."
-            )
-        target_object = getattr(target_object, part)
-    if not callable(target_object):
-        raise SlimError(f"model._target_ must be a class or a function to call. Got {target!r}. Set model._target_.")
-    return target_object  # type: ignore[no-any-return]
+    return callable_at(target, "model._target_")
 
 
 def _parameters(builder: Callable[..., nn.Module]) -> Parameters | None:

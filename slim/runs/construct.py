@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from slim.errors import SlimError, nearest
+from slim.importing import callable_at
 
 
 def target(path: Any, key: str) -> Callable[..., Any]:
@@ -23,31 +23,7 @@ def target(path: Any, key: str) -> Callable[..., Any]:
     >>> target("torch.optim.SGD", "optimizer").__name__
     'SGD'
     """
-    if not isinstance(path, str) or not all(part.isidentifier() for part in path.split(".")) or "." not in path:
-        raise SlimError(f"{key}._target_ must be a dotted path. Got {path!r}. Set {key}._target_=package.name.")
-    parts = path.split(".")
-    for split in range(len(parts) - 1, 0, -1):
-        name = ".".join(parts[:split])
-        try:
-            found: Any = importlib.import_module(name)
-        except ModuleNotFoundError as error:
-            # Only a missing prefix of the path itself means "look further left".
-            if error.name and (name == error.name or name.startswith(error.name + ".")):
-                continue
-            raise SlimError(f"{key}._target_ must be importable. Got {path} ({error}). Install it.") from error
-        except ImportError as error:
-            raise SlimError(
-                f"{key}._target_ must be importable. Got {path} ({error}). Install what it needs."
-            ) from error
-        for part in parts[split:]:
-            if not hasattr(found, part):
-                public = [name for name in getattr(found, "__all__", dir(found)) if not name.startswith("_")]
-                raise SlimError(f"{key}._target_ must exist. Got {path}. {nearest(part, public)}")
-            found = getattr(found, part)
-        if not callable(found):
-            raise SlimError(f"{key}._target_ must be a class or function. Got {path}. Set {key}._target_.")
-        return found  # type: ignore[no-any-return]
-    raise SlimError(f"{key}._target_ must be importable. Got {path}. Install {parts[0]} or correct the path.")
+    return callable_at(path, f"{key}._target_")
 
 
 def check(function: Callable[..., Any], options: Mapping[str, Any], key: str) -> None:

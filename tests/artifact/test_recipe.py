@@ -85,7 +85,7 @@ def test_a_hostile_file_runs_and_reads_nothing(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     saved(tmp_path / "thin.safetensors", builder)
-    monkeypatch.setattr("slim.recipe._find", lambda target, where: pytest.fail(f"{target} was imported"))
+    monkeypatch.setattr("slim.recipe.callable_at", lambda path, name: pytest.fail(f"{path} was imported"))
     with pytest.raises(SlimError, match="A file may"):
         slim.load("thin.safetensors")
     assert not (tmp_path / "exploded").exists()
