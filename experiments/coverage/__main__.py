@@ -57,7 +57,8 @@ class Worker:
 def line(row: dict[str, Any]) -> str:
     """One printed line."""
     name = row["model"].removeprefix("torchvision/")
-    head = f"{row['verdict']:8s}{name + (' (folded)' if 'unfolded' in row else ''):52s}"
+    name += f" ({row['help']})" if "help" in row else ""
+    head = f"{row['verdict']:8s}{name:52s}"
     if "macs" not in row:
         return f"{head} {row.get('why', '')}"
     before, after = row["macs"]
@@ -104,12 +105,13 @@ def goal(rows: list[dict[str, Any]]) -> str:
     tried = [row for row in rows if row["verdict"] not in ("unbuilt", "lost")]
     lawful = sum(row["verdict"] in ("ok", "short", "nothing") for row in tried)
     enough = sum(lost(row) >= ENOUGH * RATIO for row in tried)
-    unfolded = sum(row.get("unfolded", {"lost": lost(row)})["lost"] >= ENOUGH * RATIO for row in tried)
+    alone = sum(row.get("alone", {"lost": lost(row)})["lost"] >= ENOUGH * RATIO for row in tried)
+    helped = Counter(row["help"] for row in tried if "help" in row and lost(row) >= ENOUGH * RATIO)
     n = max(1, len(tried))
     return (
         f"{len(rows)} networks, {len(tried)} tried: the law held or nothing went for {lawful}; at least {ENOUGH:.0%} of"
-        f" what was asked went, in MACs or in parameters, from {enough / n:.1%}: {unfolded / n:.1%} as they come,"
-        f" {(enough - unfolded) / n:.1%} folded; median"
+        f" what was asked went, in MACs or in parameters, from {enough} ({enough / n:.1%}): {alone} as they come,"
+        f" {helped['fold']} folded, {helped['blocks']} by whole blocks; median"
         f" {statistics.median([r['seconds'] for r in tried if 'seconds' in r] or [0]):.2f} s"
     )
 

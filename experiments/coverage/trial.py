@@ -33,17 +33,23 @@ class Doubles(TorchFunctionMode):
 
 
 def trial(model: nn.Module, image: Tensor | tuple[Tensor, ...]) -> dict[str, Any]:
-    """:func:`one_trial` of ``model``, or of its folded twin where too little went and its report offers folding.
+    """:func:`one_trial` of ``model``; where too little went, of what its report offers: folding, then whole blocks.
 
     Returns:
-        As :func:`one_trial`; ``unfolded`` holds the verdict and the shares of the network as it came.
+        As :func:`one_trial`; ``help`` says what was done, ``alone`` holds verdict, shares and reasons without it.
     """
     with Doubles():
         row = one_trial(model, image)
-    if lost(row) >= ENOUGH * RATIO or not row.get("fold"):
-        return row
-    model = slim.fold(model, tree_map_only(Tensor, lambda t: t.to(next(model.parameters()).dtype), image))
-    return one_trial(model, image) | {"unfolded": {"verdict": row["verdict"], "lost": lost(row), "why": row["why"]}}
+        alone = {"verdict": row["verdict"], "lost": lost(row), "why": row["why"]}
+        if lost(row) < ENOUGH * RATIO and row.get("fold"):
+            dtype = next(model.parameters()).dtype
+            model = slim.fold(model, tree_map_only(Tensor, lambda t: t.to(dtype), image))
+            row = one_trial(model, image) | {"help": "fold", "alone": alone}
+        if lost(row) < ENOUGH * RATIO:
+            blocks = one_trial(model, image, granularity="layer")
+            if lost(blocks) > lost(row):
+                row = blocks | {"help": "blocks", "alone": alone}
+    return row
 
 
 def lost(row: dict[str, Any]) -> float:
@@ -51,7 +57,7 @@ def lost(row: dict[str, Any]) -> float:
     return max((1 - row[key][1] / row[key][0] for key in ("macs", "params") if key in row), default=0.0)
 
 
-def one_trial(model: nn.Module, image: Tensor | tuple[Tensor, ...]) -> dict[str, Any]:
+def one_trial(model: nn.Module, image: Tensor | tuple[Tensor, ...], granularity: str = "channel") -> dict[str, Any]:
     """Trace, rank, select, rebuild and mask ``model`` (eval mode) on ``image`` and compare.
 
     Returns:
@@ -71,10 +77,11 @@ def one_trial(model: nn.Module, image: Tensor | tuple[Tensor, ...]) -> dict[str,
     first = image[0] if isinstance(image, tuple) else image
     row |= {"input": "x".join(map(str, first.shape)), "groups": len(graph), "prunable": int(graph.prunable.sum())}
     row["fold"] = any("slim.fold" in entry["reason"] for entry in reasons(graph))
-    if not graph.prunable.any():
+    if not graph.prunable.any() and granularity == "channel":
         return row | {"verdict": "nothing", "seconds": traced - start, "why": why(graph)}
     try:
-        chosen = slim.select_groups(graph, slim.score(graph, criterion=criterion), ratio=RATIO)
+        scores = slim.score(graph, criterion=criterion)
+        chosen = slim.select_groups(graph, scores, ratio=RATIO, granularity=granularity)
     except SlimError as error:
         return row | {"verdict": "nothing", "seconds": traced - start, "why": str(error)[:400]}
     plan = graph.plan(chosen.removed)
@@ -88,6 +95,7 @@ def one_trial(model: nn.Module, image: Tensor | tuple[Tensor, ...]) -> dict[str,
     achieved = chosen.achieved["ratio"]
     row |= {"requested": RATIO, "achieved": achieved, "macs": [before, after], "macs exact": exact, "seconds": seconds}
     row |= {"params": [graph.params(), graph.params(chosen.removed)], "channels": channels_lost(graph, chosen.removed)}
+    row |= {"depth": [graph.depth(), graph.depth(chosen.removed)]}
     row |= {"trace seconds": traced - start, "plan bytes": len(plan.to_json())}
     row |= {"error": errors, "allowed": allowed, "change": change}
     holds = all(errors[mode] <= allowed[mode] for mode in errors) and exact and bool(np.isfinite(change))

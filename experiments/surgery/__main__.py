@@ -36,7 +36,7 @@ def seconds(row: dict[str, Any], tool: str) -> float | None:
 def line(row: dict[str, Any]) -> str:
     """One printed line of a measured network."""
     if "failed" in row:
-        return f"{row['model']:24s} {row['failed']}"
+        return f"{row['model']:40s} {row['failed']}"
     cells = []
     for tool in ("slim", "torch-pruning"):
         took, peak = seconds(row, tool), row[tool].get("peak MiB")
@@ -46,7 +46,7 @@ def line(row: dict[str, Any]) -> str:
     why = "".join(
         f"  [{tool}: {row[tool]['failed'][:60]}]" for tool in ("slim", "torch-pruning") if "failed" in row[tool]
     )
-    return f"{row['model']:24s} {cells[0]}  {cells[1]}  ratio {ratio}  tracing +{row['trace MiB'] or 0:.0f} MiB{why}"
+    return f"{row['model']:40s} {cells[0]}  {cells[1]}  ratio {ratio}  tracing +{row['trace MiB'] or 0:.0f} MiB{why}"
 
 
 def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -61,6 +61,7 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     if worst is None:
         return {"compared": 0}
     return {
+        "networks": len(rows),
         "compared": len(ratios),
         "median ratio": statistics.median(ratios.values()),
         "median ratio of processor seconds": statistics.median(cpu),
@@ -78,6 +79,9 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--size", type=int, default=224, help="height and width of the example image")
     parser.add_argument("--only", default="", help="only the networks whose name contains this")
+    parser.add_argument("--catalog", default="", help="instead, networks of the coverage's results: timm/, .../small/")
+    parser.add_argument("--every", type=int, default=1, help="only each so-manieth of them")
+    parser.add_argument("--results", type=Path, default=HERE / "results.json")
     parser.add_argument("--no-growth", action="store_true", help="leave the ResNets of growing depth out")
     args = parser.parse_args()
 
@@ -86,18 +90,21 @@ def main() -> None:
 
     from experiments.surgery.growth import growth
 
+    names = models.list_models(module=models)
+    if args.catalog:
+        known = json.loads((HERE.parent / "coverage" / "results.json").read_text())
+        names = [row["model"] for row in known if args.catalog in row["model"] and row.get("criterion") == "gamma"]
     rows = []
-    for name in models.list_models(module=models):
-        if args.only in name:
-            rows.append(run_one(name, args.repeats, args.size))
-            print(line(rows[-1]), flush=True)
+    for name in [name for name in names if args.only in name][:: args.every]:
+        rows.append(run_one(name, args.repeats, args.size))
+        print(line(rows[-1]), flush=True)
     machine = {"processor": platform.processor() or platform.machine(), "threads": torch.get_num_threads()}
     results: dict[str, Any] = {"machine": machine | {"torch": torch.__version__}, "summary": summary(rows)}
     if not args.no_growth:
         results["growth"] = growth(args.repeats)
     print(json.dumps({key: value for key, value in results.items() if key != "machine"}, indent=2))
-    if not args.only:
-        (HERE / "results.json").write_text(json.dumps(results | {"rows": rows}, indent=1) + "\n")
+    if not args.only or args.results != HERE / "results.json":
+        args.results.write_text(json.dumps(results | {"rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

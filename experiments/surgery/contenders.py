@@ -14,11 +14,21 @@ Steps = dict[str, float]
 
 
 def dense_network(name: str) -> nn.Module:
-    """A torchvision classifier in eval mode with distinct scales: gamma uniform in (0, 1), everything else its default.
+    """A network in eval mode with distinct scales: gamma uniform in (0, 1), everything else its default.
 
+    A torchvision classifier, or what a path of the coverage's catalog names (``timm/resnet/resnet18``).
     Auxiliary heads are left out: in eval mode they do not run, so neither tool could see them.
     """
     from torchvision import models
+
+    if "/" in name:
+        from experiments.coverage.catalog import build
+
+        model, _ = build(name)
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d) and module.affine:
+                nn.init.uniform_(module.weight)
+        return model
 
     aux = {"aux_logits": False, "init_weights": False} if name in ("googlenet", "inception_v3") else {}
     model = models.get_model(name, weights=None, **aux).eval()

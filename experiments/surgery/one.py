@@ -26,6 +26,15 @@ def count(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
+def example_of(name: str, size: int) -> torch.Tensor:
+    """One image of zeros, of the shape that the coverage's catalog finds for its networks."""
+    if "/" not in name:
+        return torch.zeros(1, 3, size, size)
+    from experiments.coverage.catalog import build
+
+    return torch.zeros_like(build(name)[1][:1])
+
+
 def measure(name: str, repeats: int, size: int) -> dict[str, Any]:
     """Median seconds of each tool over alternating repetitions, peak memory of the first, and what came out.
 
@@ -35,7 +44,7 @@ def measure(name: str, repeats: int, size: int) -> dict[str, Any]:
     criterion = "gamma"
     if not any(isinstance(module, nn.BatchNorm2d) for module in dense.modules()):
         criterion, repeats = "l1", 1
-    example = torch.zeros(1, 3, size, size)
+    example = example_of(name, size)
     # Lazy imports belong to neither tool's time.
     small = dense_network("resnet18")
     for contender in CONTENDERS.values():
