@@ -161,6 +161,9 @@ def _try_absorb(
     before = None if figure.evaluate is None else figure(rebuilt(network, plan))
     saved = constants(network)
     absorbed(network, removed, graph, example_inputs=example_inputs, in_place=True)
+    if not _finite(constants(network)):
+        put_back(saved)
+        return Step("absorb", before, before, False, "it left numbers that are none")
     if before is None:
         return Step("absorb", None, None, True, "not evaluated")
     after = figure(rebuilt(network, plan))
@@ -213,6 +216,9 @@ def _try_recalibrate(thin: nn.Module, measure: Callable[[], int], known: float |
         return Step("recalibrate", None, None, False, "there are no running statistics")
     before = figure(thin) if known is None and figure.evaluate is not None else known
     used = measure()
+    if not _finite(statistics(thin)):
+        put_back(saved)
+        return Step("recalibrate", before, before, False, "it left numbers that are none")
     if before is None:
         return Step("recalibrate", None, None, True, f"not evaluated; {used} batches")
     after = figure(thin)
@@ -239,6 +245,11 @@ class _Data:
 
     def least_squares(self, thin: nn.Module, dense: nn.Module, plan: Plan, count: int) -> list[Refit]:
         return fitted(thin, dense, plan, self._given(), count, seed=self.seed, inputs=self.inputs, forward=self.forward)
+
+
+def _finite(tensors: Saved) -> bool:
+    """Whether all numbers are: a metric may not show it, as NaN has a largest entry like anything else."""
+    return all(bool(tensor.isfinite().all()) for tensor, _ in tensors)
 
 
 class _Figure:

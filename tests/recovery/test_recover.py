@@ -214,3 +214,45 @@ def test_batches_that_fail_leave_the_statistics(trained: nn.Module) -> None:
     graph, plan = cut(net)
     with pytest.raises(SlimError, match="at least 2 samples"):
         recover(net, plan, graph, batches=[])
+
+
+def test_a_step_that_leaves_no_numbers_is_taken_back_whatever_the_metric_says() -> None:
+    """An accuracy is a number for logits that are none: the largest of them is the first."""
+    net = network()
+    with torch.no_grad():
+        net[1].bias.fill_(1.0)
+        net[4].weight.fill_(3e38)  # overflows: what a removed channel said is infinity less infinity
+    graph = slim.trace(net, INPUTS)
+    gone = np.zeros(len(graph), dtype=bool)
+    gone[graph.axes[("0.weight", 0)][:3]] = True
+    found = recover(net, gone, graph, batches=[torch.randn(4, 1, 16, 16)], evaluate=lambda thin: 0.5)
+    assert [(step.kept, "numbers that are none" in step.reason) for step in found.steps] == [(False, True)] * 2
+    assert all(bool(t.isfinite().all()) for t in (*found.network.parameters(), *found.network.buffers()))
+
+
+def test_a_cut_network_trains_in_bf16_on_maps_of_one_pixel() -> None:
+    """Odd widths, maps of one pixel, channels last: as timm's resnet10t is trained on images of 16 x 16."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(1, 24, 3, 4, 1, bias=False), nn.BatchNorm2d(24), nn.ReLU(), nn.AvgPool2d(2, 2, ceil_mode=True),
+        nn.Conv2d(24, 40, 3, 2, 1, bias=False), nn.BatchNorm2d(40), nn.ReLU(),
+        nn.AvgPool2d(2, 2, ceil_mode=True, count_include_pad=False), nn.Conv2d(40, 48, 1, bias=False),
+        nn.BatchNorm2d(48), nn.ReLU(), nn.Flatten(), nn.Linear(48, 10),
+    )  # fmt: skip
+    for module in net:
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight)
+            module.weight.data[::4] = 0.0
+    graph = slim.trace(net, INPUTS)
+    chosen = slim.select_groups(graph, slim.score(graph), ratio=0.3)
+    x, y = torch.randn(32, 1, 16, 16), torch.arange(32) % 10
+    found = recover(net, chosen.removed, graph, batches=[x], evaluate=lambda thin: 0.5)
+    thin = found.network.train().to(memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(thin.parameters(), lr=0.1, momentum=0.9)
+    for _ in range(3):
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = nn.functional.cross_entropy(thin(x.to(memory_format=torch.channels_last)), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        assert loss.isfinite() and all(bool(p.grad.isfinite().all()) for p in thin.parameters())
