@@ -82,6 +82,9 @@ def _facts(record: Mapping[str, Any]) -> str:
     facts = {name: record[name] for name in names if record.get(name) is not None}
     if "plan_hash" in facts:
         facts["plan_hash"] = str(facts["plan_hash"])[:16]  # plan.json has all of it
+    if record.get("depth"):
+        dense, after = record["depth"]
+        facts["depth"] = f"{dense} -> {after} convolutions and linear layers"
     return _list(*(f"{name.replace('_', ' ')}: {value}" for name, value in facts.items()))
 
 

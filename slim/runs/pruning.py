@@ -244,7 +244,7 @@ def _removed(graph: ChannelGraph, gammas: dict[str, list[float]], selection: Sel
 
 
 def _describe(parts: Components, graph: ChannelGraph, selection: Selection, plan: Plan) -> dict[str, Any]:
-    """Budget, widths and MACs of a cut; of the dense network, whatever was thinner before."""
+    """Budget, widths, depth and MACs of a cut; of the dense network, whatever was thinner before."""
     dense = parts.trace(parts.dense())
     before = dict(zip((layer.module for layer in dense.layers), dense.layer_macs(), strict=True))
     after = dict(zip((layer.module for layer in graph.layers), graph.layer_macs(selection.removed), strict=True))
@@ -253,6 +253,7 @@ def _describe(parts: Components, graph: ChannelGraph, selection: Selection, plan
         "achieved": dict(selection.achieved),
         "plan_hash": plan.hash,
         "widths": {name: list(pair) for name, pair in plan.widths.items()},
+        "depth": [dense.depth(), graph.depth(selection.removed)],
         "layer_macs": {layer: [macs, after.get(layer, 0)] for layer, macs in before.items()},
     }
 

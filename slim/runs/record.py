@@ -14,6 +14,7 @@ Keys (a missing one means: not known in this run)::
     cuts              [{phase, requested, achieved, weights, validation: {row: metric}, finetuned (validation)}]
     requested, achieved   {budget name: number}, of the dense network, after the last cut; plan_hash: hex
     widths            {layer: [dense, after]};  layer_macs: {layer: [dense, after]}
+    depth             [dense, after]: convolutions and linear layers of one forward
     gammas            {layer: [|gamma| before the cut]};  removed: {layer: [bool]};  cut: largest removed |gamma|
     recovery          [{name, before, after, kept, reason}]: the steps after the cut, and whether they stayed
     why_kept          {layer: a phrase on the channels that are left}

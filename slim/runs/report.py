@@ -207,7 +207,7 @@ def _phases(state: State, rows: Mapping[str, Mapping[str, Any]]) -> dict[str, di
 
 
 CUT_KEYS = (
-    *("requested", "achieved", "plan_hash", "widths", "layer_macs", "gammas", "removed", "cut"),
+    *("requested", "achieved", "plan_hash", "widths", "depth", "layer_macs", "gammas", "removed", "cut"),
     *("recovery", "stayed", "why_kept"),
 )
 

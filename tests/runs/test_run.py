@@ -120,7 +120,10 @@ def test_artifact_is_the_fine_tuned_network(done: tuple[Path, dict[str, Any]]) -
     assert {key: keep.kept.tolist() for key, keep in plan.axes.items()} == {
         key: keep.kept.tolist() for key, keep in written.axes.items()
     }
-    assert slim.trace(network, torch.zeros(1, 1, 8, 8)).params() == report["rows"]["finetuned"]["params"]
+    graph = slim.trace(network, torch.zeros(1, 1, 8, 8))
+    assert graph.params() == report["rows"]["finetuned"]["params"]
+    assert report["depth"] == [slim.trace(dense(), torch.zeros(1, 1, 8, 8)).depth(), graph.depth()]
+    assert f"depth: {report['depth'][0]} -> {graph.depth()} convolutions" in (place / "report.md").read_text()
 
 
 def test_baseline_leaves_sparse_training_alone(done: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
