@@ -25,6 +25,7 @@ PASSES_ZERO = frozenset(
     )
 )
 TURNS = frozenset(["t", "transpose", "permute"])
+PRODUCTS = frozenset(["mm", "bmm", "addmm", "baddbmm", "addbmm", "matmul", "linear", "dot", "mv"])
 MAKES_ZERO = frozenset(["convolution", "_convolution", "mm", "addmm", "linear", "native_layer_norm"])
 
 
@@ -158,6 +159,12 @@ def _silences(operations: Sequence[Operation]) -> list[frozenset[int]]:
     return found
 
 
+def _multiplies(operation: Operation) -> bool:
+    """Whether it is a contraction: convolution, product, attention."""
+    name = operation.name
+    return name in PRODUCTS or "convolution" in name or "scaled_dot_product" in name
+
+
 def _makes_zero(operations: Sequence[Operation], i: int) -> bool:
     """Whether zero parameters make the result zero: a layer's own weight and bias, nothing that is computed."""
     operation = operations[i]
@@ -186,7 +193,9 @@ def _branch(
     outer = [name for name in outer if any(True for _ in model.get_submodule(name).parameters())]
     outer.sort(key=lambda name: max(inside[name]))
     ends = [name for name in outer if len(results.get(name, ())) == 1 and results[name][0][0] in silencing]
-    if not ends:
+    # A product of the forward's own goes on without its layers, on whatever they are given.
+    loose = members.difference(*(inside[name] for name in outer))
+    if not ends or any(_multiplies(operations[i]) for i in loose):
         return None
     last, extra = ends[-1], results[ends[-1]][0][1]
     kinds = {name: "pass" for name in outer}

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import slim
-from tests.channels.laws import check_all, close
+from tests.channels.laws import check_all, check_branches, close
 from tests.channels.pieces import GroupedQueries
 
 WIDTH, HEADS, EACH = 24, 4, 6
@@ -138,6 +138,14 @@ def test_keys_that_several_queries_share_go_with_them(form: str) -> None:
     keys, queries = graph.axes[("1.k.weight", 0)], graph.axes[("1.q.weight", 0)]
     assert graph.prunable[keys].all() and len(set(keys.tolist())) == 3
     assert queries.reshape(3, 6).tolist() == [[g] * 6 for g in keys[::3].tolist()]
+
+
+def test_a_branch_whose_products_would_go_on_with_other_widths_stays() -> None:
+    """Its layers pass the stream on, which the forward sees as four heads: more products, not none."""
+    net = nn.Sequential(nn.Conv2d(4, 12, 3), GroupedQueries(12, 1, 3, "kernel"), nn.Conv2d(12, 2, 1)).double()
+    x = torch.randn(3, 4, 6, 6, dtype=torch.float64)
+    graph, _ = check_all(net, x, 0.5, 0)
+    assert all(check_branches(net, graph, x, seed) == 0 for seed in range(3))
 
 
 @pytest.mark.parametrize("form", ["literal", "width"])
