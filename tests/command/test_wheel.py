@@ -22,7 +22,6 @@ ROOT = Path(__file__).parents[2]
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder that holds what pip would unpack; built without network and without a separate environment."""
     home = tmp_path_factory.mktemp("wheel")
-    # `python -m hatchling` would find the checkout; of what is not under version control nothing may matter.
     line = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(home)]
     done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
@@ -43,9 +42,10 @@ def start(site: Path, folder: Path, *line: str) -> str:
 
 
 def test_every_file_travels(site: Path) -> None:
-    """Configuration and modules, and nothing else at the top."""
+    """Configuration, modules and what they draw with; nothing else at the top."""
     for here, there in ((ROOT / "conf", site / "slim" / "conf"), (ROOT / "slim", site / "slim")):
-        expected = {path.relative_to(here) for path in here.rglob("*") if path.suffix in (".yaml", ".py", ".typed")}
+        files = (path for path in here.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+        expected = {path.relative_to(here) for path in files}
         assert expected and {path for path in expected if not (there / path).is_file()} == set()
         assert all((there / path).read_bytes() == (here / path).read_bytes() for path in expected)
     tops = {path.name for path in site.iterdir() if path.suffix != ".dist-info"}
