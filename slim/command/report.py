@@ -1,28 +1,34 @@
-"""Show the report of a run, or compare several.
+"""Show the report of a run, or compare several: as a table, and as one page for a browser.
 
 slim report outputs/vgg_slim/<id>
-slim report outputs/vgg_slim/* --json
+slim report outputs/vgg_slim/* --page compare.html
+slim report outputs/vgg_slim/multirun-<id> --json
 """
 
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 from typing import Any
 
 from slim.channels.text_table import align
 from slim.errors import SlimError
-from slim.files import read_json
+from slim.files import read_json, write_atomic
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """What the command takes."""
-    parser.add_argument("run", nargs="+", help="run directories")
+    parser.add_argument("run", nargs="+", help="run directories, or those of sweeps for all their finished jobs")
+    parser.add_argument("--page", metavar="FILE", help="also write a page that needs nothing but itself")
 
 
 def perform(args: argparse.Namespace) -> dict[str, Any]:
     """The records of the runs, by directory."""
-    return {run: _record(Path(run)) for run in dict.fromkeys(args.run)}
+    found = {run: _record(Path(run)) for given in args.run for run in _runs(given)}
+    if args.page:
+        _write_page(Path(args.page), found)
+    return found
 
 
 def text(found: dict[str, Any]) -> str:
@@ -37,6 +43,26 @@ def text(found: dict[str, Any]) -> str:
         last = tables.cells(record)[-1]
         rows.append((run, *(cell.value for cell in last), ""))
     return "\n".join(align(rows))
+
+
+def _runs(given: str) -> list[str]:
+    """A directory as it is, or the finished jobs of a sweep's."""
+    jobs = sorted(Path(given).glob("*/report.json"), key=lambda path: (len(path.parent.name), path.parent.name))
+    if (Path(given) / "report.json").is_file() or not jobs:
+        return [given]
+    records = {str(job.parent): read_json(job, what="report") for job in jobs}
+    finished = [run for run, record in records.items() if isinstance(record, dict) and record.get("rows")]
+    return finished or [given]
+
+
+def _write_page(path: Path, found: dict[str, Any]) -> None:
+    """The page of a run as it was, drawn again from its report; of several the page that compares them."""
+    from slim.report import html, sweep
+
+    if len(found) == 1:
+        write_atomic(path, html.run_page(next(iter(found.values()))))
+    else:
+        write_atomic(path, sweep.compare(found, shlex.join(["slim", "report", *found])))
 
 
 def _record(run: Path) -> dict[str, Any]:

@@ -105,7 +105,7 @@ def _overview(
 
     pictures = {}
     if len(seen) > 1:
-        first, last = next(iter(seen)), next(reversed(seen))
+        first, last = next(iter(seen)), list(seen)[-1]
         both = predictions.compared(seen[first], seen[last])
         title = f"{sum(one.amount > 0 for one in both)} of {len(both)} held-out images, {first} against {last} network"
         drawn = picture(both, getattr(parts.data, "class_names", ()), title)

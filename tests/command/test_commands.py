@@ -107,6 +107,10 @@ def test_reports_are_shown_and_compared(call: Call, tmp_path: Path) -> None:
     both = call("report", "a", "b").splitlines()
     assert len(both) == 3 and "90.0" in both[1] and "80.0" in both[2]
     assert list(call("report", "a", "b", as_json=True)) == ["a", "b"]
+    assert list(call("report", ".", "--page", "both.html", as_json=True)) == ["a", "b"], "the jobs of a sweep"
+    assert "Runs side by side" in (tmp_path / "both.html").read_text()
+    call("report", "a", "--page", "one.html")
+    assert "<h1>a</h1>" in (tmp_path / "one.html").read_text()
 
 
 BAD: list[tuple[tuple[str, ...], str]] = [

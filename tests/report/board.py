@@ -1,0 +1,61 @@
+"""A TensorBoard for tests: one process on a folder, its address, and its end."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+TABS = {
+    "timeseries": "1_accuracy",
+    "custom_scalars": "cockpit",
+    "images": "cut/widths",
+    "text": "overview/1_command",
+    "hparams": "result/accuracy",
+    "histograms": "gamma/all",
+}
+"""Tab of TensorBoard -> what stands on it when all is there."""
+
+SHOWN = """
+(() => {
+  const texts = [];
+  const walk = (node) => {
+    if (node.nodeType === Node.TEXT_NODE) texts.push(node.textContent);
+    if (node.shadowRoot) walk(node.shadowRoot);
+    for (const child of node.childNodes) walk(child);
+  };
+  walk(document.body);
+  return texts.join(" ");
+})()
+"""
+"""JavaScript: all text of a page, that in shadow trees too."""
+
+
+@contextmanager
+def tensorboard(folder: Path, told: Path, limit: float = 60.0) -> Iterator[str]:
+    """Inside, the address of a TensorBoard on ``folder``; ``told`` is a file for what it prints.
+
+    Raises:
+        TimeoutError: It did not start within ``limit`` seconds.
+    """
+    line = [sys.executable, "-m", "tensorboard.main", "--logdir", str(folder), "--port", "0", "--load_fast", "false"]
+    with told.open("wb") as out:
+        process = subprocess.Popen(
+            line, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True, env=os.environ | {"LANG": "C"}
+        )
+    try:
+        deadline = time.monotonic() + limit
+        while not (found := re.search(r"http://\S+", told.read_text(errors="replace"))):
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise TimeoutError(told.read_text(errors="replace"))
+            time.sleep(0.1)
+        yield found.group()
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
