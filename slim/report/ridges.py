@@ -14,14 +14,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NAMED = 44
-SMOOTHING = 0.09
-"""Width of the kernel, in decades of \\|gamma\\|."""
+SMOOTHING = 0.02
+"""Width of the kernel, as a share of the axis, which is logarithmic."""
 
 
 def ridges(
     gammas: Mapping[str, Sequence[float]], cut: float | None = None, removed: Mapping[str, Sequence[bool]] | None = None
 ) -> Figure:
-    """Density of log10 |gamma| in every layer, first layer on top: what goes in red, what stays in blue.
+    """Density of log |gamma| in every layer, first layer on top: what goes in red, what stays in blue.
 
     A clean cut is a valley in every ridge; a layer without a valley loses channels that matter.
     """
@@ -29,7 +29,8 @@ def ridges(
     values = {name: magnitudes({name: gammas[name]}, cut, removed) for name in names}
     floor, _, zeros = visible(np.concatenate([all_of for all_of, _ in values.values()]))
     top = max(float(max(all_of.max() for all_of, _ in values.values())), floor * 10)
-    at = np.geomspace(floor * 0.5, top * 2, 240)
+    room = (top / floor) ** 0.08
+    at = np.geomspace(floor / room, top * room, 240)
     figure = blank(8.6, float(np.clip(1.5 + 0.3 * len(names), 3.0, 13)))
     axes = figure.subplots()
     style(axes, "Gammas of every layer, and the cut", grid="x")
@@ -42,7 +43,7 @@ def ridges(
         axes.fill_between(at, row, row - scale * whole, color=THIN, label="" if row else "kept", **order)
         axes.fill_between(at, row, row - scale * lost, color=CUT, label="" if row else "removed", **order)
         axes.plot(at, row - scale * whole, color="white", linewidth=0.9, zorder=2 + row)
-    if cut is not None and cut > 0:
+    if cut is not None:
         line: dict[str, Any] = {"color": INK, "linewidth": 1.1, "linestyle": (0, (5, 3)), "zorder": 3 + len(names)}
         axes.axvline(max(cut, floor), label=f"cut at {cut:.3g}", **line)
     axes.set_xscale("log")
@@ -56,9 +57,10 @@ def ridges(
 
 
 def _density(at: np.ndarray[Any, Any], values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Mean of Gaussian kernels around log10 of ``values`` at the points ``at``; zero without values."""
+    """Mean of Gaussian kernels around the logarithm of ``values`` at the points ``at``; zero without values."""
     if not len(values):
         return np.zeros(len(at))
-    apart = (np.log10(at)[:, None] - np.log10(values)[None, :]) / SMOOTHING
+    width = SMOOTHING * np.log(at[-1] / at[0])
+    apart = (np.log(at)[:, None] - np.log(values)[None, :]) / width
     density: np.ndarray[Any, Any] = np.exp(-0.5 * apart**2).mean(1)
     return density

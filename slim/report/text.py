@@ -14,7 +14,7 @@ def pages(record: Mapping[str, Any]) -> dict[str, str]:
     if record.get("command"):
         machine = record.get("environment")
         where = f"\n\n{environment.line(dict(machine))}" if machine else ""
-        found["overview/1_command"] = f"    {record['command']}{where}"
+        found["overview/1_command"] = f"`{record['command']}`{where}"
     if record.get("rows"):
         found["overview/2_networks"] = markdown.networks(record)
     if record.get("widths"):

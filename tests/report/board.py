@@ -47,7 +47,12 @@ def tensorboard(folder: Path, told: Path, limit: float = 60.0) -> Iterator[str]:
     line = [sys.executable, "-m", "tensorboard.main", "--logdir", str(folder), "--port", "0", "--load_fast", "false"]
     with told.open("wb") as out:
         process = subprocess.Popen(
-            line, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True, env=os.environ | {"LANG": "C"}
+            line,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=out,
+            start_new_session=True,
+            env=os.environ | {"LANG": "C"},
         )
     try:
         deadline = time.monotonic() + limit

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import platform
 from importlib import metadata
 from pathlib import Path
@@ -20,6 +21,8 @@ from slim.models import vgg
 from slim.report import environment
 from slim.runs import pruning
 from slim.runs.record import timeless
+from tests.report.board import SHOWN, TABS, tensorboard
+from tests.report.browser import CHROMIUM, browser
 from tests.runs.tiny import run
 
 PHASES = "phases=[baseline,sparse,prune,finetune]"
@@ -108,6 +111,20 @@ def test_tensorboard_tells_of_the_whole_run(done: tuple[Path, dict[str, Any]]) -
     assert {f"overview/{name}/text_summary" for name in ("1_command", "2_networks", "3_plan")} <= set(tags["tensors"])
     assert report["command"] in found.Tensors("overview/1_command/text_summary")[0].tensor_proto.string_val[0].decode()
     assert found.Scalars("result/accuracy")[0].value == pytest.approx(report["rows"]["finetuned"]["metric"])
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
+def test_every_tab_of_tensorboard_shows_something(done: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    """SLIM_SCREENSHOTS=<folder> keeps the pictures."""
+    kept = Path(os.environ.get("SLIM_SCREENSHOTS", tmp_path))
+    place, _ = done
+    with tensorboard(place, tmp_path / "told") as address, browser(tmp_path / "profile") as page:
+        page.size(1600, 1000)
+        page.open(f"{address}#text")
+        for tab, text in TABS.items():
+            page.value(f"location.hash = '#{tab}'")
+            page.until(f"{SHOWN.strip()}.includes({text!r})")
+            assert page.picture(kept / f"{tab}.png").stat().st_size > 10_000
 
 
 def test_artifact_is_the_fine_tuned_network(done: tuple[Path, dict[str, Any]]) -> None:

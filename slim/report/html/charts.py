@@ -142,12 +142,17 @@ def gammas(record: Mapping[str, Any]) -> Figure | None:
                 "hovertemplate": "%{y} " + label + " near %{customdata}<extra></extra>",
             }
         )
-    ticks = list(range(int(np.ceil(low)), int(np.floor(high)) + 1)) or [round(float(low))]
+    steps = (1, 2, 5) if high - low < 2 else (1,)
+    decades = range(int(np.floor(low)), int(np.ceil(high)) + 1)
+    ticks = [tick for decade in decades for step in steps if low <= np.log10(tick := step * 10.0**decade) <= high]
     title = "|gamma|" + (f"; leftmost: {zeros} at or below {floor:.0e}" if zeros else "")
-    axis = {"title": {"text": title}, "tickvals": ticks, "ticktext": [f"1e{tick}" for tick in ticks]}
+    axis = {"title": {"text": title}, "tickvals": np.log10(ticks).tolist(), "ticktext": [f"{tick:g}" for tick in ticks]}
     cut = formatting.number(record.get("cut"))
-    lines = [_line(x=float(np.log10(max(cut, floor))), label=f"cut at {cut:.3g}")] if cut is not None else []
-    shape = layout(320, xaxis=axis, barmode="stack", bargap=0.05, shapes=lines)
+    shape = layout(320, xaxis=axis, barmode="stack", bargap=0.05)
+    if cut is not None:
+        line = float(np.log10(max(cut, floor)))
+        above = {"y": 1, "yref": "paper", "yanchor": "bottom", "xanchor": "left", "showarrow": False}
+        shape |= {"shapes": [_line(x=line)], "annotations": [{"x": line, "text": f"cut at {cut:.3g}", **above}]}
     shape["yaxis"] |= {"title": {"text": "channels"}}
     return {"data": bars, "layout": shape}
 
@@ -200,10 +205,7 @@ def _axis() -> dict[str, Any]:
     return {"gridcolor": "--line", "zerolinecolor": "--line", "linecolor": "--line", "automargin": True}
 
 
-def _line(*, x: float, label: str = "") -> dict[str, Any]:
+def _line(*, x: float) -> dict[str, Any]:
     """A vertical line through the whole figure."""
-    line: dict[str, Any] = {"type": "line", "x0": x, "x1": x, "yref": "paper", "y0": 0, "y1": 1}
-    line["line"] = {"color": "--ink", "width": 1, "dash": "dash"}
-    if label:
-        line["label"] = {"text": label, "textposition": "end", "textangle": 0, "font": {"color": "--ink"}}
-    return line
+    line = {"color": "--ink", "width": 1, "dash": "dash"}
+    return {"type": "line", "x0": x, "x1": x, "yref": "paper", "y0": 0, "y1": 1, "line": line}
