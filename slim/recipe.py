@@ -1,7 +1,7 @@
 """How a dense network is built: the path of a builder and plain arguments, kept in an artifact beside the weights.
 
 A file that names a callable decides what its reader runs. So a recipe is plain data, and by default only builders of
-this package, torchvision and timm are called, with arguments that make them read no other file and no address.
+this package and timm are called, with arguments that make them read no other file and no address.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ BUILDERS = (
     *("vgg", "resnet", "preresnet", "densenet", "mlp"),
     *("torchvision_model", "timm_model", "transformers_model", "detection_model", "segmentation_model"),
 )
-TRUSTED = (*(f"slim.models.{name}" for name in BUILDERS), "timm.create_model", "torchvision.models.get_model")
+TRUSTED = (*(f"slim.models.{name}" for name in BUILDERS), "timm.create_model")
 """Builders that a file may name."""
 
 # Arguments by which a builder would read something else than this file.

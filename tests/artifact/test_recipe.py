@@ -67,6 +67,7 @@ HOSTILE = [
     {"_target_": "slim.models.build.build", "target": "os.system", "num_classes": 3},
     {"_target_": "slim.models.build", "target": "os.getcwd", "num_classes": 3},
     {"_target_": "torchvision.io.write_file", "filename": "exploded"},
+    {"_target_": "torchvision.models.get_model", "name": "fasterrcnn_resnet50_fpn"},  # it would fetch a backbone
     {"_target_": "timm.create_model", "model_name": "hf-hub:somebody/model"},
     {"_target_": "timm.create_model", "model_name": "resnet10t", "checkpoint_path": "weights.pth"},
     {"_target_": "timm.create_model", "model_name": "resnet10t", "pretrained_cfg": {"file": "weights.pth"}},
