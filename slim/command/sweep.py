@@ -2,66 +2,165 @@
 
 from __future__ import annotations
 
+import importlib.util
+import math
+import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
-from slim.command.compose import compose, hydra_job, places, plain_data, quoted
+from slim.command.compose import compose, hydra_job, key_of, places, plain_data, quoted
 from slim.command.exits import guarded
+
+_SUBMITIT = ("hydra_plugins.hydra_submitit_launcher", "submitit")
+PLUGINS = {
+    "joblib": ("hydra_plugins.hydra_joblib_launcher", "sweep"),
+    "optuna": ("optuna", "sweep"),
+    "ray": ("ray", "ray"),
+    **dict.fromkeys(("slurm", "submitit_local", "submitit_slurm"), _SUBMITIT),
+}
+"""Launcher or sweeper -> the module that it needs, and the extra that brings it."""
 
 
 def sweep(overrides: list[str], args: Any) -> int:
-    """Run every job of a sweep, whatever becomes of the others; one table at the end."""
-    failed: list[str] = []
-    directory = _check_jobs(overrides, args)
-
-    def job(cfg: Any) -> float:
-        from hydra.core.hydra_config import HydraConfig
-
-        from slim.files import write_json
-        from slim.runs import record
-        from slim.runs.phases import run
-        from slim.runs.prepare import prepare
-
-        hydra = HydraConfig.get()
-        place, mine = Path(hydra.runtime.output_dir), list(hydra.overrides.task)
-        found: dict[str, Any] = {}
-        print(f"── job {hydra.job.num}: {' '.join(mine)}", file=sys.stderr, flush=True)
-        count = len(failed)
-        code = guarded(lambda: found.update(run(prepare(plain_data(cfg)), place, mine)) or 0, bool(cfg.debug), failed)
-        if code >= 128:
-            raise SystemExit(code)
-        if len(failed) > count:
-            write_json(place / "report.json", record.failed(str(cfg.name), failed[-1]))
-        return float(found["phases"][next(reversed(found["phases"]))].get("val", "nan")) if found else float("nan")
-
-    hydra_job(["--multirun", *places(args), *overrides, f"hydra.sweep.dir={quoted(directory)}"], job)
+    """Run every job of a sweep that is not finished, whatever becomes of the others; one table at the end."""
+    # Ours does what Hydra's does, and goes on where it stopped.
+    overrides = ["hydra/sweeper=grid" if item == "hydra/sweeper=basic" else item for item in overrides]
+    _check_plugins(overrides)
+    directory, hydra = _check_jobs(overrides, args)
+    _register()
+    hydra_job(["--multirun", *places(args), *overrides, f"hydra.sweep.dir={quoted(directory)}"], SweepJob())
     from rich.console import Console
 
     from slim.report import sweep
+    from slim.sweeps.jobs import outcome, write_table
 
-    sweep.write(directory)
+    write_table(directory)
     Console().print(sweep.table(directory))
     print(directory)
-    return 1 if failed else 0
+    ends = [outcome(directory / name).status for name, _ in sweep.jobs(directory)]
+    searches = "n_trials" in hydra.sweeper  # for which a job that fails is an answer, too
+    return int("finished" not in ends if searches else "failed" in ends or "open" in ends)
 
 
-def _check_jobs(overrides: list[str], args: Any) -> Path:
-    """Compose every job before any begins; the sweep is refused when one cannot be composed, or none is valid."""
-    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-    from hydra.core.override_parser.overrides_parser import OverridesParser
+class SweepJob:
+    """One job, in the process that a launcher runs it in."""
 
-    parsed = OverridesParser.create().parse_overrides(overrides)
-    if any(item.is_sweep_override() and not item.is_discrete_sweep() for item in parsed):
-        # Another sweeper will choose the values; what is fixed can be checked.
-        jobs = [[str(item.input_line) for item in parsed if not item.is_sweep_override()]]
-    else:
-        jobs = BasicSweeper.split_arguments(parsed, None)[0]
-    composed = [compose(job, args) for job in jobs]
+    def __init__(self) -> None:
+        self.sweeper = os.getpid()
+
+    def __call__(self, cfg: Any) -> float:
+        """Run the job, or go on with it; returns the last phase's metric on held-out data, NaN where it failed.
+
+        Raises:
+            SystemExit: The sweep was told to stop.
+        """
+        from hydra.core.hydra_config import HydraConfig
+
+        from slim.sweeps.jobs import write_table
+
+        hydra = HydraConfig.get()
+        place, mine = Path(hydra.runtime.output_dir), list(hydra.overrides.task)
+        print(f"── job {place.name}: {' '.join(mine)}", file=sys.stderr, flush=True)
+        _wait_for(place)
+        value, code = _run(cfg, place, mine)
+        if code >= 128 and os.getpid() == self.sweeper:
+            raise SystemExit(code)
+        write_table(place.parent)
+        return value
+
+
+def _run(cfg: Any, place: Path, overrides: list[str]) -> tuple[float, int]:
+    """Run the job in ``place``; returns its value and its exit code."""
+    from slim.files import write_json
+    from slim.runs import record
+    from slim.runs.watch import Pruned
+    from slim.sweeps import objectives
+    from slim.sweeps.jobs import outcome
+
+    before = outcome(place)
+    if before.status == "finished":  # by a process whose sweep was killed
+        return objectives.values(before.record, ["val"])[0], 0
+    found: dict[str, Any] = {}
+    pruned: list[str] = []
+    lines: list[str] = []
+
+    def action() -> int:
+        try:
+            found.update(_train(cfg, place, overrides))
+        except Pruned as stop:
+            pruned.append(str(stop))
+        return 0
+
+    code = guarded(action, bool(cfg.debug), lines)
+    if pruned:
+        print(pruned[0], file=sys.stderr, flush=True)
+        write_json(place / "report.json", {**record.failed(str(cfg.name), pruned[0]), "status": "pruned"})
+    elif code and code < 128:
+        write_json(place / "report.json", record.failed(str(cfg.name), lines[-1]))
+    return (objectives.values(found, ["val"])[0] if found else math.nan), code
+
+
+def _train(cfg: Any, place: Path, overrides: list[str]) -> dict[str, Any]:
+    import dataclasses
+
+    import torch
+
+    from slim.errors import SlimError
+    from slim.files import read_json
+    from slim.runs.phases import run
+    from slim.runs.prepare import prepare
+    from slim.sweeps.jobs import FILE
+
+    try:
+        told = read_json(place / FILE, what="job")
+    except SlimError:  # a sweeper that is not ours
+        told = {}
+    if told.get("threads") and cfg.trainer.get("threads") is None:
+        torch.set_num_threads(told["threads"])
+    begun = (place / "state.json").is_file()
+    parts = prepare(plain_data(cfg), begun=begun)
+    if told.get("trial"):
+        from slim.sweeps.watch import TrialWatch
+
+        parts = dataclasses.replace(parts, watch=TrialWatch(told["trial"]))
+    return run(parts, place, overrides)
+
+
+def _wait_for(place: Path) -> None:
+    """Wait while another process runs this job: one whose sweep was killed, or of a sweep in the same directory."""
+    from slim.sweeps.jobs import holder
+
+    told = False
+    while (name := holder(place)) is not None:
+        if not told:
+            print(f"job {place.name} is run by {name}; waiting for it", file=sys.stderr, flush=True)
+        told = True
+        time.sleep(0.5)
+
+
+# Before the first job
+
+
+def _check_jobs(overrides: list[str], args: Any) -> tuple[Path, Any]:
+    """Compose every job before any begins; the sweep is refused when one cannot be composed, or none is valid.
+
+    Of a search, whose values nobody knows yet, points with every choice and both ends of every range.
+    """
+    from slim.command import grid, space
     from slim.errors import SlimError
     from slim.runs.config import read
     from slim.runs.directory import make
 
+    hydra = compose([item for item in overrides if key_of(item).startswith("hydra")], args)[1]
+    arguments = [*grid.params(dict(hydra.sweeper)), *overrides]
+    if "n_trials" in hydra.sweeper:
+        searched, fixed = space.parse(arguments)
+        jobs = [[*fixed, *point] for point in space.probes(searched)] if searched else [fixed]
+    else:
+        jobs = grid.combinations(arguments)
+    composed = [compose(job, args) for job in jobs]
     faults = []
     for config, _ in composed:
         try:
@@ -70,6 +169,45 @@ def _check_jobs(overrides: list[str], args: Any) -> Path:
             faults.append(error)
     if len(faults) == len(composed):
         raise faults[0]
-    directory = Path(composed[0][1].sweep.dir)
+    hydra = composed[0][1]
+    if "n_trials" in hydra.sweeper:
+        _check_search(hydra, arguments, composed[0][0])
+    directory = Path(hydra.sweep.dir)
     make(directory)
-    return directory
+    return directory, hydra
+
+
+def _check_search(hydra: Any, arguments: list[str], config: dict[str, Any]) -> None:
+    """What a search can be told wrong, before anything is written."""
+    from omegaconf import OmegaConf
+
+    from slim.command.search import settings_of
+
+    whole = OmegaConf.create({**config, "hydra": {"sweep": {"dir": str(hydra.sweep.dir)}}})
+    options: Any = OmegaConf.to_container(hydra.sweeper, resolve=True)
+    settings_of(options, arguments, whole, None)
+
+
+def _check_plugins(overrides: list[str]) -> None:
+    """Say which extra is missing, before Hydra says that it does not know the name."""
+    from slim.errors import SlimError
+
+    for item in overrides:
+        key, _, name = item.partition("=")
+        module, extra = PLUGINS.get(name, ("", "")) if key in ("hydra/launcher", "hydra/sweeper") else ("", "")
+        parent = module.partition(".")[0]
+        if module and (importlib.util.find_spec(parent) is None or importlib.util.find_spec(module) is None):
+            raise SlimError(
+                f"{item} needs a package. Got none ({module}). Install it with: pip install 'slim-channels[{extra}]'."
+            )
+
+
+def _register() -> None:
+    """Make our plugins known, wherever this package is installed: Hydra only looks into folders."""
+    from hydra.core.plugins import Plugins
+
+    import hydra_plugins.slim_sweeps as ours
+
+    known = Plugins.instance()
+    for plugin in (ours.GridSweeper, ours.StudySweeper, ours.RayLauncher):
+        known.register(plugin)

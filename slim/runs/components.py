@@ -18,6 +18,7 @@ from slim.runs import builders, processes
 from slim.runs.construct import target
 from slim.runs.hardware import Choice
 from slim.runs.schema import Config
+from slim.runs.watch import Watch
 
 if TYPE_CHECKING:
     from slim.deploy import Rounding
@@ -33,12 +34,14 @@ class Components:
         data: LightningDataModule, set up.
         example: The network's input: one image of zeros ``(1, C, H, W)`` where the data say its size, else recorded
             from a batch. MACs are counted on it.
+        watch: Is shown the metric of every epoch, and may end the run.
     """
 
     config: Config
     hardware: Choice
     data: Any
     example: Any
+    watch: Watch | None = None
 
     def module(self, kind: str | None = None, *, plan: Plan | None = None, draw: int = 0) -> pl.LightningModule:
         """The untrained LightningModule for a phase, its network thinned by ``plan``.

@@ -19,6 +19,7 @@ from slim.runs.progress import Progress
 from slim.runs.pruning import pruning, pruning_options
 from slim.runs.restart import EARLY, EarlyWeights
 from slim.runs.schema import BUDGETS, Sparse
+from slim.runs.watch import Watched, epochs_before
 from slim.selection import remaining_budget
 
 
@@ -50,6 +51,7 @@ class PhaseCallbacks:
             GammaDashboard(network=config.network, example=parts.example),
             self.curves,
             Progress(name, config.metric, config.trainer.progress, self.sparse),
+            Watched(parts.watch, config.metric.name, epochs_before(config, name)) if parts.watch is not None else None,
         ]
         self.all = [callback for callback in found if callback is not None]
 

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import train
+from experiments.chaos.harness import exit_code, start
 from tests.runs.tiny import TINY
+from tests.waiting import until
 
 
 def line(*overrides: str) -> list[str]:
@@ -37,4 +42,90 @@ def test_a_sweep_that_cannot_work_is_refused(
     monkeypatch.chdir(tmp_path)
     assert train.main(["--multirun", bad]) == 2
     assert len(capfd.readouterr().err.strip().splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+DENSE = ["phases=[baseline]", "baseline.epochs=1"]
+
+
+def reports(place: Path) -> dict[str, Any]:
+    """What each job left, and when."""
+    found = sorted(place.glob("*/report.json"))
+    return {path.parent.name: (json.loads(path.read_text())["status"], path.stat().st_mtime_ns) for path in found}
+
+
+def test_a_sweep_that_is_started_again_runs_what_is_not_finished(tmp_path: Path) -> None:
+    """However its jobs are ordered, and whatever else is in it by now; a job's folder stays its own."""
+    place = tmp_path / "sweep"
+    again = [*line(*DENSE, "hydra/sweeper=basic"), f"hydra.sweep.dir={place}"]
+    assert train.main([*again, "seed=1"]) == 0
+    before = reports(place)
+    assert train.main([*again, "seed=2,1"]) == 0
+    after = reports(place)
+    assert [status for status, _ in after.values()] == ["finished"] * 2
+    assert after["0"] == before["0"]
+    seeds = [json.loads((place / name / "report.json").read_text())["seed"] for name in after]
+    assert seeds == [1, 2]
+    assert "| 1 | seed=2 |" in (place / "sweep.md").read_text()
+
+
+def test_a_search_goes_on_until_its_total(tmp_path: Path) -> None:
+    """Two objectives; a job that fails is a trial that failed; what is there is not run again."""
+    place = tmp_path / "sweep"
+    search = [
+        *line(*DENSE, "hydra/sweeper=optuna", "hydra/sweeper/sampler=bruteforce"),
+        f"hydra.sweep.dir={place}",
+        "hydra.sweeper.objectives=[val,macs]",
+        "data.batch_size=32,100000",
+    ]
+    assert train.main([*search, "hydra.sweeper.n_trials=1"]) in (0, 1)
+    before = reports(place)
+    assert len(before) == 1
+    assert train.main([*search, "hydra.sweeper.n_trials=2"]) == 0
+    after = reports(place)
+    assert sorted(status for status, _ in after.values()) == ["failed", "finished"]
+    assert after["0"] == before["0"]
+    (best,) = json.loads((place / "best.json").read_text())
+    assert best["params"] == {"data.batch_size": 32}
+    assert set(best["values"]) == {"val", "macs"}
+
+
+def test_a_search_that_was_killed_goes_on_in_the_middle_of_a_trial(tmp_path: Path) -> None:
+    place, told = tmp_path / "sweep", tmp_path / "told"
+    search = [
+        *line("phases=[baseline]", "baseline.epochs=2", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=2"),
+        f"hydra.sweep.dir={place}",
+        "optimizer.lr=interval(0.01,0.1)",
+    ]
+    process = start(search, told)
+    until((place / "1" / "baseline" / "last.ckpt").is_file, process.is_alive)
+    os.kill(process.pid or 0, signal.SIGKILL)
+    assert exit_code(process) == -signal.SIGKILL
+    killed = json.loads((place / "1" / "job.json").read_text())
+    before = reports(place)
+    assert list(before) == ["0"]
+    assert train.main(search) == 0
+    after = reports(place)
+    assert list(after) == ["0", "1"]
+    assert after["0"] == before["0"]
+    assert json.loads((place / "1" / "job.json").read_text())["identity"] == killed["identity"]
+
+
+@pytest.mark.parametrize(
+    ("bad", "words"),
+    [
+        (["prune.ratio=0.3"], "needs values to choose from"),
+        (["prune.ratio=interval(0.1,0.9)", "hydra.sweeper.objectives=[accuracy]"], "objectives must be known"),
+        (["prune.ratio=interval(1.1,1.9)"], "ratio must be in"),
+        (["model=vgg,resnt"], "Did you mean resnet"),
+    ],
+)
+def test_a_search_that_cannot_work_is_refused(
+    bad: list[str], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert train.main(["--multirun", "hydra/sweeper=optuna", *bad]) == 2
+    told = capfd.readouterr().err.strip()
+    assert words in told
+    assert len(told.splitlines()) == 1
     assert list(tmp_path.iterdir()) == []

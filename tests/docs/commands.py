@@ -53,6 +53,7 @@ def _small(words: list[str]) -> list[str]:
     """Less data and fewer epochs, where the command itself says nothing else."""
     if any(word.startswith("resume=") for word in words):
         return words
+    words = [re.sub(r"(?<=^hydra\.sweeper\.n_trials=)\d+", "2", word) for word in words]
     given = {word.lstrip("+").partition("=")[0] for word in words}
     less = [*TINY, "sensitivity.images=32", "sensitivity.shares=[0.5]", "sparse.epochs=1", "finetune.epochs=1"]
     own = next((name for name in SMALLER if f"+experiment={name}" in words), None)
