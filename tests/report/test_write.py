@@ -59,6 +59,7 @@ def test_no_label_leaves_the_figure_or_touches_another(layers: int, make_record:
         figures.widths(record["widths"]),
         figures.by_layer(record["gammas"], record["cut"], record["removed"]),
         figures.distribution(record["gammas"], record["cut"], record["removed"]),
+        figures.ridges(record["gammas"], record["cut"], record["removed"]),
         figures.summary(record),
     ):
         figure.draw_without_rendering()  # lays it out
@@ -80,7 +81,7 @@ def test_no_label_leaves_the_figure_or_touches_another(layers: int, make_record:
 
 def test_exact_zeros_and_a_single_value_have_a_place_on_the_logarithmic_axis() -> None:
     for gammas in ({"a": [0.0] * 8}, {"a": [0.5]}, {"a": [0.0, float("nan"), 0.3]}):
-        for drawn in (figures.distribution(gammas, 0.0), figures.by_layer(gammas, 0.0)):
+        for drawn in (figures.distribution(gammas, 0.0), figures.by_layer(gammas, 0.0), figures.ridges(gammas, 0.0)):
             drawn.draw_without_rendering()
             assert drawn.axes[0].has_data()
 

@@ -30,7 +30,7 @@ def run_page(record: Mapping[str, Any]) -> str:
     parts = [
         f"<h1>{escape(title)}</h1>",
         f'<p class="faint">{escape(_facts(record))}</p>',
-        f'<p class="verdict">{escape(_capital(verdict(record)))}</p>',
+        f'<p class="verdict">{escape(verdict(record))}</p>',
         _tiles(record),
         section("Networks", _two(figures, "ladder", "costs"), _networks(record)),
         section("Gammas before the cut", place("gammas", figures)),
@@ -63,10 +63,6 @@ def verdict(record: Mapping[str, Any]) -> str:
     if thin.get("macs") == dense.get("macs"):
         return f"{said}; nothing was cut."
     return f"{said} with {', '.join(f'{formatting.percent(share, 1)} {of}' for of, share in shares.items())}."
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
 
 
 def _facts(record: Mapping[str, Any]) -> str:
