@@ -1,25 +1,159 @@
-"""Write a network for a runtime: ONNX, PyTorch, int8."""
+"""Write a network for a runtime: ONNX, torch.export, int8, OpenVINO; every file is run and compared before it stays.
+
+slim export outputs/vgg_slim/<id> --formats onnx int8
+slim export resnet18 --pretrained --formats onnx int8 --images photos -o exported
+A run directory is exported with its own data. Other networks are compared on --images, or else on random numbers; int8
+needs images of the kind that the network will see.
+"""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from slim.command import model
 from slim.errors import SlimError
 
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm")
+
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """What the command takes."""
+    from slim.deploy import FORMATS
+
     model.arguments(parser)
+    parser.add_argument("--formats", nargs="+", default=["onnx"], help=f"of {', '.join(FORMATS)} (default: onnx)")
+    parser.add_argument("--images", metavar="FOLDER", help="images like those that the network will see")
+    parser.add_argument("--count", type=int, default=1000, help="images read at most (default: 1000)")
+    parser.add_argument("--mean", type=float, nargs="+", help="per channel, of pixels in [0, 1] (default: the model's)")
+    parser.add_argument("--std", type=float, nargs="+", help="likewise")
+    parser.add_argument("--calibration", default="minmax", help="minmax, entropy, percentile (default: minmax)")
+    parser.add_argument("--max-loss", type=float, default=0.02, help="share of predictions int8 may change")
+    parser.add_argument("--opset", type=int, help="of the ONNX operators (default: the newest)")
+    parser.add_argument("-o", "--output", metavar="FOLDER", help="where to write (default: export in the run, or here)")
 
 
 def perform(args: argparse.Namespace) -> dict[str, Any]:
-    """Export the network that ``model.find(args.model, args)`` gives."""
-    found = model.find(args.model, args)
-    raise SlimError(f"Nothing exports yet. Got {found.name}. Use phases=[...,export] of a run.")
+    """Export; returns what was written and how near it is to the network."""
+    home = Path(args.model)
+    if (home / "state.json").is_file():
+        folder = Path(args.output or home / "export")
+        found = _of_run(home, folder, args)
+    else:
+        folder = Path(args.output or "export")
+        found = _of_model(folder, args)
+    return {"folder": str(folder), "files": found.described(), "notes": found.notes}
 
 
 def text(found: dict[str, Any]) -> str:
     """The same for people."""
-    return "\n".join(found["files"])
+    lines = []
+    for name, row in found["files"].items():
+        metric = "" if row["metric"] is None else f", metric {row['metric']:.4f} (network {row['reference']:.4f})"
+        same = "" if row["agreement"] is None else f", {100 * row['agreement']:.2f} % of the predictions the same"
+        lines.append(
+            f"{name:<14}{found['folder']}/{row['file']}  {row['bytes']:,} bytes; largest difference "
+            f"{row['difference']:.1e} of the largest output over {row['images']} images{same}{metric}"
+        )
+    return "\n".join([*lines, *found["notes"]])
+
+
+def _of_run(home: Path, folder: Path, args: argparse.Namespace) -> Any:
+    """The network of a finished run, with the run's data and the run's metric."""
+    from slim.command.compose import compose, key_of, register
+    from slim.runs.exporting import export_network
+    from slim.runs.prepare import prepare
+    from slim.runs.state import State
+
+    register("export")
+    new = {
+        "phases": "[export]", "checkpoint": home / model.ARTIFACT, "export.formats": f"[{','.join(args.formats)}]",
+        "export.calibration": args.calibration, "export.max_loss": args.max_loss,
+        "export.opset": "null" if args.opset is None else args.opset,
+    }  # fmt: skip
+    kept = [item for item in State.load(home).overrides if key_of(item) not in new and not item.startswith("hydra.")]
+    overrides = [*kept, *(f"{key}={value}" for key, value in new.items())]
+    config, _ = compose(overrides, argparse.Namespace(config_dir=None, config_name=None))
+    return export_network(prepare(config), folder, home / model.ARTIFACT)[0]
+
+
+def _of_model(folder: Path, args: argparse.Namespace) -> Any:
+    """Any other network, compared by its outputs."""
+    from slim import deploy
+
+    found = model.find(args.model, args)
+    wanted = deploy.Options(
+        formats=args.formats, calibration=args.calibration, max_loss=args.max_loss, opset=args.opset
+    )
+    told: dict[str, Any] = {"model": found.name}
+    if args.images:
+        inputs, about = _images(found, args)
+        told |= about
+    else:
+        inputs = _random(found.example)
+    deploy.check(wanted, calibrated=bool(args.images))
+    exported = deploy.export(
+        found.network,
+        found.example,
+        folder,
+        wanted,
+        judge=lambda runner: deploy.compare(found.network, runner, inputs()),
+        calibration=inputs if args.images else None,
+        metadata=told,
+    )
+    if not args.images:
+        exported.notes.append("Compared on random numbers: with --images, on what the network will see.")
+    return exported
+
+
+def _random(example: Any) -> Callable[[], Iterable[Any]]:
+    def one(batch: int) -> Any:
+        def drawn(tensor: Tensor) -> Tensor:
+            size = (batch, *tensor.shape[1:])
+            return torch.randn(size) if tensor.is_floating_point() else torch.zeros(size, dtype=tensor.dtype)
+
+        return tree_map_only(Tensor, drawn, example)
+
+    return lambda: [one(16), one(1)]
+
+
+def _images(found: model.Model, args: argparse.Namespace) -> tuple[Callable[[], Iterable[Tensor]], dict[str, Any]]:
+    """Batches of the images below a folder, and what a program must know to prepare others like them."""
+    from slim.data.decode import read_image, resize_center_crop
+    from slim.models import preprocessing
+
+    example = found.example
+    if not isinstance(example, Tensor) or example.dim() != 4 or example.shape[2] != example.shape[3]:
+        raise SlimError(f"--images needs a network of square images. Got {found.name}. Leave --images out.")
+    channels, size = int(example.shape[1]), int(example.shape[2])
+    known = preprocessing(found.network)
+    mean, std = args.mean or known.get("mean"), args.std or known.get("std")
+    if mean is None or std is None or not len(mean) == len(std) == channels:
+        raise SlimError(
+            f"Images must be prepared as the network was trained on them. Got --mean {mean} --std {std} for {channels} "
+            "channels. Give both, a number for each channel."
+        )
+    every = sorted(path for path in Path(args.images).rglob("*") if path.suffix.lower() in EXTENSIONS)
+    if not every:
+        raise SlimError(f"--images must hold images. Got {args.images} without any. Check the path.")
+    paths = every[:: max(1, len(every) // args.count)][: args.count]
+    centre, scale = torch.tensor(mean).view(-1, 1, 1), torch.tensor(std).view(-1, 1, 1)
+
+    def batches() -> Iterable[Tensor]:
+        for start in range(0, len(paths), 64):
+            pixels = [resize_center_crop(read_image(path, channels), size) for path in paths[start : start + 64]]
+            yield (torch.stack(pixels) / 255 - centre) / scale
+
+    told: dict[str, Any] = {"mean": list(mean), "std": list(std), "size": size}
+    names = sorted({path.parent.name for path in every})
+    with torch.no_grad():
+        outputs = found.network(example)
+    if isinstance(outputs, Tensor) and outputs.dim() == 2 and outputs.shape[1] == len(names):
+        told["classes"] = names
+    return batches, told

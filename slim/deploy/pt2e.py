@@ -133,7 +133,10 @@ def _floats(outputs: Any) -> list[Tensor]:
 def _quantizer(*, qat: bool, reduce_range: bool | None) -> Any:
     x86 = need("torchao.quantization.pt2e.quantizer.x86_inductor_quantizer")
     reduce_range = not has_vnni() if reduce_range is None else reduce_range
-    options = x86.get_default_x86_inductor_quantization_config(is_qat=qat, reduce_range=reduce_range)
+    options = x86.get_default_x86_inductor_quantization_config(is_qat=qat, reduce_range=reduce_range and not qat)
+    if qat and reduce_range:
+        # As the ONNX file has it, for which this is: weights of 7 bits, where torchao would take a bit of activations.
+        options = replace(options, weight=replace(options.weight, quant_min=-64, quant_max=63))
     if not qat:
         # Ranges from the smallest and largest value, as in the ONNX file; histograms take a hundred times as long.
         observer = need("torchao.quantization.pt2e.observer").MinMaxObserver

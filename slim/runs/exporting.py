@@ -175,17 +175,18 @@ def ladder(parts: Components, directory: Path, state: State) -> list[dict[str, A
     module = parts.module() if dense is None else weights.load(parts, dense)
     network = parts.network(module).cpu().eval()
     outputs = deploy.capture(network, parts.example).call_spec.out_spec
-    rungs: dict[str, nn.Module] = {"dense fp32 eager": network}
-    size = {"dense fp32 eager": 0 if dense is None else dense.stat().st_size}
+    first = "dense" if plan_of(network) is None else "thin"
+    rungs: dict[str, nn.Module] = {f"{first} fp32 eager": network}
+    size = {f"{first} fp32 eager": 0 if dense is None else dense.stat().st_size}
     with tempfile.TemporaryDirectory() as place:
         folders = {"thin": directory / FOLDER}
         if dense != thin:
             # However much the dense network loses in int8: that is a row, not a reason to stop.
             free = deploy.Options(formats=wanted, max_difference=float("inf"), max_loss=float("inf"))
             _export(parts, module, Path(place), free, _Judge(parts, module))
-            folders = {"dense": Path(place), **folders}
+            folders = {first: Path(place), **folders}
         else:
-            folders = {"dense": directory / FOLDER}
+            folders = {first: directory / FOLDER}
         for kind, folder in folders.items():
             for form in wanted:
                 path = folder / deploy.FORMATS[form].file
@@ -194,13 +195,13 @@ def ladder(parts: Components, directory: Path, state: State) -> list[dict[str, A
         times = deploy.latencies(rungs, parts.example, seconds=parts.config.latency_seconds)
         rows = []
         for name, runner in rungs.items():
-            value = _tested(parts, module, None if runner is network else runner)
+            value = tested(parts, module, None if runner is network else runner)
             millis = {f"latency_ms_b{batch}": value for batch, value in times[name].items()}
             rows.append({"name": name, "metric": value, "bytes": size[name], **millis})
     return rows
 
 
-def _tested(parts: Components, module: pl.LightningModule, runner: nn.Module | None) -> float:
+def tested(parts: Components, module: pl.LightningModule, runner: nn.Module | None) -> float:
     """The metric on the test data of a module, or of a file in place of its network."""
     if runner is None:
         return lookup(parts.config.metric, metrics(parts, module, "test"), "test")

@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_map_only
 
 import slim
 from slim import recipe, report
+from slim.artifact import read_header
 from slim.channels import Plan, plan_of
 from slim.errors import SlimError
 from slim.files import write_json
@@ -158,6 +159,8 @@ def _modules(parts: Components, directory: Path, state: State) -> Iterator[tuple
         elif kind in ROW_OF:
             files[ROW_OF[kind]] = (file, None, False)
             before = before if kind == "baseline" and parts.config.first == "sparse" else file
+    if not files and before is not None:  # a run that only exports
+        files["sparse" if read_header(before).plan is None else "finetuned"] = (before, None, False)
     for name in (name for name in record.ROWS if name in files):
         path, plan, masked = files[name]
         module = parts.module() if path is None else weights.load(parts, path)

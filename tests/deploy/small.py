@@ -12,11 +12,11 @@ SIZE = 12
 class Residual(nn.Module):
     """Convolutions with BatchNorm, a ReLU that is called twice, a sum, and a BatchNorm that cannot be folded."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, all_fold: bool = False) -> None:
         super().__init__()
         self.one, self.norm1 = nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
         self.two, self.norm2 = nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8)
-        self.before = nn.BatchNorm2d(8)
+        self.before: nn.Module = nn.Identity() if all_fold else nn.BatchNorm2d(8)
         self.three = nn.Conv2d(8, 12, 3, stride=2)
         self.relu, self.classify = nn.ReLU(), nn.Linear(12, 5)
 
@@ -29,10 +29,10 @@ class Residual(nn.Module):
         return logits
 
 
-def network() -> nn.Module:
+def network(*, all_fold: bool = False) -> nn.Module:
     """With statistics as after training, and logits that differ."""
     torch.manual_seed(3)
-    made = Residual()
+    made = Residual(all_fold=all_fold)
     with torch.no_grad():
         for module in made.modules():
             if isinstance(module, nn.BatchNorm2d):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import evaluate
@@ -43,6 +45,8 @@ def execute(command: str) -> None:
     elif words[0] == "pip":
         extras = {name for word in words for name in "".join(re.findall(r"\[(.*)\]", word)).split(",") if name}
         assert words[1] == "install" and extras <= EXTRAS, command
+    elif words[0] == "python" and Path(words[1]).name == "predict.py":
+        assert subprocess.run([sys.executable, *words[1:]], capture_output=True).returncode == 0, command
     elif words[0] == "python" and words[1] == "evaluate.py":
         assert evaluate.main(words[2:]) == 0, command
     else:
@@ -55,7 +59,14 @@ def _small(words: list[str]) -> list[str]:
         return words
     words = [re.sub(r"(?<=^hydra\.sweeper\.n_trials=)\d+", "2", word) for word in words]
     given = {word.lstrip("+").partition("=")[0] for word in words}
-    less = [*TINY, "sensitivity.images=32", "sensitivity.shares=[0.5]", "sparse.epochs=1", "finetune.epochs=1"]
+    less = [
+        *TINY,
+        "export.max_loss=1",
+        "sensitivity.images=32",
+        "sensitivity.shares=[0.5]",
+        "sparse.epochs=1",
+        "finetune.epochs=1",
+    ]
     own = next((name for name in SMALLER if f"+experiment={name}" in words), None)
     if own is not None:
         less = [item for item in less if not item.startswith(("data.", "model.", "prune."))] + SMALLER[own]

@@ -1,0 +1,84 @@
+"""int8 by torchao: near the network, in int8 weights, and nearer after fine-tuning for it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.export import ExportedProgram
+
+from slim import deploy
+from slim.deploy.capture import capture
+from slim.deploy.onnx_file import OnnxNetwork, write_onnx
+from slim.deploy.quantize import write_int8
+from tests.deploy.small import SIZE, images, network
+
+pytest.importorskip("torchao")
+pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+
+EXAMPLE = torch.zeros(1, 3, SIZE, SIZE)
+
+
+@pytest.fixture(scope="module")
+def net() -> nn.Module:
+    return network(all_fold=True)
+
+
+@pytest.fixture(scope="module")
+def program(net: nn.Module) -> ExportedProgram:
+    return capture(net, EXAMPLE)
+
+
+def test_the_file_is_near_and_holds_bytes(net: nn.Module, tmp_path: Path) -> None:
+    def judge(runner: nn.Module) -> deploy.Parity:
+        return deploy.compare(net, runner, [*images(1, seed=1), torch.randn(3, 3, SIZE, SIZE)])
+
+    options = deploy.Options(("pt2_int8",), max_loss=0.2)
+    found = deploy.export(net, EXAMPLE, tmp_path, options, judge=judge, calibration=images)
+    assert 1e-5 < found.parity["pt2_int8"].relative < 0.1
+    kept = torch.export.load(tmp_path / "model.int8.pt2").state_dict.values()
+    assert sum(value.dtype == torch.int8 and value.dim() == 4 for value in kept) == 3
+
+
+def test_finetuning_brings_int8_nearer(net: nn.Module, program: ExportedProgram, tmp_path: Path) -> None:
+    """Weights rounded as int8 will round them learn to give what the network gave."""
+    from slim.deploy.pt2e import finetuned
+
+    coarse = network(all_fold=True)
+    with torch.no_grad():  # one channel with large weights: a step of the others is then coarse
+        coarse.get_parameter("two.weight")[:, 0] *= 8
+    rough = capture(coarse, EXAMPLE)
+    tuned = finetuned(rough, images(40, seed=5), lr=2e-3)
+    held_out = images(4, seed=6)
+    off = []
+    for number, candidate in enumerate((rough, tuned)):
+        source = write_onnx(candidate, tmp_path / f"{number}.onnx")
+        runner = OnnxNetwork(write_int8(source, tmp_path / f"{number}.int8.onnx", images()))
+        with torch.no_grad():
+            off.append(sum(float((runner(x) - coarse(x)).square().mean()) for x in held_out))
+    assert off[1] < off[0]
+    assert rough.state_dict.keys() == tuned.state_dict.keys()
+
+
+def test_auto_tunes_only_where_int8_loses(net: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+
+    def tune(program: ExportedProgram, inputs: object, **options: object) -> ExportedProgram:
+        calls.append(1)
+        return program
+
+    monkeypatch.setattr(sys.modules["slim.deploy.export"], "finetuned", tune)
+    for lost, count in ((0.0, 0), (0.01, 1)):
+
+        def judge(runner: nn.Module, lost: float = lost) -> deploy.Parity:
+            return deploy.Parity(images=1, scale=1.0, reference=0.9, metric=0.9 - lost)
+
+        options = deploy.Options(("int8",), qat="auto")
+        found = deploy.export(
+            net, EXAMPLE, tmp_path, options, judge=judge, calibration=images, training=lambda: images(1)
+        )
+        assert len(calls) == count == len(found.notes)

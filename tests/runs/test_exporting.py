@@ -1,0 +1,110 @@
+"""The export phase: files that answer as the network does, or a run that fails; and the program beside them."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from slim import deploy
+from slim.deploy import predict
+from tests.runs.tiny import run
+
+pytest.importorskip("onnxscript")
+pytest.importorskip("onnxruntime")
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Bright cats and dark dogs, larger than the network's images and not square."""
+    folder, chance = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
+    for split, count in (("train", 40), ("test", 8)):
+        for low, kind in ((150, "cat"), (0, "dog")):
+            place = folder / split / kind
+            place.mkdir(parents=True)
+            for number in range(count):
+                Image.fromarray(chance.integers(low, low + 100, (12, 18, 3), np.uint8)).save(place / f"{number}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def exported(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    directory = tmp_path_factory.mktemp("run") / "run"
+    report = run(
+        directory, "data=image_folder", f"data.dir={photos}", "data.limit_train=null", "data.batch_size=8",
+        "phases=[sparse,prune,finetune,export]", "export.formats=[onnx,int8]", "export.max_loss=0.6",
+        "finetune.epochs=4", "finetune.lr=0.05",
+    )  # fmt: skip
+    return directory, report
+
+
+def test_the_report_has_every_rung(exported: Any) -> None:
+    directory, report = exported
+    files = report["export"]["files"]
+    assert set(files) == {"onnx", "int8"}
+    assert files["onnx"]["metric"] == files["onnx"]["reference"] and files["onnx"]["difference"] < 1e-3
+    ladder = {row["name"]: row for row in report["export"]["ladder"]}
+    assert list(ladder) == ["dense fp32 eager", "dense fp32", "dense int8", "thin fp32", "thin int8"]
+    assert ladder["dense fp32 eager"]["metric"] == ladder["dense fp32"]["metric"] == report["rows"]["sparse"]["metric"]
+    assert ladder["thin fp32"]["metric"] == report["rows"]["finetuned"]["metric"]
+    assert ladder["thin fp32"]["bytes"] == (directory / "export" / "model.onnx").stat().st_size
+    text = (directory / "report.md").read_text()
+    assert "## Export" in text and "| thin int8 |" in text
+
+
+def test_predict_gives_the_predictions_of_the_network(exported: Any, photos: Path) -> None:
+    directory, report = exported
+    model = directory / "export" / "model.onnx"
+    line = [sys.executable, str(directory / "export" / "predict.py"), str(photos / "test"), str(model)]
+    done = subprocess.run(line, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    rows = [line.split("\t") for line in done.stdout.splitlines()]
+    assert len(rows) == 16 and all(0.5 <= float(share) <= 1 for _, _, share in rows)
+    right = sum(Path(path).parent.name == name for path, name, _ in rows) / len(rows)
+    assert right == pytest.approx(report["rows"]["finetuned"]["metric"], abs=1 / 16)
+
+
+def test_predict_needs_three_packages() -> None:
+    tree = ast.parse(Path(predict.__file__).read_text())
+    names = {a.name.partition(".")[0] for node in ast.walk(tree) if isinstance(node, ast.Import) for a in node.names}
+    names |= {str(node.module).partition(".")[0] for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    assert names - set(sys.stdlib_module_names) == {"numpy", "onnxruntime", "PIL"}
+
+
+def test_a_file_that_differs_ends_the_run(
+    exported: Any, photos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The phase alone, on what the run left."""
+    from slim.deploy.onnx_file import OnnxNetwork
+
+    forward = OnnxNetwork.forward
+
+    def off(self: OnnxNetwork, *args: Any, **kwargs: Any) -> Any:
+        return forward(self, *args, **kwargs) + 1
+
+    line = ("data=image_folder", f"data.dir={photos}", "data.limit_train=null", "data.batch_size=8", "phases=[export]",
+            f"checkpoint={exported[0] / 'model.safetensors'}", "export.formats=[onnx]")  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(OnnxNetwork, "forward", off)
+        assert run(tmp_path / "run", *line, code=1) == {}
+    said = capfd.readouterr().err.splitlines()[-1]
+    assert said.startswith("onnx must compute what the network does. Got difference=")
+    assert not [path for path in (tmp_path / "run" / "export").iterdir()]
+    report = run(tmp_path / "again", *line)
+    assert [row["name"] for row in report["export"]["ladder"]] == ["thin fp32 eager", "thin fp32"]
+    assert json.loads((tmp_path / "again" / "state.json").read_text())["finished"]
+
+
+def test_rounding_is_measured_for_the_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = deploy.Rounding(4, "a runtime", "a layer", {"1": 2.0, "4": 1.0})
+    monkeypatch.setattr(deploy, "measure_rounding", lambda network, example: found)
+    report = run(tmp_path / "run", "sparse.epochs=1", "phases=[sparse,prune]", "prune.round_to=auto")
+    assert all(after % 4 == 0 for name, (_, after) in report["widths"].items() if "features" in name)
+    assert any("round_to=auto is 4" in note for note in report["notes"])
