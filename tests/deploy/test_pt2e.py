@@ -12,8 +12,6 @@ from torch.export import ExportedProgram
 
 from slim import deploy
 from slim.deploy.capture import capture
-from slim.deploy.onnx_file import OnnxNetwork, write_onnx
-from slim.deploy.quantize import write_int8
 from tests.deploy.small import SIZE, images, network
 
 pytest.importorskip("torchao")
@@ -42,26 +40,6 @@ def test_the_file_is_near_and_holds_bytes(net: nn.Module, tmp_path: Path) -> Non
     assert 1e-5 < found.parity["pt2_int8"].relative < 0.1
     kept = torch.export.load(tmp_path / "model.int8.pt2").state_dict.values()
     assert sum(value.dtype == torch.int8 and value.dim() == 4 for value in kept) == 3
-
-
-def test_finetuning_brings_int8_nearer(net: nn.Module, program: ExportedProgram, tmp_path: Path) -> None:
-    """Weights rounded as int8 will round them learn to give what the network gave."""
-    from slim.deploy.pt2e import finetuned
-
-    coarse = network(all_fold=True)
-    with torch.no_grad():  # one channel with large weights: a step of the others is then coarse
-        coarse.get_parameter("two.weight")[:, 0] *= 8
-    rough = capture(coarse, EXAMPLE)
-    tuned = finetuned(rough, images(40, seed=5), lr=2e-3)
-    held_out = images(4, seed=6)
-    off = []
-    for number, candidate in enumerate((rough, tuned)):
-        source = write_onnx(candidate, tmp_path / f"{number}.onnx")
-        runner = OnnxNetwork(write_int8(source, tmp_path / f"{number}.int8.onnx", images()))
-        with torch.no_grad():
-            off.append(sum(float((runner(x) - coarse(x)).square().mean()) for x in held_out))
-    assert off[1] < off[0]
-    assert rough.state_dict.keys() == tuned.state_dict.keys()
 
 
 def test_auto_tunes_only_where_int8_loses(net: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
