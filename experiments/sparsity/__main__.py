@@ -43,7 +43,7 @@ def main() -> None:
             store.run(name, partial(job, setting))
     elif not args.measure:
         parser.error("--data is needed to train. Got none. Give an ImageFolder tree, or --measure.")
-    if args.measure or (args.only == [""] and "latency" not in store.read()):
+    if args.measure or (args.only == [""] and measure.missing(store.read())):
         store.write("latency", measure.latency(store.read(), args.turns, args.threads))
     table.write(store.read())
 

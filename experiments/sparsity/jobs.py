@@ -23,20 +23,18 @@ L1 = {"lam": 1e-3}
 
 
 def every_job(seeds: int = 3) -> dict[str, Job]:
-    """Name to job. All methods at one half and all seeds first, then what is only of interest with more removed."""
+    """Name to job: seed by seed, of each what all methods can remove first; the control of `thin` last."""
     found: dict[str, Job] = {}
     for seed in range(seeds):
         found[f"dense/s{seed}"] = partial(dense, seed=seed)
-        found |= {f"{name} {HALF:.0%}/s{seed}": job for name, job in at_share(seed, HALF).items()}
-        found[f"2:4 {HALF:.0%}/s{seed}"] = partial(from_cut, seed=seed, how=two_four, form=sizes.two_four_form)
-        found[f"ternary/s{seed}"] = partial(from_cut, seed=seed, how=ternary, form=sizes.ternary_form)
-        found[f"int8/s{seed}"] = partial(quantized, seed=seed, of="dense")
-        name = f"slimming, target {HALF:.0%}"
-        found[f"{name}, int8/s{seed}"] = partial(quantized, seed=seed, of=name)
-    for seed in range(seeds):
-        found |= {f"{name} {MORE:.0%}/s{seed}": job for name, job in at_share(seed, MORE).items()}
-        name = f"slimming, target {MORE:.0%}"
-        found[f"{name}, int8/s{seed}"] = partial(quantized, seed=seed, of=name)
+        for share in (HALF, MORE):
+            found |= {f"{name} {share:.0%}/s{seed}": job for name, job in at_share(seed, share).items()}
+            if share == HALF:
+                found[f"2:4 {HALF:.0%}/s{seed}"] = partial(from_cut, seed=seed, how=two_four, form=sizes.two_four_form)
+                found[f"ternary/s{seed}"] = partial(from_cut, seed=seed, how=ternary, form=sizes.ternary_form)
+                found[f"int8/s{seed}"] = partial(quantized, seed=seed, of="dense")
+            name = f"slimming, target {share:.0%}"
+            found[f"{name}, int8/s{seed}"] = partial(quantized, seed=seed, of=name)
     for share, seed in itertools.product((HALF, MORE), range(seeds)):
         found[f"thin, not taught {share:.0%}/s{seed}"] = partial(thin, seed=seed, share=share, taught=False)
     return found

@@ -6,6 +6,7 @@ the shapes in results.json, so that this runs on any machine, without images.
 
 from __future__ import annotations
 
+import gc
 import os
 import platform
 import statistics
@@ -59,6 +60,12 @@ def latency(results: dict[str, Any], turns: int, threads: int) -> dict[str, Any]
     return told
 
 
+def missing(results: dict[str, Any]) -> set[str]:
+    """Methods with a network of seed 0 that has not been timed."""
+    timed_before = results["latency"]["batches"]["1"]["onnx"] if "latency" in results else {}
+    return {name.removesuffix("/s0") for name in results if name.endswith("/s0")} - set(timed_before)
+
+
 def _turns(made: dict[str, dict[str, Any]], batch: int, turns: int) -> dict[str, Any]:
     x = torch.randn(batch, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     spread, plain = x.to(memory_format=torch.channels_last), x.numpy()
@@ -69,8 +76,10 @@ def _turns(made: dict[str, dict[str, Any]], batch: int, turns: int) -> dict[str,
                 calls[f"{runtime}/{name}"] = partial(one.run, None, {"images": plain})
             else:
                 calls[f"{runtime}/{name}"] = partial(one, spread if runtime == "torch" else x)
+    gc.freeze()  # take_turns collects before every contender, which takes longer than the contenders do
     with torch.inference_mode():
         seen = take_turns({name: partial(timed, call, RUNS[batch]) for name, call in calls.items()}, turns)
+    gc.unfreeze()
     found: dict[str, Any] = {}
     for key in calls:
         runtime, _, name = key.partition("/")
