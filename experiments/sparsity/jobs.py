@@ -247,13 +247,19 @@ def shape(model: nn.Module) -> dict[str, Any]:
 
 
 def load(setting: Setting, name: str) -> nn.Module:
-    """A network that `finished` kept, in eval mode."""
-    model = torch.load(setting.cache / f"{name.replace('/', '-')}.pt", weights_only=False)
+    """A network that `finished` kept, in eval mode; trained again where the cache is another one."""
+    stored = setting.cache / f"{name.replace('/', '-')}.pt"
+    if not stored.exists():
+        every_job()[name](setting)
+    model = torch.load(stored, weights_only=False)
     return model.eval()
 
 
 def _moment(setting: Setting, seed: int, epoch: int) -> tuple[nn.Sequential, dict[str, Any]]:
-    kept = torch.load(setting.cache / f"dense-s{seed}-e{epoch}.pt")
+    stored = setting.cache / f"dense-s{seed}-e{epoch}.pt"
+    if not stored.exists():  # results.json travels, the cache does not
+        dense(setting, seed)
+    kept = torch.load(stored)
     model = started(seed)
     model.load_state_dict(kept["weights"])
     return model, kept
