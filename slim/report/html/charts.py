@@ -165,7 +165,7 @@ def curves(record: Mapping[str, Any], *, loss: bool) -> Figure | None:
     for phase, found in history.items():
         length = max((len(values) for values in found.values()), default=0)
         for name, values in found.items():
-            is_metric = metric.name in name
+            is_metric = name == metric.name or name.endswith(f"_{metric.name}")
             if (loss and ("loss" not in name or is_metric)) or (not loss and not is_metric):
                 continue
             curve = _curve(name.replace("_", " "), phase, start, values, metric if is_metric else None)
