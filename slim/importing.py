@@ -30,7 +30,7 @@ def callable_at(path: Any, name: str) -> Callable[..., Any]:
         try:
             found: Any = importlib.import_module(module)
         except ModuleNotFoundError as error:
-            # Only a missing prefix of the path itself means "look further left".
+            # Only a missing prefix of the path itself means "try a shorter prefix".
             if error.name and (module == error.name or module.startswith(error.name + ".")):
                 continue
             raise SlimError(f"{name} must be importable. Got {path} ({error}). Install it.") from error

@@ -82,7 +82,7 @@ def resolve_split_views(record: TraceRecord) -> None:
     """
     ids = record.ids
     for _ in range(4):
-        settled = True
+        stable = True
         for split in record.split_views:
             table = ids.find(split.table)
             axes = [d for d in varying(compress(table)) if d]
@@ -96,8 +96,8 @@ def resolve_split_views(record: TraceRecord) -> None:
             if axes and axes != [best]:
                 first = tuple(slice(None) if d == best else slice(0, 1) for d in range(table.ndim))
                 ids.join(table, table[first], "meets fixed data in a view")
-                settled = False
-        if settled:
+                stable = False
+        if stable:
             return
 
 

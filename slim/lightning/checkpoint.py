@@ -50,7 +50,7 @@ def plans_of(module: nn.Module) -> dict[str, str]:
 
 
 def prepare(module: pl.LightningModule) -> None:
-    """From now on checkpoints of this module carry plans, and loading one applies them."""
+    """Extend the module's checkpoint hooks: saving adds the plans of its networks, loading applies them."""
     # A partial of a function, because copies and pickles of the module then have hooks of their own.
     object.__setattr__(module, "on_save_checkpoint", partial(_save, module))
     object.__setattr__(module, "on_load_checkpoint", partial(_load, module))

@@ -69,7 +69,7 @@ def figures(graph: ChannelGraph) -> dict[str, int]:
 def select(
     traced: TracedNetwork, criterion: Any, budget: Mapping[str, Any], limits: Mapping[str, Any], loader: Any = None
 ) -> Selection:
-    """What a budget removes by one global ranking; budget, floors and caps are those of the dense network.
+    """Select the groups that a budget removes by one global ranking; budget, floors and caps are the dense network's.
 
     Args:
         traced: The network.
@@ -211,7 +211,7 @@ class Calibration:
 
 
 def target_in(batch: Any, inputs: Any) -> Any:
-    """What a batch says that outputs should be: its second part, or the one tensor that the network was not given.
+    """The target in a batch: its second part, or the one tensor that is no input of the network.
 
     >>> x, y = torch.zeros(2, 3), torch.tensor([0, 1])
     >>> all(target_in(batch, ((x,), {})) is y for batch in ((x, y), {"image": x, "label": y}))
@@ -231,6 +231,6 @@ def _resumable(loader: Any) -> bool:
     return callable(getattr(loader, "state_dict", None)) and callable(getattr(loader, "load_state_dict", None))
 
 
-def nothing(graph: ChannelGraph) -> npt.NDArray[np.bool_]:
-    """The selection (groups,) of nothing."""
+def none_removed(graph: ChannelGraph) -> npt.NDArray[np.bool_]:
+    """An empty selection: False for every group, (groups,)."""
     return np.zeros(len(graph), dtype=bool)

@@ -1,4 +1,4 @@
-"""What TensorBoard shows of the scales while a network trains.
+"""Curves and histograms of the normalization scales in TensorBoard while a network trains.
 
 Values on the device are read every ``every_n_steps`` steps, all in one transfer, so that logging does not slow training
 down. Everything goes straight to the loggers, before the checkpoint of the same step is written: a fit that is killed
@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from slim.errors import SlimError
 from slim.lightning.network import Network
-from slim.lightning.pruning import sparse_of
+from slim.lightning.sparse import sparse_of
 from slim.lightning.traced import TracedNetwork, callbacks_of
 
 TAGS = {"zero": "zero", "target": "target", "macs": "macs_after_cut", "ready": "ready"}
@@ -63,15 +63,15 @@ class GammaDashboard(pl.Callback):
         self._began, self._ended, self._images = 0.0, 0.0, 0
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """The network is complete now and where it will train."""
+        """Locate the network, which is complete and on its device by now."""
         self.watch(trainer, pl_module)
 
     def watch(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Find the network, which other callbacks may know already."""
+        """Locate the network; callbacks of the same network share one :class:`TracedNetwork`."""
         self.traced = TracedNetwork.of(module, self._network, callbacks=callbacks_of(trainer), example=self._example)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Histograms of the untrained network; a resumed fit has them already."""
+        """Log histograms of the untrained network, unless the fit is resumed and has them."""
         # With accumulated gradients several batches share a step: the one at which a fit resumes has its point.
         self._last_step = trainer.global_step
         self.on_train_epoch_start(trainer, pl_module)  # which Lightning leaves out where it resumes within an epoch
@@ -79,7 +79,7 @@ class GammaDashboard(pl.Callback):
             self._histograms(trainer)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """The clock starts; the network may have been cut."""
+        """Start the clock, and trace the network again with the next batch: it may have been cut."""
         self._graph_due = True
         self._began, self._ended, self._images = time.monotonic(), 0.0, 0
 
@@ -108,7 +108,7 @@ class GammaDashboard(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Every few steps: one look at the device."""
+        """Every ``every_n_steps`` steps: read values from the device in one transfer, and log them."""
         self._ended = time.monotonic()
         self._images += batch_size(batch)
         step = trainer.global_step
@@ -121,7 +121,7 @@ class GammaDashboard(pl.Callback):
         _log(trainer, {**self._at_start, **points})
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Once an epoch: how far the network is on its way to the cut, its size and speed, and histograms."""
+        """Log the epoch's progress towards the cut, the network's MACs, the throughput, and histograms."""
         points: dict[str, float] = {}
         if trainer.loggers and trainer.is_global_zero:
             for callback in sparse_of(trainer, self.traced):
@@ -141,7 +141,7 @@ class GammaDashboard(pl.Callback):
             self._histograms(trainer)
 
     def _on_device(self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any) -> dict[str, Tensor]:
-        """0-dim tensors in double, none of which has waited for the device."""
+        """Values to log, as 0-dim float64 tensors on the device; nothing here waits for it."""
         values: dict[str, Tensor] = {}
         if isinstance(outputs, Mapping) and isinstance(outputs.get("loss"), Tensor):
             # Lightning divides the loss of a batch by the number of batches that make a step.

@@ -68,7 +68,7 @@ class Distillation(pl.Callback):
         self._count = 0
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Listen to the network's calls, and take part in the training step."""
+        """Register a hook on the network, and wrap ``training_step`` to add the teacher's loss."""
         network = find_network(pl_module, self._network)
         inside = {id(part) for part in pl_module.modules()}
         if any(id(part) in inside for part in self.teacher.modules()):
@@ -90,7 +90,7 @@ class Distillation(pl.Callback):
         pl_module.training_step = with_teacher  # type: ignore[method-assign]
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """The module is as it was."""
+        """Remove the hook, and unwrap ``training_step``."""
         if self._handle is not None:
             self._handle.remove()
             self._handle = None
@@ -98,15 +98,15 @@ class Distillation(pl.Callback):
         self._calls.clear()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Likewise, where a fit does not come to its end."""
+        """Clean up after a fit that failed, as :meth:`teardown` does."""
         self.teardown(trainer, pl_module, "fit")
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """A new mean."""
+        """Reset the mean of the teacher's loss."""
         self._sum, self._count = None, 0
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """The mean of the epoch, straight to the loggers: what a checkpoint of this epoch has seen is in the curves."""
+        """Log the epoch's mean to the loggers at once, before the checkpoint of this epoch is written."""
         if self._sum is None:
             return
         mean: Any = trainer.strategy.reduce(self._sum / self._count, reduce_op="mean")
@@ -126,7 +126,7 @@ class Distillation(pl.Callback):
         return quiet
 
     def _mixed(self, result: Any) -> Any:
-        """The training step's result with the teacher in its loss."""
+        """The result of the training step, its loss mixed with the teacher's."""
         if result is None:
             return None
         if not self._calls:

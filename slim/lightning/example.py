@@ -1,4 +1,4 @@
-"""What a network is called with: recorded in its first forward, or asked of the user's own training step."""
+"""Example inputs of a network, recorded from the module's own training or validation step."""
 
 from __future__ import annotations
 
@@ -25,7 +25,10 @@ QUIET = ("pytorch_lightning", "lightning.pytorch", "lightning_fabric")
 
 
 class Captured(BaseException):
-    """Ends a step as soon as the network is called; carries what it was called with. No error: nobody catches it."""
+    """Raised by a hook to end a step where it calls the network; carries the arguments of the call.
+
+    A BaseException, so that no ``except Exception`` in the step catches it.
+    """
 
     def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         super().__init__("the network was called")
@@ -133,7 +136,7 @@ def _call_step(step: Any, name: str, batch: Any) -> None:
 
 @contextmanager
 def _without_effects(module: pl.LightningModule) -> Iterator[None]:
-    """Logging and manual optimization do nothing inside, and what was frozen in a step that ended early thaws."""
+    """Inside, logging and manual optimization do nothing; afterwards every ``requires_grad`` is as before."""
     silent = dict.fromkeys(
         ("log", "log_dict", "manual_backward", "toggle_optimizer", "untoggle_optimizer"), _do_nothing
     )
@@ -155,11 +158,11 @@ def _without_effects(module: pl.LightningModule) -> Iterator[None]:
 
 
 def _do_nothing(*args: Any, **kwargs: Any) -> None:
-    """Stands in for a method."""
+    """Replaces a method whose effect is not wanted."""
 
 
 def as_example(network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """A recorded call as example inputs: zeros of the same shapes, in the precision of the network.
+    """Convert a recorded call to example inputs: zeros of the same shapes, in the precision of the network.
 
     Returns:
         A tensor, a tuple of positional or a dict of keyword arguments.
@@ -204,7 +207,7 @@ def usable(network: nn.Module, example: Any, **options: Any) -> Any:
 
 @contextmanager
 def eager(network: nn.Module) -> Iterator[None]:
-    """Modules compiled in place (``module.compile()``) run as they are written, and autocast is off."""
+    """Inside, modules compiled in place (``module.compile()``) run uncompiled, without autocast and gradients."""
     compiled = [(part, part._compiled_call_impl) for part in network.modules() if part._compiled_call_impl is not None]
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     for part, _ in compiled:
@@ -224,7 +227,7 @@ def eager(network: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Lightning says nothing inside."""
+    """Inside, Lightning logs errors only, and warnings are ignored."""
     loggers = [logging.getLogger(name) for name in QUIET]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

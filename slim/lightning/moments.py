@@ -1,4 +1,4 @@
-"""When a network is cut during a fit, and how far each time."""
+"""The schedule of cuts in a fit: after which epoch, and to which budget each."""
 
 from __future__ import annotations
 

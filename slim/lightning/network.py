@@ -47,13 +47,13 @@ def find_network(module: nn.Module, network: Network = None) -> nn.Module:
     return unwrap(found)
 
 
-def spelled(network: Network) -> str | None:
-    """A text that tells the networks of several callbacks apart, and is the same in every process.
+def network_key(network: Network) -> str | None:
+    """A key for the ``network`` argument of a callback, the same in every process.
 
     Returns:
         The path; of a function its name with the names and plain values that it uses; ``None`` for nothing.
 
-    >>> spelled("net.0"), spelled(lambda module: module.left) == spelled(lambda module: module.right)
+    >>> network_key("net.0"), network_key(lambda module: module.left) == network_key(lambda module: module.right)
     ('net.0', False)
     """
     if network is None or isinstance(network, str):

@@ -1,4 +1,4 @@
-"""What :class:`slim.lightning.ChannelPruning` may be told, checked when it is made."""
+"""Checks of the arguments of :class:`slim.lightning.ChannelPruning`, when it is constructed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ RECOVER = ("absorb", "least_squares", "batches", "evaluate")
 def check_arguments(
     budget: Mapping[str, Any], zeros: bool, every: int | None, recover: Any, limits: Mapping[str, Any]
 ) -> None:
-    """One budget, or exact zeros every so many epochs; options that selection and recovery know.
+    """Check that there is exactly one budget, or ``zeros`` with ``every``, and that all options are known.
 
     Raises:
         SlimError: Otherwise.

@@ -1,4 +1,4 @@
-"""What a cut would do if it came now, from scales alone."""
+"""A dry run of a cut: what would be removed now, ranked by scales alone."""
 
 from __future__ import annotations
 

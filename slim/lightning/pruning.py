@@ -13,15 +13,22 @@ from torch import nn
 from slim.channels import ChannelGraph, Plan
 from slim.errors import SlimError
 from slim.lightning.checkpoint import averages, prepare
-from slim.lightning.cut import Batches, Calibration, Cut, check_equal, figures, nothing, select
+from slim.lightning.cut import Batches, Calibration, Cut, check_equal, figures, none_removed, select
 from slim.lightning.example import packed, unpacked
 from slim.lightning.moments import END, Moment, moments
-from slim.lightning.network import Network, find_network, path_of, spelled
+from slim.lightning.network import Network, find_network, network_key, path_of
 from slim.lightning.options import BUDGETS, check_arguments
 from slim.lightning.preview import preview
 from slim.lightning.random_state import preserved
-from slim.lightning.sparse import SparseTraining
-from slim.lightning.surgery import after_surgery, agreed, cut_in_place, refuse_sharded, refuse_spawned, synchronize
+from slim.lightning.sparse import sparse_of
+from slim.lightning.surgery import (
+    after_surgery,
+    broadcast_removed,
+    cut_in_place,
+    refuse_sharded,
+    refuse_spawned,
+    synchronize,
+)
 from slim.lightning.traced import TracedNetwork, callbacks_of
 from slim.recovery import Step, recover
 from slim.selection import Selection, exact_zeros
@@ -97,7 +104,7 @@ class ChannelPruning(pl.Callback):
         self._reset()
 
     def _reset(self) -> None:
-        """As if nothing had been cut."""
+        """Return to the state before the first cut."""
         self.history: list[dict[str, Any]] = []
         self.traced: TracedNetwork | None = None
         self._moments: tuple[Moment, ...] = ()
@@ -107,8 +114,8 @@ class ChannelPruning(pl.Callback):
 
     @property
     def state_key(self) -> str:
-        """One per network and kind."""
-        return self._generate_state_key(network=spelled(self._network), zeros=self._every is not None)
+        """Key of this callback's state in checkpoints: one per network and kind of cut."""
+        return self._generate_state_key(network=network_key(self._network), zeros=self._every is not None)
 
     # When
 
@@ -126,7 +133,7 @@ class ChannelPruning(pl.Callback):
         return moments(self.at, kind, amount, epochs)
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Checkpoints of the module carry plans from here on; what cannot work is refused now.
+        """Extend the module's checkpoint hooks, and refuse strategies and schedules that cannot work.
 
         Another module than that of the last fit is cut anew.
         """
@@ -139,7 +146,7 @@ class ChannelPruning(pl.Callback):
             self._moments = self._planned(trainer)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """The network is complete now and where it will train."""
+        """Locate the network, which is complete and on its device by now."""
         self.watch(trainer, pl_module)
         assert self.traced is not None
         if self.traced.example is None:
@@ -152,19 +159,19 @@ class ChannelPruning(pl.Callback):
                 )
 
     def watch(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Find the network, which other callbacks may know already."""
+        """Locate the network; callbacks of the same network share one :class:`TracedNetwork`."""
         self.traced = TracedNetwork.of(
             module, self._network, callbacks=callbacks_of(trainer), example=self._example, trace=self._trace
         )
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Make up for a cut that the run was killed before."""
+        """Make a cut that was due when the resumed run was killed."""
         self._cut_what_is_due(trainer, pl_module, trainer.current_epoch)
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """See what the network is called with, once, and whether it can be cut at all."""
+        """On the first batch: record the network's inputs, and try the ranking and selection of the cut."""
         assert self.traced is not None
         self.traced.learn_example(pl_module, batch)
         if not self._rehearsed:
@@ -172,7 +179,7 @@ class ChannelPruning(pl.Callback):
             self._rehearse(pl_module, batch)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Cut, when it is time. The epoch's checkpoint is written after this."""
+        """Cut if a cut is due. The epoch's checkpoint is written after this."""
         done = trainer.current_epoch + 1
         if self._every is None:
             self._cut_what_is_due(trainer, pl_module, done)
@@ -274,7 +281,7 @@ class ChannelPruning(pl.Callback):
     def _selection(
         self, traced: TracedNetwork, calibration: Calibration, trainer: pl.Trainer | None, amount: float | None
     ) -> Selection:
-        """What rank 0 selects, on all ranks."""
+        """The selection that rank 0 makes, on all ranks."""
         graph = traced.graph
         if self._every is not None:
             found = Selection(exact_zeros(graph, int(self.limits.get("min_channels", 1))), {}, {})
@@ -284,8 +291,8 @@ class ChannelPruning(pl.Callback):
             loader = calibration.batches if calibration else None
             found = select(traced, self.criterion, budget, self.limits, loader)
         else:
-            found = Selection(nothing(graph), {}, {})
-        removed = agreed(trainer, graph, found.removed)
+            found = Selection(none_removed(graph), {}, {})
+        removed = broadcast_removed(trainer, graph, found.removed)
         return Selection(removed, found.requested, found.achieved, found.notes)
 
     def _execute(
@@ -301,7 +308,7 @@ class ChannelPruning(pl.Callback):
     ) -> Cut:
         before = figures(traced.graph)
         if plan.is_identity:
-            return self._noted(Cut(selection, plan, before, before, 0.0, epochs=epochs))
+            return self._record(Cut(selection, plan, before, before, 0.0, epochs=epochs))
         error = 0.0
         if not self.limits.get("inexact"):
             error = check_equal(traced.network, plan, traced.example)
@@ -330,14 +337,14 @@ class ChannelPruning(pl.Callback):
         synchronize(trainer, *networks)
         after_surgery(trainer, module)
         traced.graph = None
-        return self._noted(Cut(selection, plan, before, figures(traced.graph), error, steps, epochs))
+        return self._record(Cut(selection, plan, before, figures(traced.graph), error, steps, epochs))
 
-    def _noted(self, cut: Cut) -> Cut:
+    def _record(self, cut: Cut) -> Cut:
         self.cuts.append(cut)
         return cut
 
     def _twins(self, module: pl.LightningModule, network: nn.Module, trainer: pl.Trainer | None) -> list[nn.Module]:
-        """Copies of the network that have its structure: those that were named, and those of averaging callbacks."""
+        """Copies of the network that must be cut alike: the named ``copies``, and those of averaging callbacks."""
         parts = [network, *(find_network(module, copy) for copy in self._copies)]
         paths = [path_of(module, part) for part in parts]
         callbacks = [] if trainer is None else callbacks_of(trainer)
@@ -353,14 +360,14 @@ class ChannelPruning(pl.Callback):
             return
 
     def serves(self, trainer: pl.Trainer, traced: TracedNetwork) -> bool:
-        """Whether it cuts that network."""
+        """Whether this callback cuts the network of ``traced``."""
         mine = self.traced.network if self.traced else find_network(trainer.lightning_module, self._network)
         return mine is traced.network
 
     # A look ahead
 
     def preview(self) -> dict[str, float]:
-        """What the cut would be now, by scales alone where its criterion needs data.
+        """What a cut would remove now; see :func:`slim.lightning.preview.preview`.
 
         Returns:
             Shares of the dense network: ``zero`` of its removable scales are near zero or gone, ``target`` of its
@@ -376,7 +383,7 @@ class ChannelPruning(pl.Callback):
     # Checkpoints
 
     def state_dict(self) -> dict[str, Any]:
-        """Cuts done, and what the network is called with."""
+        """Number and history of the cuts done, and the example inputs."""
         example = self._saved_example if self.traced is None else packed(self.traced.example)
         return {"done": self._done, "history": [dict(entry) for entry in self.history], "example": example}
 
@@ -384,12 +391,3 @@ class ChannelPruning(pl.Callback):
         """Counterpart of :meth:`state_dict`."""
         self._done, self._saved_example = int(state_dict["done"]), state_dict["example"]
         self.history = [dict(entry) for entry in state_dict["history"]]
-
-
-def sparse_of(trainer: pl.Trainer, traced: TracedNetwork | None) -> list[SparseTraining]:
-    """The sparse training of a network in a Trainer."""
-    if traced is None:
-        return []
-    module = trainer.lightning_module
-    found = [callback for callback in callbacks_of(trainer) if isinstance(callback, SparseTraining)]
-    return [callback for callback in found if callback.network_of(module) is traced.network]

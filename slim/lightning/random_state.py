@@ -1,4 +1,4 @@
-"""What Lightning leaves out of checkpoints: the global random generators."""
+"""Global random generators in checkpoints, which Lightning leaves out."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ class RandomState(pl.Callback):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Put them back before the loader of the first epoch is started, which draws its seed."""
+        """Restore the generators before the loader of the first epoch starts, which draws its seed from them."""
         self._loaded = checkpoint.get("slim", {}).get("generators")
         if self._loaded is not None and trainer.state.fn == "fit":
             set_generators(self._loaded)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Releases of Lightning before 2.6 start the loader again after this."""
+        """Restore them again where the loader is started after this (Lightning before 2.6)."""
         if self._loaded is not None and not hasattr(trainer.fit_loop, "is_resuming"):
             set_generators(self._loaded)
         self._loaded = None
@@ -49,7 +49,7 @@ class RandomState(pl.Callback):
 
 @contextmanager
 def preserved() -> Iterator[None]:
-    """Whatever is drawn inside, the generators go on afterwards as if it had not been, exceptions or not."""
+    """Restore all global random generators at the end, whatever was drawn inside."""
     before = generators()
     try:
         yield

@@ -1,4 +1,4 @@
-"""The learning rate of every optimizer step of a fit, before it begins."""
+"""Learning rates of all steps of a fit, computed before it begins."""
 
 from __future__ import annotations
 

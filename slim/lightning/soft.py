@@ -11,11 +11,12 @@ from typing import Any
 import pytorch_lightning as pl
 
 from slim.errors import SlimError
-from slim.lightning.cut import Calibration, nothing, select
+from slim.lightning.cut import Calibration, none_removed, select
 from slim.lightning.network import Network
-from slim.lightning.pruning import ChannelPruning, sparse_of
+from slim.lightning.pruning import ChannelPruning
 from slim.lightning.random_state import preserved
-from slim.lightning.surgery import agreed, refuse_sharded
+from slim.lightning.sparse import sparse_of
+from slim.lightning.surgery import broadcast_removed, refuse_sharded
 from slim.lightning.traced import TracedNetwork, callbacks_of
 from slim.selection import soften
 from slim.sparsity import Stochastic
@@ -57,7 +58,7 @@ class SoftPruning(pl.Callback):
         self._network, self._example, self._trace = network, example, trace
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """The network is complete now and where it will train."""
+        """Locate the network, which is complete and on its device by now."""
         refuse_sharded(trainer, "SoftPruning")
         self.watch(trainer, pl_module)
         self._pruning(trainer)
@@ -69,7 +70,7 @@ class SoftPruning(pl.Callback):
                 )
 
     def watch(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Find the network, which other callbacks may know already."""
+        """Locate the network; callbacks of the same network share one :class:`TracedNetwork`."""
         self.traced = TracedNetwork.of(
             module, self._network, callbacks=callbacks_of(trainer), example=self._example, trace=self._trace
         )
@@ -77,12 +78,12 @@ class SoftPruning(pl.Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """See what the network is called with, once."""
+        """Record the network's inputs from the first batch."""
         assert self.traced is not None
         self.traced.learn_example(pl_module, batch)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """The checkpoint of the epoch is written after this, with the silenced weights in it."""
+        """Make a soft cut if one is due. The epoch's checkpoint, written after this, has the silenced weights."""
         assert self.traced is not None
         pruning = self._pruning(trainer)
         last = pruning.last_epoch(trainer) if pruning is not self._own else None
@@ -90,15 +91,15 @@ class SoftPruning(pl.Callback):
         if done % self._every or done >= (trainer.max_epochs or 0) or (last is not None and done >= last):
             return
         traced = self.traced
-        removed = nothing(traced.graph)
+        removed = none_removed(traced.graph)
         if trainer.is_global_zero:
             calibration = Calibration(pl_module, traced.network, None, trainer)
             with preserved():
                 removed = select(traced, pruning.criterion, pruning.budget, pruning.limits, calibration.batches).removed
-        soften(traced.graph, agreed(trainer, traced.graph, removed), self._leak)
+        soften(traced.graph, broadcast_removed(trainer, traced.graph, removed), self._leak)
 
     def _pruning(self, trainer: pl.Trainer) -> ChannelPruning:
-        """Whose cut is anticipated."""
+        """The callback whose budget, criterion and limits count: its own, or the ``ChannelPruning`` of the network."""
         assert self.traced is not None
         if self._own is not None:
             return self._own

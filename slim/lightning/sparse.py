@@ -15,7 +15,7 @@ from slim import sparsity
 from slim.errors import SlimError
 from slim.lightning.checkpoint import prepare
 from slim.lightning.example import packed, unpacked
-from slim.lightning.network import Network, find_network, same_module, spelled
+from slim.lightning.network import Network, find_network, network_key, same_module
 from slim.lightning.rates import replay_learning_rates, steps_of
 from slim.lightning.surgery import refuse_sharded
 from slim.lightning.traced import TracedNetwork, callbacks_of
@@ -77,7 +77,7 @@ class SparseTraining(pl.Callback):
         self._reset()
 
     def _reset(self) -> None:
-        """As if nothing had been trained; the law takes its start when it is attached."""
+        """Return to the state before the first fit; the law starts anew when it is attached."""
         self.forecast: Forecast | None = None
         self.stopped = self.attached = False
         self.traced: TracedNetwork | None = None
@@ -87,27 +87,27 @@ class SparseTraining(pl.Callback):
 
     @property
     def state_key(self) -> str:
-        """One per network."""
-        return self._generate_state_key(network=spelled(self._network))
+        """Key of this callback's state in checkpoints: one per network."""
+        return self._generate_state_key(network=network_key(self._network))
 
     @property
     def graph(self) -> Any:
-        """See :class:`SparseTraining`."""
+        """Channel graph of the network as it is now; ``None`` before the fit."""
         return None if self.traced is None else self.traced.graph
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Checkpoints of the module carry plans from here on; another module than the last one is trained anew."""
+        """Extend the module's checkpoint hooks; start anew where the module is another than in the last fit."""
         prepare(pl_module)
         if stage == "fit" and self.traced is not None and not self.traced.belongs_to(pl_module):
             self._reset()
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """The network is complete now and where it will train."""
+        """Locate the network, which is complete and on its device by now."""
         refuse_sharded(trainer, "SparseTraining")
         self.watch(trainer, pl_module)
 
     def watch(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Find the network, which other callbacks may know already."""
+        """Locate the network; callbacks of the same network share one :class:`TracedNetwork`."""
         self.traced = TracedNetwork.of(
             module, self._network, callbacks=callbacks_of(trainer), example=self._example, trace=self._trace
         )
@@ -117,7 +117,7 @@ class SparseTraining(pl.Callback):
         return find_network(module, self._network) if self.traced is None else self.traced.network
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Begin, where the network's inputs are known already."""
+        """Attach the law now if the network's inputs are known already."""
         assert self.traced is not None
         if self.attached and self._saved is None and trainer.global_step:
             self._saved = self.state_dict()  # a second fit that goes on with the first
@@ -129,25 +129,25 @@ class SparseTraining(pl.Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Otherwise begin with the first batch, before anything is computed from it."""
+        """Otherwise record the inputs from the first batch, and attach the law before its forward."""
         assert self.traced is not None
         if not self.attached and not self.stopped:
             self.traced.learn_example(pl_module, batch)
             self._attach(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """The law ends with its epochs."""
+        """Turn the law off after ``epochs`` epochs."""
         if self._epochs is not None and trainer.current_epoch + 1 >= self._epochs:
             self.stop()
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Give the optimizer back."""
+        """Remove the law's hooks from the optimizer."""
         for handle in self._handles:
             handle.remove()
         self._handles = []
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Likewise, where a fit does not come to its end."""
+        """Clean up after a fit that failed, as :meth:`teardown` does."""
         self.teardown(trainer, pl_module, "fit")
 
     def stop(self) -> None:
@@ -160,7 +160,7 @@ class SparseTraining(pl.Callback):
         self._handles = []
 
     def resize(self) -> None:
-        """Follow a rebuild of the network in place."""
+        """Adapt the law's state to a network that was rebuilt in place."""
         assert self.traced is not None
         self._summary = (-1, {})
         if self.attached and not self.stopped:
@@ -170,7 +170,7 @@ class SparseTraining(pl.Callback):
 
     @contextmanager
     def deterministic_scales(self) -> Iterator[None]:
-        """Inside, the scales are those that a cut would find; training does not notice."""
+        """Inside, random gates have their deterministic values, which a cut sees; afterwards they are sampled again."""
         drawn = isinstance(self.law, Stochastic) and self.attached and not self.stopped
         if drawn:
             self.law.use_deterministic_scales()  # type: ignore[attr-defined]
@@ -181,12 +181,12 @@ class SparseTraining(pl.Callback):
                 self.law.use_sampled_scales()  # type: ignore[attr-defined]
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """A law with random gates shows its deterministic scales."""
+        """Validate with the deterministic scales of a law with random gates."""
         if isinstance(self.law, Stochastic) and self.attached and not self.stopped:
             self.law.use_deterministic_scales()
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Back to the sampled ones."""
+        """Return to the sampled scales."""
         if isinstance(self.law, Stochastic) and self.attached and not self.stopped:
             self.law.use_sampled_scales()
 
@@ -215,7 +215,7 @@ class SparseTraining(pl.Callback):
     # Checkpoints
 
     def state_dict(self) -> dict[str, Any]:
-        """The law's state, its lam, and whether it is over."""
+        """State and lam of the law, whether it is off, and the example inputs."""
         state: dict[str, Any] = {"stopped": self.stopped, "lam": self._lam}
         if self.traced is not None:
             state["example"] = packed(self.traced.example)
@@ -232,7 +232,7 @@ class SparseTraining(pl.Callback):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """The weights are those with deterministic scales."""
+        """Save the weights with the deterministic scales of a law with random gates."""
         if self.attached and not self.stopped and isinstance(self.law, Stochastic):
             # Averaging callbacks may have put the average in the first place.
             key = "current_model_state" if "current_model_state" in checkpoint else "state_dict"
@@ -271,7 +271,7 @@ class SparseTraining(pl.Callback):
         return steps_of(trainer, epochs)
 
     def _look_ahead(self, trainer: pl.Trainer, optimizer: Optimizer, steps: int) -> None:
-        """What the law can do; with ``shrink``, a law whose lam is scaled to the learning rates takes its place."""
+        """Forecast what the law can do; with ``shrink``, first scale its lam to the learning rates."""
         assert self.traced is not None
         group = group_of(self.law, optimizer)
         rates = replay_learning_rates(trainer, optimizer, steps, group=group)
@@ -319,3 +319,12 @@ def _owner(trainer: pl.Trainer, gammas: list[Any]) -> Optimizer:
             f"step some of {len(gammas)} scales. Give one optimizer all of the network's parameters."
         )
     return owners[0]
+
+
+def sparse_of(trainer: pl.Trainer, traced: TracedNetwork | None) -> list[SparseTraining]:
+    """The sparse training of a network in a Trainer."""
+    if traced is None:
+        return []
+    module = trainer.lightning_module
+    found = [callback for callback in callbacks_of(trainer) if isinstance(callback, SparseTraining)]
+    return [callback for callback in found if callback.network_of(module) is traced.network]

@@ -17,11 +17,12 @@ from torch.optim import Optimizer
 from slim.channels import ChannelGraph, Plan, rebuild
 from slim.errors import RunFailed, SlimError
 
+BoolArray = npt.NDArray[np.bool_]
 SHARDED = ("FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy")
 
 
 def refuse_sharded(trainer: pl.Trainer, what: str) -> None:
-    """Weights that are spread over processes can be neither ranked nor cut; ``what`` needs them whole.
+    """Refuse strategies that shard weights over processes: ``what`` ranks and cuts whole weights.
 
     Raises:
         SlimError: The strategy shards weights.
@@ -32,7 +33,7 @@ def refuse_sharded(trainer: pl.Trainer, what: str) -> None:
 
 
 def refuse_spawned(trainer: pl.Trainer, what: str) -> None:
-    """Processes that end with the fit give the first process weights, but no thin network to put them into.
+    """Refuse strategies whose processes end with the fit: the thin network would be lost with them.
 
     Raises:
         SlimError: The strategy spawns or forks its processes.
@@ -79,7 +80,7 @@ def cut_in_place(network: nn.Module, plan: Plan, optimizers: Iterable[Optimizer]
 
 
 class _Merged:
-    """Several optimizers as the one that ``rebuild`` takes: their states, and the groups of all, which it edits."""
+    """Several optimizers presented as one to ``rebuild``, which edits ``state`` and ``param_groups``."""
 
     def __init__(self, state: dict[Any, Any], param_groups: list[dict[str, Any]]) -> None:
         self.state, self.param_groups = state, param_groups
@@ -90,7 +91,7 @@ def _cannot_be_sliced(value: Any, parameter: Tensor) -> bool:
 
 
 def after_surgery(trainer: pl.Trainer | None, module: nn.Module) -> None:
-    """What remembers old shapes is made anew: DistributedDataParallel, and compiled code."""
+    """Renew what depends on the old shapes: the DistributedDataParallel wrapper, and compiled code."""
     if _is_compiled(module):
         torch.compiler.reset()
     strategy: Any = None if trainer is None else trainer.strategy
@@ -109,8 +110,8 @@ def _is_compiled(module: nn.Module) -> bool:
     return any(hasattr(part, "_orig_mod") or part._compiled_call_impl is not None for part in held)
 
 
-def agreed(trainer: pl.Trainer | None, graph: ChannelGraph, removed: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-    """What rank 0 removes; every rank makes the plan of it and compares the hash.
+def broadcast_removed(trainer: pl.Trainer | None, graph: ChannelGraph, removed: BoolArray) -> BoolArray:
+    """Broadcast what rank 0 removes; every rank makes the plan of it and compares the hash.
 
     Raises:
         RunFailed: The ranks hold different networks.
@@ -129,7 +130,7 @@ def agreed(trainer: pl.Trainer | None, graph: ChannelGraph, removed: npt.NDArray
 
 
 def synchronize(trainer: pl.Trainer | None, *networks: nn.Module) -> None:
-    """The weights and statistics of rank 0 to all ranks: recovery has seen other data on each."""
+    """Broadcast the weights and statistics of rank 0: recovery has seen other data on each rank."""
     if trainer is None or trainer.world_size == 1:
         return
     for network in networks:

@@ -1,4 +1,4 @@
-"""A network of a module while callbacks work on it: its example, its graph, and the dense network it came from."""
+"""State that callbacks of one network share: example inputs, channel graph, and the dense network it came from."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class TracedNetwork:
         example: Any = None,
         trace: Mapping[str, Any] | None = None,
     ) -> TracedNetwork:
-        """The one that ``callbacks`` share, of a module's network; what is given here counts for all of them.
+        """The instance that ``callbacks`` share for a network; ``example`` and ``trace`` given here hold for all.
 
         Args:
             module: The LightningModule.
@@ -206,7 +206,7 @@ def restore(network: nn.Module, dense: nn.Module) -> None:
 
 
 def _put_back_branches(network: nn.Module, dense: nn.Module) -> None:
-    """Modules of residual branches that a cut took whole, as zeros, in the place of what stands for them."""
+    """Restore the modules of residual branches that a cut removed whole, with zeros for weights."""
     device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
     for name, part in list(network.named_modules()):
         if isinstance(part, Pass | Zero):

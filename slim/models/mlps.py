@@ -18,9 +18,9 @@ class MLP(nn.Module):
         super().__init__()
         layers: list[nn.Module] = []
         width = inputs
-        for units in hidden:
-            layers += [nn.Linear(width, units, bias=False), nn.BatchNorm1d(units), nn.ReLU(inplace=True)]
-            width = units
+        for size in hidden:
+            layers += [nn.Linear(width, size, bias=False), nn.BatchNorm1d(size), nn.ReLU(inplace=True)]
+            width = size
         self.features = nn.Sequential(*layers)
         self.classifier = nn.Linear(width, num_classes)
 
@@ -52,11 +52,11 @@ def mlp(
     Raises:
         SlimError: a size that is not a whole number above 0, or no hidden layer.
     """
-    units = tuple(integer("hidden", size, "model.hidden") for size in hidden)
-    integer("the number of hidden layers", len(units), "model.hidden")
+    sizes = tuple(integer("hidden", size, "model.hidden") for size in hidden)
+    integer("the number of hidden layers", len(sizes), "model.hidden")
     side = integer("image_size", image_size, "data.image_size")
     inputs = integer("in_channels", in_channels, "in_channels") * side**2
-    model = MLP(inputs, units, integer("num_classes", num_classes, "num_classes"))
+    model = MLP(inputs, sizes, integer("num_classes", num_classes, "num_classes"))
     for module in model.modules():
         if isinstance(module, nn.Linear):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")

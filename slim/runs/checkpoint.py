@@ -91,7 +91,7 @@ class Saver(Checkpoint):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Adds what is beside, and the state of every random generator."""
+        """Add the run's own state and that of every random generator."""
         checkpoint["run"] = {**self._beside(), "generators": generators()}
 
     def on_load_checkpoint(
@@ -101,7 +101,7 @@ class Saver(Checkpoint):
         self._generators = checkpoint["run"]["generators"]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """From here on signals wait for a safe moment."""
+        """Defer signals to the end of a step from here on."""
         self._signals.install()
         self._signals.waiting = True
         self._saved_at = time.monotonic()
@@ -112,7 +112,7 @@ class Saver(Checkpoint):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save within the epoch, when it is time."""
+        """Save within the epoch, if a save is due."""
         done = batch_idx + 1
         if done == trainer.num_training_batches or done % trainer.accumulate_grad_batches:
             return  # the epoch's end saves anyway; half an accumulated gradient cannot be saved
@@ -126,28 +126,28 @@ class Saver(Checkpoint):
             self._leave(stop)
 
     def on_validation_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
-        """A long validation does not keep a stopped run alive: it goes on from the last save."""
+        """Stop a run within a long validation if a signal came; it resumes from the last save."""
         if trainer.world_size == 1:
             self._leave(self._signals.received)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Save; leave if asked to."""
+        """Save, and stop if a signal came."""
         _, stop = self._agreed(trainer, True)
         self.save(trainer)
         self._leave(stop)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Signals count at once again, also one that came during the last save."""
+        """Handle signals at once again, also one that came during the last save."""
         self._signals.waiting = False
         if trainer.is_global_zero:
             self._leave(self._signals.received)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Likewise."""
+        """Handle signals at once again."""
         self._signals.waiting = False
 
     def save(self, trainer: pl.Trainer) -> None:
-        """Write the checkpoint, after the curves: what it holds has been logged."""
+        """Write the checkpoint after the curves, so that everything in it has been logged."""
         for logger in trainer.loggers:
             flush = getattr(getattr(logger, "experiment", None), "flush", None)
             if flush is not None:
@@ -156,7 +156,7 @@ class Saver(Checkpoint):
         self._saved_at = time.monotonic()
 
     def _agreed(self, trainer: pl.Trainer, due: bool) -> tuple[bool, str | None]:
-        """Whether to save, and which signal tells to stop: the same on all ranks, which do both together or not at all.
+        """Whether to save, and which signal asks to stop: one decision for all ranks.
 
         Clocks differ, and a job scheduler may have signalled only one of them.
         """

@@ -215,7 +215,7 @@ def _line(fault: Any) -> str:
         text, _, advice = str(fault["ctx"]["error"]).partition(". ")
         name = path[-1]
         return f"{name} must be {text}. Got {name}={_shown(value)}. {(advice or 'Change {key}').format(key=key)}."
-    expected = next((words for name, words in _TYPES.items() if kind.startswith(name)), "of another type")
+    expected = next((text for name, text in _TYPES.items() if kind.startswith(name)), "of another type")
     return f"{key} must be {expected}. {got} Set {key} to {expected}."
 
 

@@ -1,4 +1,4 @@
-"""The metric of a module on held-out or test data, through Lightning; equality of mask and rebuild; thin layers."""
+"""The metric of a module on held-out or test data, through Lightning; a warning about layers that are too thin."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def metrics(parts: Components, module: pl.LightningModule, split: str, limit: in
 
 
 def lookup(metric: Metric, found: Mapping[str, float], split: str) -> float:
-    """The value of ``metric`` among what was logged, by its usual spellings.
+    """The value of ``metric`` among the logged tags, under ``val/``, ``val_`` and similar prefixes.
 
     >>> lookup(Metric(name="loss", mode="min"), {"val_loss": 0.5}, "val")
     0.5
@@ -74,7 +74,7 @@ def lookup(metric: Metric, found: Mapping[str, float], split: str) -> float:
 
 
 def has_validation(data: Any) -> bool:
-    """Whether images are held out."""
+    """Whether the data module has validation data."""
     loader = data.val_dataloader() if is_overridden("val_dataloader", data, pl.LightningDataModule) else None
     return loader is not None and not (isinstance(loader, list) and not loader)
 

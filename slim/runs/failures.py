@@ -1,4 +1,4 @@
-"""What Lightning and torch say when something is wrong, or is not, turned into what a user can use."""
+"""Errors and warnings of Lightning and torch: those with a known cause as one line, those without use silenced."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ QUIET = (
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Lightning without its tips, hardware lists and warnings about what we chose on purpose."""
+    """Inside, Lightning prints no tips, hardware lists, or warnings about settings that are chosen on purpose."""
     loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch")]
     levels = [(logger, logger.level) for logger in loggers]
     with warnings.catch_warnings():
@@ -53,7 +53,7 @@ def out_of_memory(error: BaseException) -> bool:
 
 @contextlib.contextmanager
 def explained(batch_size: Any, key: str = "data.batch_size") -> Iterator[None]:
-    """Failures of a run that have a known reason, as one line.
+    """Inside, errors with a known cause become a RunFailed or SlimError of one line.
 
     Args:
         batch_size: Of what runs here.

@@ -30,36 +30,36 @@ class Finite(pl.Callback):
         self._batch = 0
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """A new epoch, a new count of batches."""
+        """Restart the count of batches."""
         self._bad = None
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Which batch it is."""
+        """Count the batch, for the message."""
         self._batch = batch_idx
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
-        """Look at the batch's loss, before the penalty or the weights meet what comes of it."""
+        """Check the batch's loss before its gradients reach the penalty or the weights."""
         here = torch.where(torch.isfinite(loss.detach()), -1, self._batch)
         self._bad = here if self._bad is None else torch.where(self._bad >= 0, self._bad, here)
         if loss.device.type == "cpu" or self._batch % self._every == 0:
             self._look(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Nothing bad gets into the epoch's checkpoint."""
+        """Check the weights before the epoch's checkpoint is written."""
         self._look(trainer)
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Nor into one within the epoch: the last one stays good."""
+        """Check the weights before any other checkpoint is written: the last one stays usable."""
         self._look(trainer)
         for name, weights in pl_module.named_parameters():
             self._check(trainer, f"the weights {name}", weights)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Numbers that are none are the reason for whatever else went wrong after them."""
+        """Report the NaN or infinity instead of an error that followed from it."""
         if isinstance(exception, RunFailed) or not isinstance(exception, Exception):
             return
         self._look(trainer)

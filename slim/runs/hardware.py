@@ -16,7 +16,7 @@ FAST_BF16 = ("amx_bf16", "avx512_bf16")
 
 @dataclass(frozen=True)
 class Choice:
-    """What ``trainer=auto`` came to. ``precision`` is Lightning's word for it; ``line`` says why, for the user."""
+    """Hardware settings of a run. ``precision`` is Lightning's name for it; ``line`` tells the user why."""
 
     accelerator: str
     device: torch.device
@@ -60,13 +60,13 @@ def choose(wanted: Hardware, cpu_flags: frozenset[str] | None = None) -> Choice:
     else:
         why = "as asked"
     layout = good if wanted.channels_last is None else wanted.channels_last
-    words = {"fp32": "fp32", "bf16": "bf16 autocast", "fp16": "fp16 autocast"}[precision]
+    label = {"fp32": "fp32", "bf16": "bf16 autocast", "fp16": "fp16 autocast"}[precision]
     return Choice(
         accelerator="gpu" if gpu else "cpu",
         device=torch.device("cuda" if gpu else "cpu"),
         precision={"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}[precision],
         channels_last=layout,
-        line=f"{where}, {words}{', channels last' if layout else ''} ({why})",
+        line=f"{where}, {label}{', channels last' if layout else ''} ({why})",
     )
 
 

@@ -92,12 +92,12 @@ class ResumableLoader:
             set_random_state(inside)
 
     def state_dict(self) -> dict[str, int]:
-        """Where the next batch comes from."""
+        """Epoch and index of the next batch."""
         ended = self.batch >= self.length
         return {"epoch": self.epoch + ended, "batch": 0 if ended else self.batch}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on where ``state`` was taken."""
+        """Continue with the batch at which ``state`` was taken."""
         self.epoch, self.batch = state["epoch"], state["batch"]
 
 
@@ -138,18 +138,18 @@ def resumable(
 
 
 class Position:
-    """Where the training loader of the moment is."""
+    """Position of the training loader in use."""
 
     def __init__(self) -> None:
         self.loader: ResumableLoader | None = None
 
     def state_dict(self) -> dict[str, int]:
-        """Where the next batch comes from; nothing where the loader keeps its place itself."""
+        """Epoch and index of the next batch; empty where the loader saves its own position."""
         return {} if self.loader is None else self.loader.state_dict()
 
 
 def _wrappable(loader: Any) -> bool:
-    """One loader with a length. Lightning splits a DataLoader among several processes, but not a wrapper."""
+    """Whether a loader can be wrapped: a single one with a length, and with several processes one that can jump."""
     if isinstance(loader, list | tuple | dict) or not hasattr(loader, "__len__"):
         return False
     several = torch.distributed.is_available() and torch.distributed.is_initialized()

@@ -33,7 +33,7 @@ Say = Callable[[str], None]
 
 
 def check_metric(parts: Components) -> None:
-    """Let a module that is not ours evaluate one batch: better now than after hours.
+    """Evaluate one batch with a module from outside, so that a missing metric is found before the training.
 
     Raises:
         SlimError: It does not log the metric that networks are compared by.
@@ -82,7 +82,7 @@ def run(parts: Components, directory: Path, overrides: list[str], say: Say | Non
 
 
 def _state(parts: Components, directory: Path, overrides: list[str], first: bool, say: Say) -> State:
-    """What is done so far; only the first process writes it."""
+    """The state of the run so far; rank 0 alone writes it."""
     settings = plain(parts.config)
     if not first:
         return State.load(directory) if (directory / "state.json").is_file() else State(directory, settings, overrides)
@@ -103,7 +103,7 @@ def _state(parts: Components, directory: Path, overrides: list[str], first: bool
 
 
 def _other_processes(before: Mapping[str, Any], now: Hardware) -> str | None:
-    """What is and what is not the same when a run goes on with another number of processes; ``None``: it does not."""
+    """A line about what changes when a run is resumed with another number of processes; ``None`` with the same."""
     then = before.get("devices", 1) * before.get("num_nodes", 1)
     if then == now.processes:
         return None

@@ -73,7 +73,7 @@ def _data(config: Config) -> Any:
 
 
 def _example(config: Config, data: Any) -> Any:
-    """One image of zeros where the data say what an image is and the module is ours; else what a batch shows."""
+    """Example input: one image of zeros where data and module are slim's own, else recorded from a batch."""
     size = getattr(data, "image_size", None)
     channels = getattr(data, "in_channels", None)
     ours = str(config.module.get("_target_")).startswith("slim.tasks.")
@@ -87,7 +87,7 @@ def _example(config: Config, data: Any) -> Any:
 
 
 def _check_options(config: Config) -> None:
-    """Options of parts that are built later fit now."""
+    """Check the options of parts that are built later."""
     for key in ("criterion", "penalty"):
         if not isinstance(getattr(config, key).get("name"), str):
             raise SlimError(f"{key}.name must be text. Got {getattr(config, key).get('name')!r}. Set {key}=<name>.")

@@ -27,7 +27,7 @@ def program() -> str:
 
 
 def environment() -> ClusterEnvironment | None:
-    """What started this process together with others; ``None``: it stands alone (so far)."""
+    """The cluster environment that started this process; ``None`` where it was started alone."""
     if TorchElasticEnvironment.detect():
         return TorchElasticEnvironment()
     if SLURMEnvironment.detect():
@@ -77,7 +77,7 @@ def connect(trainer: Hardware) -> None:
 
 
 def shared(value: Any) -> Any:
-    """The first process's ``value``, in all of them."""
+    """Broadcast ``value`` of rank 0 to all processes."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return value
     box = [value]
@@ -93,7 +93,7 @@ def barrier() -> None:
 
 @contextlib.contextmanager
 def explained() -> Iterator[None]:
-    """A connection that breaks is the end of another process, which is what the user must hear.
+    """Inside, errors of a broken connection become a RunFailed that says that another process ended.
 
     Raises:
         RunFailed: In place of the error of gloo or nccl.

@@ -98,7 +98,7 @@ class Progress(Checkpoint):
             self._bar = None
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Give the terminal back."""
+        """Close the bar, so that the error is printed below it."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
@@ -110,7 +110,7 @@ def _duration(seconds: float) -> str:
 
 
 def forecast_line(summary: Mapping[str, float]) -> str:
-    """What :meth:`slim.lightning.SparseTraining.summary` says, in words.
+    """Format :meth:`slim.lightning.SparseTraining.summary` as one line.
 
     >>> forecast_line({"zero": 0.41, "target": 0.5, "macs": 0.62, "ready": 0.0})
     'zero 0.41 of 0.50, macs 0.62 after the cut'

@@ -96,12 +96,17 @@ def build(
         "layer_ms": {key: list(value) for key, value in layer_ms.items()},
         "environment": dict(environment),
         "command": command,
-        "paths": {
-            "artifact": None if artifact is None else str(artifact),
-            "report": str(directory / "report.md"),
-            "page": None if page is None else str(page),
-            "tensorboard": str(directory),
-        },
+        "paths": _paths(directory, artifact, page),
+    }
+
+
+def _paths(directory: Path, artifact: Path | None, page: Path | None) -> dict[str, str | None]:
+    """Where a run left what; ``None`` for what it did not write."""
+    return {
+        "artifact": None if artifact is None else str(artifact),
+        "report": str(directory / "report.md"),
+        "page": None if page is None else str(page),
+        "tensorboard": str(directory),
     }
 
 

@@ -74,12 +74,19 @@ def finish(parts: Components, directory: Path, state: State, say: Callable[[str]
         page=directory / "report.html" if config.figures else None,
         export=exported,
     )
+    _write(parts, directory, state, found, seen)
+    return found
+
+
+def _write(
+    parts: Components, directory: Path, state: State, found: dict[str, Any], seen: Mapping[str, list[Any]]
+) -> None:
+    """Write the record, the report and TensorBoard's overview; the run is finished then."""
     write_json(directory / "report.json", found)
-    report.write(directory, found, pictures=config.figures)
+    report.write(directory, found, pictures=parts.config.figures)
     _overview(parts, directory, state, found, seen)
     state.finished = True
     state.save()
-    return found
 
 
 def _save(parts: Components, path: Path, thin: nn.Module, dense: nn.Module) -> None:

@@ -19,7 +19,7 @@ EARLY = "early.safetensors"
 
 
 class EarlyWeights(pl.Callback):
-    """Keeps the module as it is after ``epoch`` epochs, whole or not at all.
+    """Saves the module's weights after ``epoch`` epochs, atomically.
 
     A run that is killed before the checkpoint of that epoch trains it again, and writes the same weights again.
     """
@@ -28,7 +28,7 @@ class EarlyWeights(pl.Callback):
         self._path, self._epoch, self._network = path, epoch, network
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write them when it is time."""
+        """Save the weights at the end of epoch ``epoch``."""
         if trainer.current_epoch + 1 == self._epoch and trainer.is_global_zero:
             weights.save(self._path, pl_module, find_network(pl_module, self._network))
 

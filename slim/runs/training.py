@@ -1,4 +1,4 @@
-"""One training phase: a fresh Trainer, from the module before it to the module after it."""
+"""One training phase, with a Trainer and an optimizer of its own."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def _trainer(
 
 
 def _begin(parts: Components, kind: str, before: Path | None, saved: dict[str, Any] | None) -> pl.LightningModule:
-    """The module that the phase trains: as ``before`` left it, or as thin as the checkpoint to go on from."""
+    """The module that the phase trains: with the weights in ``before``, or thinned for the checkpoint to resume."""
     if saved is not None:
         text = saved["run"]["plan"]
         module = parts.module(kind, plan=None if text is None else Plan.from_json(text))

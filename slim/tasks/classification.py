@@ -83,28 +83,28 @@ class Classification(pl.LightningModule):
     # Weights may be sliced or loaded between epochs
 
     def on_train_start(self) -> None:
-        """Canonical strides, see :meth:`Runner.prepare`."""
+        """Prepare the memory format, see :meth:`Runner.prepare`."""
         self._run.prepare()
 
     def on_train_epoch_start(self) -> None:
-        """Likewise, and new means; not called where training goes on within an epoch."""
+        """Prepare the memory format, and reset the epoch's means; not called where training resumes within an epoch."""
         self._run.prepare()
         self._means.restart("train")
 
     def on_validation_start(self) -> None:
-        """Likewise."""
+        """Prepare the memory format, see :meth:`Runner.prepare`."""
         self._run.prepare()
         self._means.restart("val")
 
     def on_test_start(self) -> None:
-        """Likewise."""
+        """Prepare the memory format, see :meth:`Runner.prepare`."""
         self._run.prepare()
         self._means.restart("test")
 
     # A checkpoint within an epoch
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """The sums of the running epoch travel along."""
+        """Save the sums of the running epoch."""
         checkpoint["epoch_means"] = self._means.state(self)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

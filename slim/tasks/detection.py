@@ -114,26 +114,26 @@ class Detection(pl.LightningModule):
         self._log("val")
 
     def on_test_epoch_end(self) -> None:
-        """Likewise."""
+        """COCO's figures of the test data."""
         self._log("test")
 
     # Weights may be sliced or loaded between epochs
 
     def on_train_start(self) -> None:
-        """Canonical strides, see :meth:`Runner.prepare`."""
+        """Prepare the memory format, see :meth:`Runner.prepare`."""
         self._run.prepare()
 
     def on_train_epoch_start(self) -> None:
-        """Likewise, and new means; not called where training goes on within an epoch."""
+        """Prepare the memory format, and reset the epoch's means; not called where training resumes within an epoch."""
         self._run.prepare()
         self._means.restart("train")
 
     def on_validation_start(self) -> None:
-        """Likewise."""
+        """Prepare the memory format, see :meth:`Runner.prepare`."""
         self._restart("val")
 
     def on_test_start(self) -> None:
-        """Likewise."""
+        """Prepare the memory format, see :meth:`Runner.prepare`."""
         self._restart("test")
 
     def _restart(self, stage: str) -> None:
@@ -144,7 +144,7 @@ class Detection(pl.LightningModule):
     # A checkpoint within an epoch
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """The sums of the running epoch travel along."""
+        """Save the sums of the running epoch."""
         checkpoint["epoch_means"] = self._means.state(self)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

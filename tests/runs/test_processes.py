@@ -172,3 +172,27 @@ def test_ranks_save_together() -> None:
     others.zero_()
     assert saver._agreed(trainer, False) == (False, None)
     assert saver._agreed(trainer, True) == (True, None)
+
+
+def joined(argv: list[str]) -> int:
+    """One task of SLURM's: joins the others and writes down what it knows of them."""
+    processes.connect(Hardware(num_nodes=2))
+    shared = processes.shared(f"from rank {processes.rank()}")
+    (Path(argv[0]) / str(processes.rank())).write_text(f"{type(processes.environment()).__name__}: {shared}")
+    processes.barrier()
+    torch.distributed.destroy_process_group()
+    return 0
+
+
+def test_slurm_starts_the_processes(tmp_path: Path) -> None:
+    """Two tasks on two nodes, by the variables that ``srun`` sets."""
+    common = {
+        **os.environ, "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "1", "SLURM_JOB_NAME": "slim", "SLURM_JOB_ID": "7",
+        "SLURM_NODELIST": "127.0.0.1", "SLURM_LOCALID": "0", "MASTER_PORT": str(free_port()),
+    }  # fmt: skip
+    tasks = [
+        start([str(tmp_path)], None, main=joined, environment={**common, "SLURM_PROCID": task, "SLURM_NODEID": task})
+        for task in "01"
+    ]
+    assert [exit_code(task) for task in tasks] == [0, 0]
+    assert [(tmp_path / task).read_text() for task in "01"] == ["SLURMEnvironment: from rank 0"] * 2
