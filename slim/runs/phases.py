@@ -21,6 +21,7 @@ from slim.runs.components import Components
 from slim.runs.config import plain
 from slim.runs.evaluation import lookup, metrics
 from slim.runs.failures import explained
+from slim.runs.loggers import Loggers
 from slim.runs.pruning import Cut, cut_network
 from slim.runs.record import command
 from slim.runs.schema import Hardware
@@ -66,8 +67,12 @@ def run(parts: Components, directory: Path, overrides: list[str], say: Say | Non
     with lock, Signals() as signals:
         state = _state(parts, directory, overrides, first, say)
         try:
-            with explained(parts.config.data.get("eval_batch_size"), "data.eval_batch_size"), processes.explained():
-                return _Run(parts, directory, state, signals, say if first else (lambda line: None)).all()
+            with (
+                explained(parts.config.data.get("eval_batch_size"), "data.eval_batch_size"),
+                processes.explained(),
+                Loggers(parts, directory) as loggers,
+            ):
+                return _Run(parts, directory, state, signals, loggers, say if first else (lambda line: None)).all()
         except Interrupted as stop:
             raise Interrupted(
                 stop.name,
@@ -115,8 +120,11 @@ def _other_processes(before: Mapping[str, Any], now: Hardware) -> str | None:
 
 
 class _Run:
-    def __init__(self, parts: Components, directory: Path, state: State, signals: Signals, say: Say) -> None:
+    def __init__(
+        self, parts: Components, directory: Path, state: State, signals: Signals, loggers: Loggers, say: Say
+    ) -> None:
         self.parts, self.directory, self.state, self.signals, self.say = parts, directory, state, signals, say
+        self.loggers = loggers
 
     def all(self) -> dict[str, Any]:
         """Every phase of every pass, then the report."""
@@ -175,6 +183,7 @@ class _Run:
             name,
             before,
             self.signals,
+            self.loggers,
             number=number,
             steps_before=steps,
             note=self._note,
@@ -268,4 +277,6 @@ class _Run:
     def _report(self) -> dict[str, Any]:
         from slim.runs.report import finish
 
-        return finish(self.parts, self.directory, self.state, self.say)
+        found = finish(self.parts, self.directory, self.state, self.say)
+        self.loggers.finish(found)
+        return found

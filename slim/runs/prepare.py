@@ -20,6 +20,7 @@ from slim.runs.config import read
 from slim.runs.construct import check, target
 from slim.runs.failures import out_of_memory, quiet
 from slim.runs.hardware import choose
+from slim.runs.loggers import check_loggers
 from slim.runs.pruning import rehearse
 from slim.runs.schema import Config
 from slim.tasks import Classification
@@ -91,6 +92,7 @@ def _check_options(config: Config) -> None:
     for key in ("criterion", "penalty"):
         if not isinstance(getattr(config, key).get("name"), str):
             raise SlimError(f"{key}.name must be text. Got {getattr(config, key).get('name')!r}. Set {key}=<name>.")
+    check_loggers(config.logger)
     if "sparse" in config.phases:
         options = dict(config.penalty)
         sparsity.build(options.pop("name"), **options)

@@ -27,6 +27,7 @@ SAFE_ON_RESUME = (
     "debug",
     "resume",
     "output",
+    "logger",
     "latency_seconds",
     "figures",
     *(f"sensitivity.{field}" for field in ("images", "shares", "max_drop", "memory_mb", "csv")),
@@ -279,6 +280,7 @@ class Config(Section):
     optimizer: dict[str, Any]
     scheduler: dict[str, Any]
     trainer: Hardware
+    logger: dict[str, dict[str, Any]] = {"tensorboard": {}}
     baseline: Training
     sparse: Sparse
     prune: Prune

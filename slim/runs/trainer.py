@@ -11,7 +11,7 @@ import pytorch_lightning as pl
 from slim.data.image_data import ImageData
 from slim.runs.checkpoint import SafeFiles
 from slim.runs.components import Components
-from slim.runs.curves import RunLogger
+from slim.runs.loggers import Loggers
 
 
 def training_trainer(
@@ -19,6 +19,7 @@ def training_trainer(
     epochs: int,
     directory: Path,
     name: str,
+    loggers: Loggers,
     *,
     steps_before: int,
     first_step: int,
@@ -31,6 +32,7 @@ def training_trainer(
         epochs: Of the phase.
         directory: The run directory; events go to ``directory/name``.
         name: Of the phase.
+        loggers: Of the run.
         steps_before: Optimizer steps of the phases that this one goes on from.
         first_step: Points from this step on belong to a past that did not happen; TensorBoard drops what is purged.
         callbacks: Of the phase.
@@ -44,7 +46,7 @@ def training_trainer(
         gradient_clip_val=wanted.clip,
         num_sanity_val_steps=0,
         deterministic=wanted.deterministic,
-        logger=RunLogger(directory, name, parts.config.metric.name, steps_before=steps_before, purge_step=first_step),
+        logger=loggers.of(name, before=steps_before, first_step=first_step),
         callbacks=list(callbacks),
         plugins=[SafeFiles()],
         enable_checkpointing=True,

@@ -17,6 +17,7 @@ from slim.runs.checkpoint import Saver, read
 from slim.runs.components import Components
 from slim.runs.failures import explained, quiet
 from slim.runs.loaders import resumable, seed_all
+from slim.runs.loggers import Loggers
 from slim.runs.phase_callbacks import PhaseCallbacks
 from slim.runs.schema import PHASES
 from slim.runs.signals import Signals
@@ -37,6 +38,7 @@ def train(
     name: str,
     before: Path | None,
     signals: Signals,
+    loggers: Loggers,
     *,
     number: int = 0,
     steps_before: int = 0,
@@ -50,6 +52,7 @@ def train(
         name: ``baseline``, ``sparse``, ``finetune``, with ``-2`` and so on for later passes.
         before: Weights that the phase begins with; ``None``: the untrained module.
         signals: Looked at between steps.
+        loggers: Where curves go.
         number: Of the pass, 0-based.
         steps_before: Optimizer steps of the phases that this one goes on from; curves continue theirs.
         note: Called with lines for the report.
@@ -80,7 +83,7 @@ def train(
             signals=signals,
             every_steps=config.trainer.checkpoint_every,
         )
-        trainer = _trainer(parts, directory, name, saved, steps_before, [*callbacks.all, saver])
+        trainer = _trainer(parts, directory, name, saved, loggers, steps_before, [*callbacks.all, saver])
         trainer.fit(module, datamodule=parts.data, ckpt_path=checkpoint if saved is not None else None)
     parts.data.trainer = None  # which holds the module
     if line := callbacks.forecast_line(run):
@@ -100,6 +103,7 @@ def _trainer(
     directory: Path,
     name: str,
     saved: dict[str, Any] | None,
+    loggers: Loggers,
     steps_before: int,
     callbacks: list[pl.Callback],
 ) -> pl.Trainer:
@@ -108,7 +112,7 @@ def _trainer(
     first_step = 0 if saved is None else int(saved["global_step"]) + 1
     epochs = parts.config.training(name.partition("-")[0]).epochs
     return training_trainer(
-        parts, epochs, directory, name, steps_before=steps_before, first_step=first_step, callbacks=callbacks
+        parts, epochs, directory, name, loggers, steps_before=steps_before, first_step=first_step, callbacks=callbacks
     )
 
 

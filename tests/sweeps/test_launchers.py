@@ -1,0 +1,74 @@
+"""Jobs in other processes: Hydra's launchers with workers that are killed. The jobs are cheap, the processes real."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from slim.command.compose import quoted
+from slim.command.launch import cores, threads, workers
+from slim.command.sweep import _check_plugins
+from slim.errors import SlimError
+
+SWEEP = """
+import sys
+from slim.command.compose import hydra_job, register
+from slim.command.sweep import _register
+from tests.sweeps.cheap import CheapJob
+register("id")
+_register()
+hydra_job(["--multirun", *sys.argv[1:]], CheapJob(kill="seed=2"))
+"""
+
+
+def sweep(place: Path, *overrides: str) -> None:
+    """Three jobs, of which the one with seed 2 kills its worker the first time.
+
+    In a process of its own: what launchers leave behind, processes and files, ends with it.
+    """
+    line = [*overrides, "seed=1,2,3", f"hydra.sweep.dir={quoted(place)}"]
+    subprocess.run([sys.executable, "-c", SWEEP, *line], check=True, timeout=240)
+
+
+def check(place: Path) -> None:
+    """Every job is done, whoever was killed meanwhile, and none was done twice."""
+    for number in range(3):
+        assert json.loads((place / str(number) / "report.json").read_text())["status"] == "finished"
+        assert len((place / str(number) / "began").read_text().split()) == 1
+    assert (place / "1" / "killed").exists()
+
+
+def test_joblib(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    sweep(tmp_path, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+    check(tmp_path)
+    told = capfd.readouterr().err
+    assert "A worker died" in told
+    assert "job 1: its worker died; begun again" in told
+    assert (tmp_path / "1" / "threads").read_text() == str(max(cores() // 2, 1))
+
+
+def test_jobs_share_the_cores() -> None:
+    for count in (1, 2, 3, 100):
+        each = threads({"_target_": "x.JoblibLauncher", "n_jobs": count}, 10**6)
+        assert each is not None and each >= 1
+        assert each * count <= cores() or each == 1
+    assert threads({"_target_": "hydra._internal.core_plugins.basic_launcher.BasicLauncher"}, 1) is None
+    assert workers({"n_jobs": -1}) == cores()
+    assert workers({"init": {"num_cpus": 8}, "remote": {"num_cpus": 2}}) == 4
+
+
+def test_a_missing_package_is_told_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    import importlib.util
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    for choice, extra in [
+        ("hydra/launcher=joblib", "sweep"),
+        ("hydra/launcher=ray", "ray"),
+        ("hydra/sweeper=optuna", "sweep"),
+    ]:
+        with pytest.raises(SlimError, match=rf"slim-channels\[{extra}\]"):
+            _check_plugins([choice])
