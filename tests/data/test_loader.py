@@ -177,3 +177,16 @@ def test_lightning_drives_it_and_resumes_mid_epoch(tmp_path: Any) -> None:
     for stop in (1, 8, 12):
         fit(Recorder(stop))
         assert fit(Recorder(), ckpt_path=tmp_path / "stop.ckpt", **safely) == straight[stop:]
+
+
+@pytest.mark.parametrize(("padding", "mirror"), [(2, False), (0, True), (0, False)])
+def test_either_augmentation_works_alone(padding: int, mirror: bool) -> None:
+    """Batches differ from the plain images as soon as there is one of the two."""
+    images = torch.randint(0, 256, (32, 3, 6, 6), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    source, index = MemorySource(images, torch.arange(32)), torch.arange(32)
+
+    def batches(augment: bool) -> list[Batch]:
+        way = Preprocessing((0.5,) * 3, (0.25,) * 3, 6, padding=padding, mirror=mirror, augment=augment)
+        return list(BatchLoader(source, index, way, batch_size=8, train=True, seed=0))
+
+    assert same(batches(True), batches(False)) == (not padding and not mirror)
