@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -49,6 +50,25 @@ def test_joblib(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert "A worker died" in told
     assert "job 1: its worker died; begun again" in told
     assert (tmp_path / "1" / "threads").read_text() == str(max(cores() // 2, 1))
+
+
+def test_submitit_local(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("submitit")
+    sweep(tmp_path, "hydra/launcher=submitit_local", "hydra.launcher.cpus_per_task=1")
+    check(tmp_path)
+    assert "job 1: its worker died; begun again" in capfd.readouterr().err
+    assert (tmp_path / "1" / "threads").read_text() == "1"
+
+
+def test_ray(tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("ray", reason="ray has no wheel for this Python")
+    # Ray's workers are nice, and would wait until every other test is done.
+    monkeypatch.setenv("RAY_worker_niceness", "0")
+    sweep(tmp_path, "hydra/launcher=ray", "hydra.launcher.init.num_cpus=2")
+    check(tmp_path)
+    assert "job 1: its worker died; begun again" in capfd.readouterr().err
+    assert all((tmp_path / str(number) / "threads").read_text() == "1" for number in range(3))
+    assert all(int((tmp_path / str(number) / "began").read_text()) != os.getpid() for number in range(3))
 
 
 def test_jobs_share_the_cores() -> None:
