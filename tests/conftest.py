@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import random
+from collections.abc import Iterator
 from typing import Any
 
 # Before torch, numpy or matplotlib are imported for the first time.
@@ -33,6 +35,15 @@ settings.load_profile("suite")
 def seeded() -> None:
     """Every test starts from the same random state, in any order and in any process."""
     _seed()
+
+
+@pytest.fixture(autouse=True)
+def closed_logs() -> Iterator[None]:
+    """A run in this process leaves its train.log open for the next one; collected later, it would fail another test."""
+    yield
+    for handler in [each for each in logging.root.handlers if type(each) is logging.FileHandler]:
+        logging.root.removeHandler(handler)
+        handler.close()
 
 
 @pytest.hookimpl(tryfirst=True)
