@@ -6,7 +6,7 @@ import contextlib
 import io
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -56,16 +56,32 @@ def hydra_job(argv: list[str], task: Callable[[Any], Any]) -> None:
 
 def compose(overrides: list[str], args: Any) -> tuple[dict[str, Any], Any]:
     """The configuration as plain data, and Hydra's own part of it."""
+    with _complaints():
+        cfg = composed(overrides, args)
+        return plain_data(cfg), cfg.hydra
+
+
+def composed(overrides: list[str], args: Any) -> Any:
+    """The configuration as Hydra has it, with Hydra's own part in it; inside a job, too."""
     from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
 
     found = [f"hydra.searchpath=[file://{Path(args.config_dir).resolve()}]"] if args.config_dir else []
-    try:
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            cfg = compose(args.config_name or "config", overrides=[*found, *overrides], return_hydra_config=True)
-            return plain_data(cfg), cfg.hydra
-    except Exception as error:  # Hydra, OmegaConf, ANTLR and Python itself complain, each in its own way
-        from slim.errors import SlimError
+    begun = GlobalHydra.instance().is_initialized()
+    with _complaints(), contextlib.nullcontext() if begun else initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose(args.config_name or "config", overrides=[*found, *overrides], return_hydra_config=True)
 
+
+@contextlib.contextmanager
+def _complaints() -> Iterator[None]:
+    """Inside, what is wrong with a configuration is one line."""
+    from slim.errors import SlimError
+
+    try:
+        yield
+    except SlimError:
+        raise
+    except Exception as error:  # Hydra, OmegaConf, ANTLR and Python itself complain, each in its own way
         raise SlimError(_hydra_line(error)) from error
 
 

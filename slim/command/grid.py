@@ -45,6 +45,18 @@ def params(options: dict[str, Any]) -> list[str]:
     return [f"{key}={value}" for key, value in (options.get("params") or {}).items()]
 
 
+def varied(arguments: list[str]) -> list[str]:
+    """The keys that are given several values.
+
+    >>> varied(["seed=1,2", "prune.ratio=interval(0.1,0.5)", "phases=[sparse,prune]"])
+    ['seed', 'prune.ratio']
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    parsed = OverridesParser.create().parse_overrides(arguments)
+    return [item.get_key_element().lstrip("+") for item in parsed if item.is_sweep_override()]
+
+
 def combinations(arguments: list[str], loader: Any = None) -> list[list[str]]:
     """The overrides of every job of a basic sweep."""
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper

@@ -6,6 +6,7 @@ import secrets
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ def _dispatch(args: Any) -> int:
         return _resume(Path(resume), [item for item in overrides if not item.startswith("resume=")], args)
     overrides = _overrides_of_run(overrides)
     config, hydra = compose(overrides, args)
-    return _run(config, Path(hydra.run.dir), overrides, overrides, args)
+    return _run(config, hydra, Path(hydra.run.dir), overrides, overrides, args)
 
 
 def _overrides_of_run(overrides: list[str]) -> list[str]:
@@ -58,9 +59,12 @@ def _overrides_of_run(overrides: list[str]) -> list[str]:
     return [*(item for item in kept if not key_of(item).startswith("hydra.")), *overrides]
 
 
-def _run(config: dict[str, Any], directory: Path, overrides: list[str], composed: list[str], args: Any) -> int:
+def _run(
+    config: dict[str, Any], hydra: Any, directory: Path, overrides: list[str], composed: list[str], args: Any
+) -> int:
     """Check everything, then let Hydra make the run directory and run in it."""
     from slim import report
+    from slim.command.changed import changed
     from slim.runs import processes
     from slim.runs.config import read
     from slim.runs.directory import check_writable, make
@@ -88,7 +92,8 @@ def _run(config: dict[str, Any], directory: Path, overrides: list[str], composed
 
     def job(cfg: Any) -> None:
         try:
-            report.show(run(parts, directory.absolute(), overrides))
+            told = partial(changed, overrides, config, dict(hydra.runtime.choices), args)
+            report.show(run(parts, directory.absolute(), overrides, changed=told))
         except BaseException as error:
             caught.append(error)
 
@@ -109,7 +114,7 @@ def _resume(directory: Path, extra: list[str], args: Any) -> int:
         return 0
     replaced = {key_of(item) for item in extra}
     overrides = [*(item for item in state.overrides if key_of(item) not in replaced), *extra]
-    config, _ = compose(overrides, args)
+    config, hydra = compose(overrides, args)
     check_same(state.config, plain(read(config)))
     # Hydra wrote .hydra/ when the run began; a kill while it writes it again would leave half of it.
-    return _run(config, directory, overrides, [*overrides, "hydra.output_subdir=null"], args)
+    return _run(config, hydra, directory, overrides, [*overrides, "hydra.output_subdir=null"], args)

@@ -5,8 +5,11 @@ from __future__ import annotations
 import importlib.util
 import math
 import os
+import shlex
 import sys
 import time
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +28,17 @@ PLUGINS = {
 
 def sweep(overrides: list[str], args: Any) -> int:
     """Run every job of a sweep that is not finished, whatever becomes of the others; one table at the end."""
+    from slim.runs.processes import program
+    from slim.sweeps.jobs import keep_command
+
+    typed = overrides
     # Ours does what Hydra's does, and goes on where it stopped.
     overrides = ["hydra/sweeper=grid" if item == "hydra/sweeper=basic" else item for item in overrides]
     _check_plugins(overrides)
-    directory, hydra = _check_jobs(overrides, args)
+    directory, hydra, varied = _check_jobs(overrides, args)
+    keep_command(directory, shlex.join([*program().split(), "-m", *places(args), *typed]))
     _register()
-    hydra_job(["--multirun", *places(args), *overrides, f"hydra.sweep.dir={quoted(directory)}"], SweepJob())
+    hydra_job(["--multirun", *places(args), *overrides, f"hydra.sweep.dir={quoted(directory)}"], SweepJob(args, varied))
     from rich.console import Console
 
     from slim.report import sweep
@@ -45,10 +53,16 @@ def sweep(overrides: list[str], args: Any) -> int:
 
 
 class SweepJob:
-    """One job, in the process that a launcher runs it in."""
+    """One job, in the process that a launcher runs it in.
 
-    def __init__(self) -> None:
+    Args:
+        args: Where Hydra looks for configuration.
+        varied: Keys that the sweep gives several values.
+    """
+
+    def __init__(self, args: Any, varied: Sequence[str]) -> None:
         self.sweeper = os.getpid()
+        self.args, self.varied = args, varied
 
     def __call__(self, cfg: Any) -> float:
         """Run the job, or go on with it; returns the last phase's metric on held-out data, NaN where it failed.
@@ -64,14 +78,19 @@ class SweepJob:
         place, mine = Path(hydra.runtime.output_dir), list(hydra.overrides.task)
         print(f"── job {place.name}: {' '.join(mine)}", file=sys.stderr, flush=True)
         _wait_for(place)
-        value, code = _run(cfg, place, mine)
+        value, code = _run(cfg, place, mine, partial(self._changed, cfg, dict(hydra.runtime.choices), mine))
         if code >= 128 and os.getpid() == self.sweeper:
             raise SystemExit(code)
         write_table(place.parent)
         return value
 
+    def _changed(self, cfg: Any, choices: dict[str, Any], overrides: list[str]) -> list[str]:
+        from slim.command.changed import changed
 
-def _run(cfg: Any, place: Path, overrides: list[str]) -> tuple[float, int]:
+        return changed(overrides, plain_data(cfg), choices, self.args, self.varied)
+
+
+def _run(cfg: Any, place: Path, overrides: list[str], changed: Callable[[], list[str]]) -> tuple[float, int]:
     """Run the job in ``place``; returns its value and its exit code."""
     from slim.files import write_json
     from slim.runs import record
@@ -88,7 +107,7 @@ def _run(cfg: Any, place: Path, overrides: list[str]) -> tuple[float, int]:
 
     def action() -> int:
         try:
-            found.update(_train(cfg, place, overrides))
+            found.update(_train(cfg, place, overrides, changed))
         except Pruned as stop:
             pruned.append(str(stop))
         return 0
@@ -102,7 +121,7 @@ def _run(cfg: Any, place: Path, overrides: list[str]) -> tuple[float, int]:
     return (objectives.values(found, ["val"])[0] if found else math.nan), code
 
 
-def _train(cfg: Any, place: Path, overrides: list[str]) -> dict[str, Any]:
+def _train(cfg: Any, place: Path, overrides: list[str], changed: Callable[[], list[str]]) -> dict[str, Any]:
     import dataclasses
 
     import torch
@@ -125,7 +144,7 @@ def _train(cfg: Any, place: Path, overrides: list[str]) -> dict[str, Any]:
         from slim.sweeps.watch import TrialWatch
 
         parts = dataclasses.replace(parts, watch=TrialWatch(told["trial"]))
-    return run(parts, place, overrides)
+    return run(parts, place, overrides, changed=changed)
 
 
 def _wait_for(place: Path) -> None:
@@ -143,10 +162,13 @@ def _wait_for(place: Path) -> None:
 # Before the first job
 
 
-def _check_jobs(overrides: list[str], args: Any) -> tuple[Path, Any]:
+def _check_jobs(overrides: list[str], args: Any) -> tuple[Path, Any, list[str]]:
     """Compose every job before any begins; the sweep is refused when one cannot be composed, or none is valid.
 
     Of a search, whose values nobody knows yet, points with every choice and both ends of every range.
+
+    Returns:
+        The directory, Hydra's part of the configuration, and the keys that are given several values.
     """
     from slim.command import grid, space
     from slim.errors import SlimError
@@ -174,7 +196,7 @@ def _check_jobs(overrides: list[str], args: Any) -> tuple[Path, Any]:
         _check_search(hydra, arguments, composed[0][0])
     directory = Path(hydra.sweep.dir)
     make(directory)
-    return directory, hydra
+    return directory, hydra, grid.varied(arguments)
 
 
 def _check_search(hydra: Any, arguments: list[str], config: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from slim.report import formatting
@@ -12,33 +13,49 @@ RUNTIME = " fp32"
 """How the rung ends that speed is compared with: the dense network, in the same runtime as the others."""
 
 
-def sections(record: Mapping[str, Any]) -> list[str]:
-    """Markdown of the export section of a record; empty where nothing was exported."""
+@dataclass(frozen=True)
+class Section:
+    """A table as text, for a page of any kind.
+
+    Attributes:
+        title: Its heading.
+        note: What its numbers mean.
+        head: Of the columns; the first is text, the others are numbers.
+        rows: As many cells each.
+    """
+
+    title: str
+    note: str
+    head: tuple[str, ...]
+    rows: list[list[str]]
+
+
+def sections(record: Mapping[str, Any]) -> list[Section]:
+    """The export part of a record: files, and the ladder; empty where nothing was exported."""
     export = record.get("export") or {}
-    found = []
-    if export.get("files"):
-        found += ["## Export", _files(record, export["files"])]
-    if export.get("ladder"):
-        found += ["## From dense fp32 to thin int8", _ladder(record, export["ladder"])]
-    return found
+    found = [_files(record, export["files"])] if export.get("files") else []
+    return [*found, _ladder(record, export["ladder"])] if export.get("ladder") else found
 
 
-def _files(record: Mapping[str, Any], files: Mapping[str, Mapping[str, Any]]) -> str:
+def markdown(record: Mapping[str, Any]) -> list[str]:
+    """:func:`sections` in Markdown."""
+    return [part for each in sections(record) for part in (f"## {each.title}", each.note, _grid(each.head, each.rows))]
+
+
+def _files(record: Mapping[str, Any], files: Mapping[str, Mapping[str, Any]]) -> Section:
     metric = metric_of(record)
     rows = []
     for name, row in files.items():
-        cells = [name, f"`{row['file']}`", formatting.count(row["bytes"]), f"{row['difference']:.1e}"]
+        cells = [name, row["file"], formatting.count(row["bytes"]), f"{row['difference']:.1e}"]
         agreement = formatting.MISSING if row["agreement"] is None else f"{100 * row['agreement']:.2f} %"
         rows.append([*cells, agreement, metric.shown(row["reference"]), metric.shown(row["metric"])])
     images = next(iter(files.values()))["images"]
     head = ("format", "file", "bytes", "largest difference", "same prediction", f"{metric.name}: network", "file ")
-    return (
-        f"Compared with the network on {images} held-out images; differences as a share of the largest output.\n\n"
-        + grid(head, rows)
-    )
+    note = f"Compared with the network on {images} held-out images; differences as a share of the largest output."
+    return Section("Export", note, head, rows)
 
 
-def _ladder(record: Mapping[str, Any], ladder: list[Mapping[str, Any]]) -> str:
+def _ladder(record: Mapping[str, Any], ladder: list[Mapping[str, Any]]) -> Section:
     metric = metric_of(record)
     base: Mapping[str, Any] = next((row for row in ladder if row["name"].endswith(RUNTIME)), {})
     rows = []
@@ -53,11 +70,10 @@ def _ladder(record: Mapping[str, Any], ladder: list[Mapping[str, Any]]) -> str:
             cells += [f"{row[key]:.3g}", f"{base[key] / row[key]:.2f} x" if base else formatting.MISSING]
         rows.append(cells)
     head = ("network", f"{metric.name} (test)", "bytes", "ms, batch 1", "faster", "ms, batch 64", "faster ")
-    note = "Medians on the CPU, all rungs in turns; eager is PyTorch, the others run in ONNX Runtime.\n\n"
-    return note + grid(head, rows)
+    note = "Medians on the CPU, all rungs in turns; eager is PyTorch, the others run in ONNX Runtime."
+    return Section("From dense fp32 to thin int8", note, head, rows)
 
 
-def grid(head: tuple[str, ...], rows: list[list[str]]) -> str:
-    """A table in Markdown."""
+def _grid(head: tuple[str, ...], rows: list[list[str]]) -> str:
     lines = [list(head), ["---", *("---:" for _ in head[1:])], *rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)

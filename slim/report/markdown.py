@@ -38,8 +38,7 @@ def render(record: Mapping[str, Any], figures: Sequence[str]) -> str:
     if stayed := record.get("stayed"):
         rows = [[row["reason"], formatting.percent(row["share"], 1), row["where"], row["advice"]] for row in stayed]
         parts += ["## What must stay", _grid(("reason", "channel groups", "such as", "what can be done"), rows)]
-    if deployed := deployment.sections(record):
-        parts += deployed
+    parts += deployment.markdown(record)
     if notes := record.get("notes"):
         parts += ["## Notes", _list(*notes)]
     for name in figures:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,9 @@ from slim.report.metric import metric_of
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from rich.table import Table
+
+COMMANDS = "commands.txt"
+"""In a sweep directory: the command lines that started the sweep and went on with it, each once."""
 
 HEAD = ("job", "what differs", "before", "after", "channels", "params", "MACs", "batch 1", "batch 64")
 """Accuracy of the first trained and the last network; what is left of the dense network's cost, time as measured."""
@@ -63,8 +67,7 @@ def rows(directory: str | Path) -> list[list[str]]:
 
 def _row(job: Job) -> list[str]:
     if job.state != "finished":
-        why = f": {str(job.record.get('error', ''))[:160]}" if job.record.get("error") else ""
-        return [job.name, f"{job.differs} {job.state}{why}".strip(), *[formatting.MISSING] * 7]
+        return [job.name, job.told, *[formatting.MISSING] * 7]
     dense, thin = ends(job.record)
     keys = ("channels", "params", "macs", "latency_ms_b1", "latency_ms_b64")
     values = [metric_of(job.record).shown(row.get("metric")) for row in (dense, thin)]
@@ -120,13 +123,21 @@ def write(directory: str | Path) -> None:
     lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in _row(job)) + " |" for job in found]
     text = "# Sweep\n\n" + "\n".join(lines) + "\n"
     text += "\nChannels, params, MACs and time (measured, per batch) are what is left of the dense network's.\n"
+    if command := _commands(directory):
+        text += f"\n```\n{command}\n```\n"
     if _wants_pictures(found):
-        write_atomic(directory / "sweep.html", jobs_page(directory.name, found))
+        write_atomic(directory / "sweep.html", jobs_page(directory.name, found, command=_commands(directory)))
         if (drawn := figure(found)) is not None:
             write_atomic(directory / "figures" / "sweep.png", figures.png(drawn))
             text += "\n![accuracy against cost](figures/sweep.png)\n"
     write_atomic(directory / "sweep.md", text)
     write_json(directory / "sweep.json", {job.name: _without_arrays(job.record) for job in found})
+
+
+def _commands(directory: Path) -> str:
+    """What the user typed; empty where nobody kept it."""
+    path = directory / COMMANDS
+    return path.read_text(encoding="utf-8", errors="replace").strip() if path.is_file() else ""
 
 
 def figure(jobs: Sequence[Job]) -> Figure | None:
@@ -170,15 +181,18 @@ def _without_arrays(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _shortened(cells: list[str]) -> dict[str, str]:
-    """``prune.ratio=0.3`` as ``ratio=0.3``, wherever no other key of the sweep ends in ``ratio``."""
+    """``prune.ratio=0.3`` as ``ratio=0.3`` wherever no other key ends in ``ratio``; numbers in four digits."""
     keys = {item.partition("=")[0] for cell in cells for item in cell.split() if "=" in item}
     last = Counter(key.rpartition(".")[2] for key in keys)
     unique = {key: key.rpartition(".")[2] for key in keys if last[key.rpartition(".")[2]] == 1}
-    return {
-        cell: " ".join(unique.get(item.partition("=")[0], item.partition("=")[0]) + "".join(item.partition("=")[1:])
-                       for item in cell.split())
-        for cell in cells
-    }  # fmt: skip
+
+    def brief(item: str) -> str:
+        key, given, value = item.partition("=")
+        with suppress(ValueError):
+            value = f"{float(value):.4g}" if "." in value or "e" in value else value
+        return f"{unique.get(key, key)}{given}{value}"
+
+    return {cell: " ".join(map(brief, cell.split())) for cell in cells}
 
 
 def _overrides(folder: Path) -> list[str]:

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 OVERVIEW = "overview"
 """The folder of a run with what belongs to no phase."""
 
-LEFT_OUT = ("output", "resume", "debug", "name", "task", "figures", "latency_seconds", "trainer.progress", "checkpoint")
+LEFT_OUT = (
+    *("output", "resume", "debug", "name", "task", "figures", "logger", "latency_seconds", "checkpoint"),
+    *("trainer.progress", "trainer.log_every", "trainer.checkpoint_every"),
+)
 """What does not change what a run computes, or names a file."""
 
 
@@ -65,7 +68,7 @@ def log_overview(
     Args:
         run_dir: The run directory.
         record: The run's record (the content of report.json), or, of a run that begins, command and metric.
-        overrides: What the user typed, for the row; ``None``: no row yet.
+        overrides: What the user changed of the experiment, for the row; ``None``: no row yet.
         pictures: Tag to figure.
     """
     from torch.utils.tensorboard.summary import hparams as row

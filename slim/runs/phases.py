@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,13 @@ def check_metric(parts: Components) -> None:
             lookup(parts.config.metric, metrics(parts, parts.module(), "val", limit=1), "val")
 
 
-def run(parts: Components, directory: Path, overrides: list[str], say: Say | None = None) -> dict[str, Any]:
+def run(
+    parts: Components,
+    directory: Path,
+    overrides: list[str],
+    say: Say | None = None,
+    changed: Callable[[], Sequence[str]] | None = None,
+) -> dict[str, Any]:
     """Run, or go on with, the phases of a configuration in ``directory``.
 
     Args:
@@ -52,6 +58,7 @@ def run(parts: Components, directory: Path, overrides: list[str], say: Say | Non
         directory: The run directory; it is made here. One with a state in it is continued.
         overrides: What the user typed, kept for resuming.
         say: Prints a line for the user (stderr by default).
+        changed: The overrides that say something else than the experiment, for the comparison of runs; by default all.
 
     Returns:
         The record, as in report.json; of other processes than the first an empty one.
@@ -72,7 +79,8 @@ def run(parts: Components, directory: Path, overrides: list[str], say: Say | Non
                 processes.explained(),
                 Loggers(parts, directory) as loggers,
             ):
-                return _Run(parts, directory, state, signals, loggers, say if first else (lambda line: None)).all()
+                found = _Run(parts, directory, state, signals, loggers, say if first else (lambda line: None))
+                return found.all(changed or (lambda: state.overrides))
         except Interrupted as stop:
             raise Interrupted(
                 stop.name,
@@ -126,7 +134,7 @@ class _Run:
         self.parts, self.directory, self.state, self.signals, self.say = parts, directory, state, signals, say
         self.loggers = loggers
 
-    def all(self) -> dict[str, Any]:
+    def all(self, changed: Callable[[], Sequence[str]]) -> dict[str, Any]:
         """Every phase of every pass, then the report."""
         config = self.parts.config
         gpu = self.parts.hardware.accelerator == "gpu"
@@ -150,7 +158,7 @@ class _Run:
                     continue
                 name = kind if number == 0 or kind == "export" else f"{kind}-{number + 1}"
                 before = self._phase(name, kind, number, before)
-        return self._report()
+        return self._report(changed)
 
     def _start(self) -> Path | None:
         """The weights that the run begins with; ``None``: untrained ones."""
@@ -274,9 +282,9 @@ class _Run:
 
     # The end
 
-    def _report(self) -> dict[str, Any]:
+    def _report(self, changed: Callable[[], Sequence[str]]) -> dict[str, Any]:
         from slim.runs.report import finish
 
-        found = finish(self.parts, self.directory, self.state, self.say)
+        found = finish(self.parts, self.directory, self.state, self.say, changed)
         self.loggers.finish(found)
         return found

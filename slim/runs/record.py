@@ -116,8 +116,10 @@ def command(overrides: Sequence[str]) -> str:
     >>> command(["+experiment=vgg_slim", "model.widths=[8, M]", "hydra.run.dir=x"])
     "python train.py +experiment=vgg_slim 'model.widths=[8, M]'"
     """
+    from slim.runs.processes import program
+
     places = ("hydra.run.", "hydra.sweep.", "output=", "resume=")
-    return shlex.join(["python", "train.py", *(item for item in overrides if not item.lstrip("+~").startswith(places))])
+    return shlex.join([*program().split(), *(item for item in overrides if not item.lstrip("+~").startswith(places))])
 
 
 def failed(name: str, error: str) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,10 @@ ROW_OF = {"baseline": "dense", "sparse": "sparse", "finetune": "finetuned"}
 """Which row of the table a phase's network is; of several passes the last counts."""
 
 
-def finish(parts: Components, directory: Path, state: State, say: Callable[[str], None]) -> dict[str, Any]:
-    """Write ``model.safetensors``, the report and the HParams row; returns the record."""
+def finish(
+    parts: Components, directory: Path, state: State, say: Callable[[str], None], changed: Callable[[], Sequence[str]]
+) -> dict[str, Any]:
+    """Write ``model.safetensors``, the report and the HParams row of ``changed`` overrides; returns the record."""
     say("test data: read once, by every network of the run")
     rows, kept, seen = {}, {}, {}
     for name, module in _modules(parts, directory, state):
@@ -74,17 +76,22 @@ def finish(parts: Components, directory: Path, state: State, say: Callable[[str]
         page=directory / "report.html" if config.figures else None,
         export=exported,
     )
-    _write(parts, directory, state, found, seen)
+    _write(parts, directory, state, found, seen, changed())
     return found
 
 
 def _write(
-    parts: Components, directory: Path, state: State, found: dict[str, Any], seen: Mapping[str, list[Any]]
+    parts: Components,
+    directory: Path,
+    state: State,
+    found: dict[str, Any],
+    seen: Mapping[str, list[Any]],
+    changed: Sequence[str],
 ) -> None:
     """Write the record, the report and TensorBoard's overview; the run is finished then."""
     write_json(directory / "report.json", found)
     report.write(directory, found, pictures=parts.config.figures)
-    _overview(parts, directory, state, found, seen)
+    _overview(parts, directory, found, seen, changed)
     state.finished = True
     state.save()
 
@@ -105,7 +112,11 @@ def _shapes(network: nn.Module) -> dict[str, tuple[int, ...]]:
 
 
 def _overview(
-    parts: Components, directory: Path, state: State, found: Mapping[str, Any], seen: Mapping[str, list[Any]]
+    parts: Components,
+    directory: Path,
+    found: Mapping[str, Any],
+    seen: Mapping[str, list[Any]],
+    changed: Sequence[str],
 ) -> None:
     """TensorBoard's pages about the whole run, with the images that its first and last network see differently."""
     from slim.report.predictions import picture
@@ -119,7 +130,7 @@ def _overview(
         drawn = picture(both, getattr(parts.data, "class_names", ()), title)
         if drawn is not None:
             pictures["predictions/differ"] = drawn
-    log_overview(directory, found, state.overrides, pictures)
+    log_overview(directory, found, changed, pictures)
 
 
 def _exported(parts: Components, directory: Path, state: State, say: Callable[[str], None]) -> dict[str, Any] | None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from slim.errors import SlimError
-from slim.files import read_json, write_json
+from slim.files import read_json, write_atomic, write_json
 from slim.report import sweep
 
 CHANGES_NOTHING = (
@@ -147,6 +148,16 @@ def holder(folder: Path) -> str | None:
     finally:
         os.close(handle)
     return None
+
+
+def keep_command(directory: Path, command: str) -> None:
+    """Add a command line to those that made the sweep, without the password of a storage; each stands there once."""
+    shown = re.sub(r"(://[^:/@\s]*):[^@\s]*@", r"\1:***@", command)
+    path = directory / sweep.COMMANDS
+    with alone(directory / ".table.lock"):
+        known = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        if shown not in known:
+            write_atomic(path, "\n".join([*known, shown]) + "\n")
 
 
 def write_table(directory: Path) -> None:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import html
 import json
 import os
+import re
+import shlex
 import signal
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 
 import train
 from experiments.chaos.harness import exit_code, start
+from slim.sweeps.storage import connect
+from tests.report.board import hparams
 from tests.runs.tiny import TINY
 from tests.waiting import until
 
@@ -24,12 +30,15 @@ def line(*overrides: str) -> list[str]:
 
 def test_a_failing_job_does_not_take_the_others_along(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     place = tmp_path / "sweep"
-    epochs = ["sparse.epochs=1", "finetune.epochs=1"]
-    assert train.main([*line(*epochs, "prune.ratio=0.3,1.5,0.6"), f"hydra.sweep.dir={place}"]) == 1
+    given = ["sparse.epochs=1", "finetune.epochs=1", "seed=0", "prune.ratio=0.3,1.5,0.7"]
+    assert train.main([*line(*given), f"hydra.sweep.dir={place}"]) == 1
     reports = [json.loads((place / str(job) / "report.json").read_text()) for job in range(3)]
     assert [report["status"] for report in reports] == ["finished", "failed", "finished"]
     assert reports[0]["rows"]["finetuned"]["macs"] > reports[2]["rows"]["finetuned"]["macs"]
     assert "ratio must be in [0, 1)" in reports[1]["error"]
+    rows = [hparams(place / job / "overview") for job in "02"]
+    assert [row["prune.ratio"] for row in rows] == [0.3, 0.7], "the default as well: the sweep varies it"
+    assert all("seed" not in row for row in rows)
     out, err = capfd.readouterr()
     assert str(place) in out
     assert "Traceback" not in out + err
@@ -88,6 +97,42 @@ def test_a_search_goes_on_until_its_total(tmp_path: Path) -> None:
     (best,) = json.loads((place / "best.json").read_text())
     assert best["params"] == {"data.batch_size": 32}
     assert set(best["values"]) == {"val", "macs"}
+
+
+def test_hopeless_trials_are_pruned_and_the_search_goes_on(tmp_path: Path) -> None:
+    """By their curve, in a real training; they are trials of the study, and rows of the table and the page."""
+    place = tmp_path / "sweep"
+    lower, rates = 0.25, "0.5,1e-8,2e-8"
+    search = [
+        *line("phases=[baseline]", "data.limit_train=1000", "figures=true", "hydra/sweeper=optuna"),
+        *("scheduler=constant", f"baseline.lr={rates}", "hydra/sweeper/sampler=bruteforce"),
+        *("hydra.sweeper.n_trials=3", "hydra.sweeper.pruner._target_=optuna.pruners.ThresholdPruner"),
+        f"+hydra.sweeper.pruner.lower={lower}",
+        f"hydra.sweep.dir={place}",
+    ]
+    assert train.main(search) == 0
+    left = reports(place)
+    assert sorted(status for status, _ in left.values()) == ["finished", "pruned", "pruned"]
+    study = optuna.load_study(study_name="vgg_slim", storage=connect(f"sqlite:///{place / 'study.db'}"))
+    for trial in study.trials:
+        curve, hopeless = trial.intermediate_values, trial.params["baseline.lr"] < 0.1
+        assert list(curve) == ([0] if hopeless else [0, 1]), "which ends a trial early"
+        assert (curve[0] < lower) == hopeless
+        assert trial.state.name == ("PRUNED" if hopeless else "COMPLETE")
+        assert left[trial.user_attrs["folder"]][0] == ("pruned" if hopeless else "finished")
+        if not hopeless:
+            record = json.loads((place / trial.user_attrs["folder"] / "report.json").read_text())
+            assert list(curve.values()) == record["history"]["baseline"]["val_accuracy"]
+    (best,) = json.loads((place / "best.json").read_text())
+    assert best["params"] == {"baseline.lr": 0.5}
+    assert (place / "sweep.md").read_text().count("Pruned by the study after epoch 1, at 0.") == 2
+    page = (place / "sweep.html").read_text()
+    assert page.count("<tr class=pruned>") == 2
+    assert "1 finished, 2 pruned" in page or "2 pruned, 1 finished" in page
+    (command,) = re.findall("<pre>(.*?)</pre>", page, re.DOTALL)
+    assert shlex.split(html.unescape(command)) == ["python", "train.py", "-m", *search[1:]]
+    assert train.main(search) == 0
+    assert reports(place) == left
 
 
 def test_a_search_that_was_killed_goes_on_in_the_middle_of_a_trial(tmp_path: Path) -> None:

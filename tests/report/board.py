@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 TABS = {
     "timeseries": "1_accuracy",
@@ -35,6 +36,16 @@ SHOWN = """
 })()
 """
 """JavaScript: all text of a page, that in shadow trees too."""
+
+
+def hparams(folder: Path) -> dict[str, Any]:
+    """The row of HParams in an event folder: column -> value."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.hparams import metadata, plugin_data_pb2
+
+    content = EventAccumulator(str(folder)).Reload().PluginTagToContent(metadata.PLUGIN_NAME)
+    start = plugin_data_pb2.HParamsPluginData.FromString(content[metadata.SESSION_START_INFO_TAG]).session_start_info
+    return {key: getattr(value, str(value.WhichOneof("kind"))) for key, value in start.hparams.items()}
 
 
 @contextmanager

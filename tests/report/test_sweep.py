@@ -41,6 +41,8 @@ def test_only_what_differs_is_told(multirun: Path) -> None:
 def test_the_terminal_shortens_keys_that_stay_clear() -> None:
     short = sweep._shortened(["prune.ratio=0.3 sparse.epochs=2", "prune.ratio=0.5 finetune.epochs=2 failed: x=y"])
     assert short["prune.ratio=0.3 sparse.epochs=2"] == "ratio=0.3 sparse.epochs=2"
+    (long,) = sweep._shortened(["sparse.lr=0.23564632295215232 seed=12345 model.name=resnet18.x"]).values()
+    assert long == "lr=0.2356 seed=12345 name=resnet18.x"
     assert short["prune.ratio=0.5 finetune.epochs=2 failed: x=y"].startswith("ratio=0.5 finetune.epochs=2 failed:")
 
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import slim
 import train
@@ -27,6 +31,13 @@ def test_sensitivity_of_a_run_goes_on_and_its_caps_are_obeyed(
     assert (place / "sensitivity.png").read_bytes().startswith(b"\x89PNG")
     assert first["images"] == 13
     assert not (place / "sensitivity").exists(), "figures=false"
+    assert train.main([*line, "figures=true"]) == 0
+    assert json.loads(capfd.readouterr().out) == first
+    found = EventAccumulator(str(place / "sensitivity"), size_guidance={"images": 0}).Reload()
+    (event,) = found.Images("sensitivity/heat_map")
+    picture = np.asarray(Image.open(io.BytesIO(event.encoded_image_string)).convert("RGB"))
+    assert picture.shape == (event.height, event.width, 3) and min(picture.shape[:2]) > 200
+    assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 20, "a picture with something in it"
     before = (place / "sensitivity.csv").read_bytes()
 
     def never(*_: object) -> None:

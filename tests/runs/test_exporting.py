@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from PIL import Image
 
 from slim import deploy
 from slim.deploy import predict
+from slim.report.html import run_page
 from tests.runs.tiny import run
 
 pytest.importorskip("onnxscript")
@@ -57,6 +59,22 @@ def test_the_report_has_every_rung(exported: Any) -> None:
     assert ladder["thin fp32"]["bytes"] == (directory / "export" / "model.onnx").stat().st_size
     text = (directory / "report.md").read_text()
     assert "## Export" in text and "| thin int8 |" in text
+    page = run_page(report)
+    told = {cells[0]: cells[1:] for cells in rows_below("From dense fp32 to thin int8", page)}
+    assert list(told) == list(ladder)
+    for name, row in ladder.items():
+        assert told[name][0] == f"{100 * row['metric']:.2f}%"
+        assert (told[name][2], told[name][4]) == tuple(f"{row[f'latency_ms_b{batch}']:.3g}" for batch in (1, 64))
+    rungs = rows_below("Export", page)
+    assert [(cells[0], cells[1], cells[-1]) for cells in rungs] == [
+        (name, row["file"], f"{100 * row['metric']:.2f}%") for name, row in files.items()
+    ]
+
+
+def rows_below(title: str, page: str) -> list[list[str]]:
+    """The cells of the table below a heading."""
+    (body,) = re.findall(rf"<h2>{title}</h2>.*?<tbody>(.*?)</tbody>", page, re.DOTALL)
+    return [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in body.split("<tr>")[1:]]
 
 
 def test_predict_gives_the_predictions_of_the_network(exported: Any, photos: Path) -> None:

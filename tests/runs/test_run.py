@@ -21,7 +21,7 @@ from slim.models import vgg
 from slim.report import environment
 from slim.runs import pruning
 from slim.runs.record import timeless
-from tests.report.board import SHOWN, TABS, tensorboard
+from tests.report.board import SHOWN, TABS, hparams, tensorboard
 from tests.report.browser import CHROMIUM, browser
 from tests.runs.tiny import run
 
@@ -32,7 +32,7 @@ PHASES = "phases=[baseline,sparse,prune,finetune]"
 def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """One run of all four phases, and its report."""
     place = tmp_path_factory.mktemp("runs") / "one"
-    return place, run(place, PHASES, "figures=true")
+    return place, run(place, PHASES, "figures=true", "seed=0")
 
 
 def dense() -> torch.nn.Module:
@@ -110,6 +110,9 @@ def test_tensorboard_tells_of_the_whole_run(done: tuple[Path, dict[str, Any]]) -
     assert "custom_scalars__config__" in tags["tensors"]
     assert {f"overview/{name}/text_summary" for name in ("1_command", "2_networks", "3_plan")} <= set(tags["tensors"])
     assert report["command"] in found.Tensors("overview/1_command/text_summary")[0].tensor_proto.string_val[0].decode()
+    row = hparams(place / "overview")
+    assert row["experiment"] == "vgg_slim" and row["prune.ratio"] == 0.5
+    assert "seed" not in row, "typed, but the default"
     assert found.Scalars("result/accuracy")[0].value == pytest.approx(report["rows"]["finetuned"]["metric"])
 
 

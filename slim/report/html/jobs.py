@@ -43,6 +43,16 @@ class Job:
         status = str(self.record.get("status", "finished"))
         return status if status in ("failed", "running", "pruned") else "finished"
 
+    @property
+    def told(self) -> str:
+        """What tells it from the others, and what became of it where it did not finish."""
+        if self.state == "finished":
+            return self.differs
+        why = str(self.record.get("error") or "")
+        # A pruned job says so itself.
+        end = why if why.lower().startswith(self.state) else f"{self.state}: {why}" if why else self.state
+        return f"{self.differs} {end}".strip()
+
 
 def jobs_page(title: str, jobs: Sequence[Job], *, command: str = "") -> str:
     """The page of a sweep, or of runs side by side, from their records alone."""
@@ -165,9 +175,7 @@ def _table(jobs: Sequence[Job], metric: Metric, best: Job | None) -> str:
         marks |= {number: job.state} if job.state != "finished" else {number: "best"} if job is best else {}
         dense, thin = ends(job.record)
         name = f'<a href="{escape(job.link)}">{escape(job.name)}</a>' if job.link else escape(job.name)
-        why = f": {job.record['error']}" if job.record.get("error") else ""
-        differs = job.differs if job.state == "finished" else f"{job.differs} {job.state}{why}"
-        row = [Cell(name, None, True), Cell(escape(differs), None, True)]
+        row = [Cell(name, None, True), Cell(escape(job.told), None, True)]
         for end in (dense, thin):
             value = formatting.number(end.get("metric"))
             row.append(Cell(metric.shown(value), -1.0 if value is None else value))

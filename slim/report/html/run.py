@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from slim.report import formatting, tables
+from slim.report import deployment, formatting, tables
 from slim.report.ends import ends, kept, trained_first
 from slim.report.html import charts
 from slim.report.html.page import Cell, Figure, escape, page, place, section, table
@@ -36,6 +36,7 @@ def run_page(record: Mapping[str, Any]) -> str:
         section("Gammas before the cut", place("gammas", figures)),
         section("Channels per layer", place("widths", figures)),
         section("Layers", _layers(record)),
+        *_deployed(record),
         section("Training", _two(figures, "metric", "loss")),
         section("Notes", _notes(record)),
         section("Command", f"<pre>{escape(record['command'])}</pre>" if record.get("command") else ""),
@@ -137,6 +138,15 @@ def _layers(record: Mapping[str, Any]) -> str:
 def _number(text: str, value: Any) -> Cell:
     number = formatting.number(value)
     return Cell(escape(text), -1.0 if number is None else number)
+
+
+def _deployed(record: Mapping[str, Any]) -> list[str]:
+    """The exported files, and the ladder from dense fp32 to thin int8."""
+    found = []
+    for each in deployment.sections(record):
+        rows = [[Cell(escape(cell), None, at == 0) for at, cell in enumerate(row)] for row in each.rows]
+        found.append(section(each.title, f'<p class="faint">{escape(each.note)}</p>', table(each.head, rows)))
+    return found
 
 
 def _notes(record: Mapping[str, Any]) -> str:
