@@ -107,10 +107,8 @@ def _candidates(
     """Attributes that hold a size of ids that met the failure: another stream may have the same number of channels."""
     met = np.unique(np.concatenate([record.ids.find(ids) for ids in outcome.ids])) if outcome.ids else None
     seen: set[tuple[type, str, bytes]] = set()
-    for name in outcome.modules[:3]:
+    for name in [name for name in outcome.modules if not is_of_torch(modules.get(name))][:3]:
         module = modules.get(name)
-        if type(module).__module__.startswith("torch.nn."):
-            continue  # their widths are those of their parameters
         for attribute, value in numbers(module):
             if (name, attribute) in record.settings:
                 continue
@@ -143,6 +141,11 @@ def _of_all(
             if widths is not None and dict(numbers(module)).get(candidate.attribute) == len(widths):
                 settings[name, candidate.attribute] = widths
     return settings
+
+
+def is_of_torch(module: Any) -> bool:
+    """Whether the module's class is PyTorch's: the widths of such a module are those of its parameters."""
+    return type(module).__module__.startswith("torch.nn.")
 
 
 def numbers(module: Any) -> Iterator[tuple[str, int]]:

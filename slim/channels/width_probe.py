@@ -23,7 +23,15 @@ from slim.channels.duplicate import duplicate
 from slim.channels.group_numbers import BoolArray
 from slim.channels.ids import FIXED, Ids, IntArray, compress, varying
 from slim.channels.meta_forward import tensors_in
-from slim.channels.settings import Candidate, Outcome, Settings, set_number, settings_that_help, widths_of
+from slim.channels.settings import (
+    Candidate,
+    Outcome,
+    Settings,
+    is_of_torch,
+    set_number,
+    settings_that_help,
+    widths_of,
+)
 from slim.channels.surgery import set_attributes
 from slim.channels.trace_record import Axis, SizeUse, TraceRecord
 from slim.channels.tracer import Tracer
@@ -99,7 +107,7 @@ def _blamed(
     seen: Counter[str] = Counter()
     ordinals = []
     for w, _ in record.assumptions:
-        ordinals.append((type(modules.get(w)), seen[w]))
+        ordinals.append((*_place_of(w, modules), seen[w]))
         seen[w] += 1
     guilty = {
         ordinal
@@ -112,6 +120,15 @@ def _blamed(
             if stays.size:
                 blamed.append((w, stays))
     return blamed
+
+
+def _place_of(name: str, modules: Mapping[str, nn.Module]) -> tuple[type, str]:
+    """The innermost class around a module that is not PyTorch's own, and the module's name in it: a place in the code."""
+    inner: list[str] = []
+    while name and is_of_torch(modules.get(name)):
+        name, _, last = name.rpartition(".")
+        inner.insert(0, last)
+    return type(modules.get(name)), ".".join(inner)
 
 
 def _run(

@@ -52,3 +52,54 @@ def test_what_a_forward_keeps_does_not_outlive_its_width() -> None:
         wanted = slim.mask(net, plan)
         wanted[1].cache = {}
         close(slim.rebuild(net, plan)(X), wanted(X), "kept from the dense network")
+
+
+class Wrapped(nn.Module):
+    """A linear layer two of PyTorch's containers below the module that views its input."""
+
+    def __init__(self, inner: int, out: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(inner, out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x)
+
+
+class Tokens(nn.Module):
+    """``reshape(B, -1, width)``: a wrong width goes on into the tokens, and stops the forward only where it is read."""
+
+    def __init__(self, inner: int, *, kept: bool) -> None:
+        super().__init__()
+        self.up = nn.Linear(6, inner)
+        self.down = nn.Sequential(nn.Identity(), nn.Sequential(Wrapped(inner, 6)))
+        if kept:
+            self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.up(x.flatten(2).transpose(1, 2))
+        tokens = self.down(tokens.reshape(len(x), -1, getattr(self, "inner", 9)))
+        return x + tokens.transpose(1, 2).unflatten(2, x.shape[2:])
+
+
+class Perceptron(nn.Module):
+    """Of the channels at every place, as in ConvNeXt: PyTorch views a permuted input by itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(6, 10), nn.Linear(10, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.down(self.up(x.permute(0, 2, 3, 1)).relu()).permute(0, 3, 1, 2)
+
+
+def test_an_attribute_is_found_beyond_containers() -> None:
+    graph, plan = check_all(_net(Tokens(9, kept=True)), X, 0.5, 0)
+    assert graph.prunable[graph.axes[("1.up.weight", 0)]].all() and set(plan.attributes["1"]) == {"inner"}
+
+
+def test_a_literal_width_pins_its_own_place_in_the_code_alone() -> None:
+    net = _net(nn.Sequential(Perceptron(), Tokens(9, kept=False), Perceptron()))
+    graph, _ = check_all(net, X, 0.5, 0)
+    assert not graph.prunable[graph.axes[("1.1.up.weight", 0)]].any()
+    for place in ("1.0", "1.2"):
+        assert graph.prunable[graph.axes[(f"{place}.up.weight", 0)]].all(), "a linear layer of another class's"
