@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import importlib.metadata
 import logging
 import os
 import random
@@ -25,10 +27,13 @@ from xdist.scheduler import LoadScopeScheduling
 # this process within one second would be read in the wrong order where the counter gets another digit.
 event_file_writer._global_uid = event_file_writer.AtomicCounter(10_000)
 
+# Lightning looks for plug-ins among all installed packages whenever a Trainer is made; a run makes a dozen.
+importlib.metadata.entry_points = functools.cache(importlib.metadata.entry_points)
+
 # Same examples in every run: a red test stays red until it is mended. `make fuzz` looks further.
 _SLOW_IS_FINE = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
 settings.register_profile(
-    "suite", max_examples=60, deadline=None, derandomize=True, suppress_health_check=_SLOW_IS_FINE
+    "suite", max_examples=40, deadline=None, derandomize=True, suppress_health_check=_SLOW_IS_FINE
 )
 settings.register_profile(
     "fuzz", max_examples=5000, deadline=None, print_blob=True, suppress_health_check=_SLOW_IS_FINE

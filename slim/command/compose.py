@@ -36,15 +36,13 @@ def show_help(argv: list[str], args: Any) -> int:
 
 
 def hydra_job(argv: list[str], task: Callable[[Any], Any]) -> None:
-    """Let Hydra compose ``argv``, make the run directory (or one for each job) and call ``task`` in it."""
+    """Let Hydra compose ``argv``, make the directories of a sweep's jobs and call ``task`` in each."""
     import hydra
 
-    before = sys.argv
-    command = before[:2] if before[1:2] == ["train"] else before[:1]
+    before, line = sys.argv, _restarted(argv)
 
     def job(cfg: Any) -> Any:
-        # Lightning's launcher starts the other processes by this line.
-        sys.argv = [*command, *argv]
+        sys.argv = line
         return task(cfg)
 
     sys.argv = [before[0], *argv]  # Hydra reads it there
@@ -54,21 +52,65 @@ def hydra_job(argv: list[str], task: Callable[[Any], Any]) -> None:
         sys.argv = before
 
 
+def run_job(cfg: Any, directory: Path, argv: list[str], task: Callable[[Any], Any]) -> None:
+    """Call ``task`` with ``cfg`` in ``directory``, as Hydra runs a single job: its files, its log, its callbacks.
+
+    ``hydra.main`` composes twice more, a fifth of a second each, and what runs should be what was checked.
+
+    Args:
+        cfg: Whole, as :func:`compose` gives it; Hydra's part of it is changed.
+        directory: Of the run.
+        argv: The arguments that stand for ``cfg``, in ``sys.argv`` while ``task`` runs.
+        task: Gets the configuration without Hydra's part.
+    """
+    from hydra._internal.callbacks import Callbacks
+    from hydra.core import utils
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.types import HydraContext, RunMode
+    from omegaconf import open_dict, read_write
+
+    before = sys.argv
+    with read_write(cfg.hydra), open_dict(cfg.hydra):
+        cfg.hydra.run.dir, cfg.hydra.mode = str(directory), RunMode.RUN
+    with _configuration():
+        context = HydraContext(GlobalHydra.instance().config_loader(), Callbacks(cfg))
+        context.callbacks.on_run_start(config=cfg, config_name=cfg.hydra.job.config_name)
+        sys.argv = _restarted(argv)
+        try:
+            done = utils.run_job(task, cfg, "hydra.run.dir", None, context)
+        finally:
+            sys.argv = before
+        context.callbacks.on_run_end(config=cfg, config_name=cfg.hydra.job.config_name, job_return=done)
+    _ = done.return_value  # raises what the job did
+
+
+def _configuration() -> Any:
+    """Hydra, as long as the context lasts, with the configuration of this package."""
+    from hydra import initialize_config_dir
+
+    return initialize_config_dir(str(CONF), job_name="train", version_base="1.3")
+
+
+def _restarted(argv: list[str]) -> list[str]:
+    """The line by which Lightning's launcher starts the other processes: this program with ``argv``."""
+    return [*(sys.argv[:2] if sys.argv[1:2] == ["train"] else sys.argv[:1]), *argv]
+
+
 def compose(overrides: list[str], args: Any) -> tuple[dict[str, Any], Any]:
-    """The configuration as plain data, and Hydra's own part of it."""
+    """The configuration as plain data, and whole, with Hydra's own part in ``hydra``."""
     with _complaints():
         cfg = composed(overrides, args)
-        return plain_data(cfg), cfg.hydra
+        return plain_data(cfg), cfg
 
 
 def composed(overrides: list[str], args: Any) -> Any:
     """The configuration as Hydra has it, with Hydra's own part in it; inside a job, too."""
-    from hydra import compose, initialize_config_dir
+    from hydra import compose
     from hydra.core.global_hydra import GlobalHydra
 
     found = [f"hydra.searchpath=[file://{Path(args.config_dir).resolve()}]"] if args.config_dir else []
     begun = GlobalHydra.instance().is_initialized()
-    with _complaints(), contextlib.nullcontext() if begun else initialize_config_dir(str(CONF), version_base="1.3"):
+    with _complaints(), contextlib.nullcontext() if begun else _configuration():
         return compose(args.config_name or "config", overrides=[*found, *overrides], return_hydra_config=True)
 
 

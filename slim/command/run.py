@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from slim.command.compose import compose, hydra_job, key_of, places, quoted, register, show_help
+from slim.command.compose import compose, key_of, places, quoted, register, run_job, show_help
 from slim.command.exits import guarded
 
 
@@ -41,8 +41,8 @@ def _dispatch(args: Any) -> int:
     if resume not in ("null", ""):
         return _resume(Path(resume), [item for item in overrides if not item.startswith("resume=")], args)
     overrides = _overrides_of_run(overrides)
-    config, hydra = compose(overrides, args)
-    return _run(config, hydra, Path(hydra.run.dir), overrides, overrides, args)
+    config, whole = compose(overrides, args)
+    return _run(config, whole, Path(whole.hydra.run.dir), overrides, args)
 
 
 def _overrides_of_run(overrides: list[str]) -> list[str]:
@@ -59,9 +59,7 @@ def _overrides_of_run(overrides: list[str]) -> list[str]:
     return [*(item for item in kept if not key_of(item).startswith("hydra.")), *overrides]
 
 
-def _run(
-    config: dict[str, Any], hydra: Any, directory: Path, overrides: list[str], composed: list[str], args: Any
-) -> int:
+def _run(config: dict[str, Any], whole: Any, directory: Path, overrides: list[str], args: Any) -> int:
     """Check everything, then let Hydra make the run directory and run in it."""
     from slim import report
     from slim.command.changed import changed
@@ -92,12 +90,12 @@ def _run(
 
     def job(cfg: Any) -> None:
         try:
-            told = partial(changed, overrides, config, dict(hydra.runtime.choices), args)
+            told = partial(changed, overrides, config, dict(whole.hydra.runtime.choices), args)
             report.show(run(parts, directory.absolute(), overrides, changed=told))
         except BaseException as error:
             caught.append(error)
 
-    hydra_job([*places(args), *composed, f"hydra.run.dir={quoted(directory)}"], job)
+    run_job(whole, directory, [*places(args), *overrides, f"hydra.run.dir={quoted(directory)}"], job)
     if caught:
         raise caught[0]
     return 0
@@ -114,7 +112,7 @@ def _resume(directory: Path, extra: list[str], args: Any) -> int:
         return 0
     replaced = {key_of(item) for item in extra}
     overrides = [*(item for item in state.overrides if key_of(item) not in replaced), *extra]
-    config, hydra = compose(overrides, args)
-    check_same(state.config, plain(read(config)))
     # Hydra wrote .hydra/ when the run began; a kill while it writes it again would leave half of it.
-    return _run(config, hydra, directory, overrides, [*overrides, "hydra.output_subdir=null"], args)
+    config, whole = compose([*overrides, "hydra.output_subdir=null"], args)
+    check_same(state.config, plain(read(config)))
+    return _run(config, whole, directory, overrides, args)

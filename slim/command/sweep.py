@@ -175,7 +175,7 @@ def _check_jobs(overrides: list[str], args: Any) -> tuple[Path, Any, list[str]]:
     from slim.runs.config import read
     from slim.runs.directory import make
 
-    hydra = compose([item for item in overrides if key_of(item).startswith("hydra")], args)[1]
+    hydra = compose([item for item in overrides if key_of(item).startswith("hydra")], args)[1].hydra
     arguments = [*grid.params(dict(hydra.sweeper)), *overrides]
     if "n_trials" in hydra.sweeper:
         searched, fixed = space.parse(arguments)
@@ -191,7 +191,7 @@ def _check_jobs(overrides: list[str], args: Any) -> tuple[Path, Any, list[str]]:
             faults.append(error)
     if len(faults) == len(composed):
         raise faults[0]
-    hydra = composed[0][1]
+    hydra = composed[0][1].hydra
     if "n_trials" in hydra.sweeper:
         _check_search(hydra, arguments, composed[0][0])
     directory = Path(hydra.sweep.dir)

@@ -1,4 +1,4 @@
-"""The laws of surgery on random networks: 60 here, 5,000 by `make fuzz` (the hypothesis profile says how many)."""
+"""The laws of surgery on random networks: 40 here, 5,000 by `make fuzz` (the hypothesis profile says how many)."""
 
 from __future__ import annotations
 

@@ -34,8 +34,8 @@ def test_only_what_differs_from_the_experiment_stays(given: list[str], keep: lis
     register("id")
     keys = {item.partition("=")[0] for item in given}
     overrides = [*(item for item in USUAL if item.partition("=")[0] not in keys), *given]
-    config, hydra = compose(overrides, ARGS)
-    found = changed(overrides, config, hydra.runtime.choices, ARGS, keep)
+    config, whole = compose(overrides, ARGS)
+    found = changed(overrides, config, whole.hydra.runtime.choices, ARGS, keep)
     assert found == ["+experiment=vgg_slim", *stays]
 
 

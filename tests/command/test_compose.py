@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import logging
+import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hydra._internal.utils import get_args_parser
+from hydra.core.hydra_config import HydraConfig
 
-from slim.command.compose import CONF, hydra_job, quoted, register
+from slim.command.compose import CONF, compose, hydra_job, quoted, register, run_job
 
 ROOT = Path(__file__).parents[2]
 
@@ -25,6 +30,39 @@ def test_a_job_sees_the_line_that_starts_it_again(
     monkeypatch.setattr(sys, "argv", [*command, "seed=1"])
     line = ["seed=2", "hydra.output_subdir=null", f"hydra.run.dir={quoted(tmp_path)}"]
     seen: list[list[str]] = []
+    cfg = compose(line, get_args_parser().parse_args([]))[1]
+    run_job(cfg, tmp_path, line, lambda cfg: seen.append(list(sys.argv)))
     hydra_job(line, lambda cfg: seen.append(list(sys.argv)))
-    assert seen == [[*command, *line]]
+    assert seen == [[*command, *line], [*command, *line]]
     assert sys.argv == [*command, "seed=1"]
+
+
+def test_a_single_job_is_run_as_hydra_runs_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Composed once; the same files, log and configuration as ``hydra.main`` leaves, which composes three times."""
+    register("id")
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    seen: dict[str, object] = {}
+
+    def job(cfg: Any) -> None:
+        logging.getLogger("a job").warning("it ran")
+        seen[HydraConfig.get().runtime.output_dir] = cfg
+
+    def left(place: Path) -> dict[str, str]:
+        """Every file's text, without the clock; of Hydra's own settings, which name the place, the names only."""
+        texts = {path.relative_to(place).as_posix(): path.read_text() for path in place.rglob("*") if path.is_file()}
+        texts[".hydra/hydra.yaml"] = " ".join(re.findall(r"^  (\w+):", texts[".hydra/hydra.yaml"], re.MULTILINE))
+        texts["train.log"] = re.sub(r"^[-\d :,.]+", "", texts["train.log"])
+        return texts
+
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    for place in (ours, theirs):
+        line = ["seed=2", "trainer.clip=0.5", f"hydra.run.dir={quoted(place)}"]
+        if place == ours:
+            run_job(compose(line, get_args_parser().parse_args([]))[1], place, line, job)
+        else:
+            hydra_job(line, job)
+    assert seen[str(ours)] == seen[str(theirs)]
+    assert left(ours) == left(theirs)
+    assert {".hydra/config.yaml", ".hydra/overrides.yaml", "train.log"} <= set(left(ours))
+    with pytest.raises(ZeroDivisionError):
+        run_job(compose([], get_args_parser().parse_args([]))[1], ours, [], lambda cfg: 1 / 0)

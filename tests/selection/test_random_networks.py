@@ -17,7 +17,7 @@ from tests.channels.pieces import Einsum
 from tests.channels.strategies import Network, networks
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(
     network=networks(),
     seed=st.integers(0, 1000),
