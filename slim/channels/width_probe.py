@@ -123,7 +123,7 @@ def _blamed(
 
 
 def _place_of(name: str, modules: Mapping[str, nn.Module]) -> tuple[type, str]:
-    """The innermost class around a module that is not PyTorch's own, and the module's name in it: a place in the code."""
+    """The innermost class around a module that is not PyTorch's, and the module's name in it: a place in the code."""
     inner: list[str] = []
     while name and is_of_torch(modules.get(name)):
         name, _, last = name.rpartition(".")
