@@ -68,7 +68,7 @@ bench: $(READY) ## Cost of penalty, loop, input and precision, as ratios
 	$(PY) $(PIP) --editable '.[dev,bench]'
 	$(PY) -m experiments.bench
 
-readme: $(READY) ## One run of the main job with its dense control: the README's picture and its first row of results
+readme: $(READY) ## One run of the main job with its dense control: the README's pictures and its first row of results
 	$(PY) -m experiments.readme
 
 docs: $(READY) ## The documentation as a site in build/site; every warning is an error

@@ -1,4 +1,7 @@
-"""``make readme``: one run of the main job with its dense control gives the README's picture and its first row."""
+"""``make readme``: one run of the main job with its dense control gives the README's pictures and its first row.
+
+``python -m experiments.readme RUN`` makes the pictures again from a run that is there.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +10,18 @@ import re
 import runpy
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import train
 from slim.files import write_atomic
 from slim.report.style import png
+from tests.report.board import cockpit, tensorboard
+from tests.report.browser import CHROMIUM, browser
 
 ROOT = Path(__file__).parents[1]
+IMAGES = ROOT / "docs" / "images"
 LINE = ("+experiment=vgg_slim", "phases=[baseline,sparse,prune,finetune]")
 ROW = re.compile(r"^\| VGG of 8 layers, digits .*$", re.MULTILINE)
 
@@ -30,15 +37,36 @@ def row(record: dict[str, Any]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def main() -> int:
+def pictures(run: Path, scratch: Path) -> dict[str, Any]:
+    """Draw the figure of a run, and photograph its TensorBoard and its page; returns its record."""
+    record: dict[str, Any] = json.loads((run / "report.json").read_text())
+    draw = runpy.run_path(str(IMAGES / "draw.py"))["draw"]
+    write_atomic(IMAGES / "vgg_slim.png", png(draw(record)))
+    if CHROMIUM is None:
+        print("No Chromium is installed: cockpit.png and report.png stay as they are.", file=sys.stderr)
+        return record
+    with tensorboard(run, scratch / "told") as address, browser(scratch / "profile") as page:
+        cockpit(page, address)
+        page.picture(IMAGES / "cockpit.png")
+        page.size(1120, 900)
+        page.open((run / "report.html").absolute().as_uri())
+        page.until("document.querySelectorAll('.js-plotly-plot .main-svg').length > 0")
+        # Down to the end of its first section: nothing is cut in two.
+        page.size(1120, page.value("Math.ceil(document.querySelector('section').getBoundingClientRect().bottom) + 12"))
+        page.picture(IMAGES / "report.png")
+    return record
+
+
+def main(argv: Sequence[str] = ()) -> int:
     """Run, draw, write. Returns the exit code."""
-    draw = runpy.run_path(str(ROOT / "docs" / "images" / "draw.py"))["draw"]
     with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder) / "run"
+        if argv:
+            pictures(Path(argv[0]), Path(folder))
+            return 0
+        place = Path(folder) / "vgg_slim"
         if (code := train.main([*LINE, f"hydra.run.dir={place}"])) != 0:
             return code
-        record = json.loads((place / "report.json").read_text())
-    write_atomic(ROOT / "docs" / "images" / "vgg_slim.png", png(draw(record)))
+        record = pictures(place, Path(folder))
     page = ROOT / "README.md"
     text, count = ROW.subn(lambda _: row(record), page.read_text(encoding="utf-8"))
     if count != 1:
@@ -50,4 +78,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -8,15 +8,23 @@ import subprocess
 import sys
 from pathlib import Path
 
+from hydra._internal.utils import get_args_parser
+
 import evaluate
 import train
+from slim.command.compose import register
 from slim.command.main import main as slim_main
+from slim.command.sweep import _check_jobs, _check_plugins
 from tests.runs.tiny import TINY
 
 PROJECT = (Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8")
 EXTRAS = set(re.findall(r"^([\w-]+) = ", PROJECT.split("optional-dependencies]")[1].split("\n\n[")[0], re.MULTILINE))
 ELSEWHERE = ("git", "cd", "eval", "tensorboard", "make", "torchrun", "srun")
 """Programs that are not ours, or targets that other tests run; `make` must have the target."""
+
+
+ALONE = ("hydra/launcher=", "hydra.sweeper.storage=postgresql")
+"""Sweeps in other processes, which tests/sweeps starts, or with a server: their jobs are composed, none runs."""
 
 
 SCENES = ["data.scenes=32", "data.val_scenes=4", "data.test_scenes=4"]
@@ -40,7 +48,9 @@ def execute(command: str) -> None:
     words = [_newest_run(word) for word in shlex.split(command)]
     if words[2:] and words[2:] == [f"+experiment={name}" for name in SMALLER if f"+experiment={name}" in words]:
         return  # nothing but an experiment: tests/runs/test_configs.py runs each
-    if words[:2] in (["python", "train.py"], ["slim", "train"]):
+    if any(word.startswith(ALONE) for word in words):
+        check_sweep(words[3:])
+    elif words[:2] in (["python", "train.py"], ["slim", "train"]):
         assert train.main(_small(words[2:])) == 0, command
     elif words[0] == "slim":
         assert slim_main(words[1:]) == 0, command
@@ -53,6 +63,14 @@ def execute(command: str) -> None:
         assert evaluate.main(words[2:]) == 0, command
     else:
         assert words[0] in ELSEWHERE, f"nobody knows how to run: {command}"
+
+
+def check_sweep(overrides: list[str]) -> None:
+    """What a sweep does before its first job."""
+    register("id")
+    _check_plugins(overrides)
+    directory, _, varied = _check_jobs(overrides, get_args_parser().parse_args([]))
+    assert directory.is_dir() and varied
 
 
 def _small(words: list[str]) -> list[str]:

@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tests.report.browser import Page
+
 TABS = {
     "timeseries": "1_accuracy",
     "custom_scalars": "cockpit",
@@ -38,6 +40,32 @@ SHOWN = """
 """JavaScript: all text of a page, that in shadow trees too."""
 
 
+DRAWN = """
+(() => {
+  let found = 0;
+  const walk = (node) => {
+    if (node.tagName === "path") found += 1;
+    if (node.shadowRoot) walk(node.shadowRoot);
+    for (const child of node.children || []) walk(child);
+  };
+  walk(document.body);
+  return found;
+})()
+"""
+"""JavaScript: how many paths are drawn, of curves, points and axes."""
+
+
+def cockpit(page: Page, address: str) -> None:
+    """Show the custom scalars in a window that holds all six charts; returns when their curves are drawn."""
+    page.size(1500, 764)
+    page.open(f"{address}#custom_scalars")
+    page.until(f"{SHOWN.strip()}.includes('lam, the strength of the penalty')")
+    before = -1
+    while (now := page.value(DRAWN)) != before or now < 100:
+        before = now
+        time.sleep(1)
+
+
 def hparams(folder: Path) -> dict[str, Any]:
     """The row of HParams in an event folder: column -> value."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -55,7 +83,8 @@ def tensorboard(folder: Path, told: Path, limit: float = 60.0) -> Iterator[str]:
     Raises:
         TimeoutError: It did not start within ``limit`` seconds.
     """
-    line = [sys.executable, "-m", "tensorboard.main", "--logdir", str(folder), "--port", "0", "--load_fast", "false"]
+    # It shows the name that it is given.
+    line = [sys.executable, "-m", "tensorboard.main", "--logdir", folder.name, "--port", "0", "--load_fast", "false"]
     with told.open("wb") as out:
         process = subprocess.Popen(
             line,
@@ -63,6 +92,7 @@ def tensorboard(folder: Path, told: Path, limit: float = 60.0) -> Iterator[str]:
             stdout=out,
             stderr=out,
             start_new_session=True,
+            cwd=folder.absolute().parent,
             env=os.environ | {"LANG": "C"},
         )
     try:
