@@ -33,15 +33,16 @@ def perform(args: argparse.Namespace) -> dict[str, Any]:
 
 def text(found: dict[str, Any]) -> str:
     """One run: its report. Several: a row for the last network of each."""
-    from slim.report import markdown, tables
+    from slim.report import markdown, sweep, tables
 
     if len(found) == 1:
         return markdown.render(next(iter(found.values())), [])
     rows: list[tuple[str, ...]] = []
+    differs = sweep.differences(found)
     for run, record in found.items():
-        rows = rows or [("run", *tables.columns(record), "")]
+        rows = rows or [("run", *tables.columns(record), "what differs")]
         last = tables.cells(record)[-1]
-        rows.append((run, *(cell.value for cell in last), ""))
+        rows.append((run, *(cell.value for cell in last), differs[run]))
     return "\n".join(align(rows))
 
 

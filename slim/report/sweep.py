@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -163,10 +164,27 @@ def compare(runs: Mapping[str, Mapping[str, Any]], command: str = "") -> str:
         command: That made the page.
     """
     found = []
+    differs = differences(runs)
     for run, record in runs.items():
         page = Path(run).absolute() / "report.html"
-        found.append(Job(run, str(record.get("experiment", "")), record, page.as_uri() if page.is_file() else ""))
+        found.append(Job(run, differs[run], record, page.as_uri() if page.is_file() else ""))
     return jobs_page("Runs side by side", found, command=command)
+
+
+def differences(runs: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """What tells runs apart: the overrides in their commands that not all of them share; else the experiment.
+
+    >>> command = "python train.py +experiment=vgg_slim seed=0 prune.ratio="
+    >>> differences({"a": {"command": command + "0.5"}, "b": {"command": command + "0.7"}})
+    {'a': 'prune.ratio=0.5', 'b': 'prune.ratio=0.7'}
+    """
+    given = {run: [word for word in shlex.split(str(record.get("command", ""))) if "=" in word]
+             for run, record in runs.items()}  # fmt: skip
+    shared = set.intersection(*(set(words) for words in given.values())) if given else set()
+    return {
+        run: " ".join(word for word in words if word not in shared) or str(runs[run].get("experiment", ""))
+        for run, words in given.items()
+    }
 
 
 def _wants_pictures(jobs: Sequence[Job]) -> bool:

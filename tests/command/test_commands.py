@@ -99,16 +99,21 @@ def test_names_of_torchvision_bring_their_input(call: Call) -> None:
 def test_reports_are_shown_and_compared(call: Call, tmp_path: Path) -> None:
     import json
 
+    same = "python train.py +experiment=toy 'model.widths=[8, M]'"
     for name, value in (("a", 0.9), ("b", 0.8)):
         (tmp_path / name).mkdir()
         rows = {"dense": {"metric": value, "macs": 100, "params": 10, "channels": 4}}
-        (tmp_path / name / "report.json").write_text(json.dumps({"experiment": name, "rows": rows}))
+        (tmp_path / name / "report.json").write_text(
+            json.dumps({"experiment": name, "rows": rows, "command": f"{same} seed={value}"})
+        )
     assert call("report", "a").startswith("# a")
     both = call("report", "a", "b").splitlines()
     assert len(both) == 3 and "90.0" in both[1] and "80.0" in both[2]
+    assert [row.endswith(f"  seed={value}") for row, value in zip(both[1:], (0.9, 0.8), strict=True)] == [True, True]
     assert list(call("report", "a", "b", as_json=True)) == ["a", "b"]
     assert list(call("report", ".", "--page", "both.html", as_json=True)) == ["a", "b"], "the jobs of a sweep"
-    assert "Runs side by side" in (tmp_path / "both.html").read_text()
+    page = (tmp_path / "both.html").read_text()
+    assert "Runs side by side" in page and "<td class=text>seed=0.8</td>" in page
     call("report", "a", "--page", "one.html")
     assert "<h1>a</h1>" in (tmp_path / "one.html").read_text()
 

@@ -180,7 +180,8 @@ def curves(record: Mapping[str, Any], *, loss: bool) -> Figure | None:
     shown = layout(320, shapes=lines, hovermode="closest", annotations=[name | above for name in names if name])
     shown["xaxis"] |= {"title": {"text": "epoch"}}
     shown["yaxis"] |= {"title": {"text": "loss" if loss else metric.label}}
-    shown["legend"] |= {"y": -0.2, "yanchor": "top"}
+    shown["legend"] |= {"y": -0.26, "yanchor": "top"}
+    shown["margin"]["b"] = 76
     return {"data": data, "layout": shown}
 
 
