@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +29,11 @@ GROUPS = (
     "trainer",
 )
 OPTIONS = [
-    f"{group}={path.stem}"
+    [f"{group}={path.stem}" for path in sorted((CONF / group).glob("*.yaml")) if not path.stem.startswith("_")]
     for group in GROUPS
-    for path in sorted((CONF / group).glob("*.yaml"))
-    if not path.stem.startswith("_")
 ]
+ROWS = [[option for option in row if option] for row in zip_longest(*OPTIONS)]
+"""Every option of every group once, one of each group at a time."""
 NEEDED = {
     "data=image_folder": ["data.dir=/images"],
     "model=custom": ["model._target_=torch.nn.Identity"],
@@ -61,9 +62,10 @@ def composed(*overrides: str) -> dict[str, Any]:
     return compose(list(overrides), get_args_parser().parse_args([]))[0]
 
 
-@pytest.mark.parametrize("option", OPTIONS)
-def test_every_option_composes(option: str) -> None:
-    assert read(composed(option, *NEEDED.get(option, []))).task in ("train", "evaluate", "sensitivity")
+@pytest.mark.parametrize("options", ROWS, ids=", ".join)
+def test_every_option_composes(options: list[str]) -> None:
+    needed = [item for option in options for item in NEEDED.get(option, [])]
+    assert read(composed(*options, *needed)).task in ("train", "evaluate", "sensitivity")
 
 
 CLASSIFICATION = [path.stem for path in sorted((CONF / "data").glob("[a-z]*.yaml"))]
