@@ -149,6 +149,8 @@ def test_a_search_that_was_killed_goes_on_in_the_middle_of_a_trial(tmp_path: Pat
     killed = json.loads((place / "1" / "job.json").read_text())
     before = reports(place)
     assert list(before) == ["0"]
+    assert "\n| 0 | " in (place / "sweep.md").read_text(), "table and front after every job"
+    assert [best["folder"] for best in json.loads((place / "best.json").read_text())] == ["0"]
     assert train.main(search) == 0
     after = reports(place)
     assert list(after) == ["0", "1"]

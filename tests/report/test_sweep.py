@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 
 from slim.errors import SlimError
 from slim.report import sweep
+from slim.sweeps.jobs import keep_command
 
 
 @pytest.fixture
@@ -54,8 +57,15 @@ def test_failed_jobs_say_why_and_do_not_hide_the_others(multirun: Path) -> None:
 
 
 def test_table_page_and_figure_are_written(multirun: Path) -> None:
+    storage = "hydra.sweeper.storage=postgresql://me:{}@host/db"
+    for command in (storage.format("secret"), storage.format("secret"), "slim train -m 'a=<1>,2'"):
+        keep_command(multirun, command)
     sweep.write(multirun)
+    commands = [storage.format("***"), "slim train -m 'a=<1>,2'"]
+    (shown,) = re.findall("<pre>(.*?)</pre>", (multirun / "sweep.html").read_text(), re.DOTALL)
+    assert html.unescape(shown).splitlines() == commands, "each once, without the password"
     page = (multirun / "sweep.md").read_text()
+    assert "\n".join(commands) in page
     assert page.count("\n| ") == 2 + 12 and "the loss \\| was NaN" in page
     assert (multirun / "figures" / "sweep.png").is_file()
     assert len(json.loads((multirun / "sweep.json").read_text())) == 12
