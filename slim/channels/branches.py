@@ -73,6 +73,11 @@ class Zero(nn.Module):
         return (zeros, *[None] * self.extra) if self.extra else zeros
 
 
+def is_original(parameter: str) -> bool:
+    """Whether the parameter of this name is one that PyTorch computes a weight from (weight_norm, spectral_norm)."""
+    return "parametrizations." in parameter or parameter.endswith(("weight_g", "weight_v"))
+
+
 def replacement(kind: str) -> nn.Module:
     """The module that a plan's word stands for.
 

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
+from slim.channels.branches import is_original
 from slim.channels.ids import FIXED, IntArray, components, compress, varying
 from slim.channels.select_layer import can_select
 from slim.channels.trace_record import TraceRecord
@@ -68,7 +69,7 @@ def pin_fixed_axes(record: TraceRecord, model: nn.Module) -> None:
     for axis, array in record.axes.items():
         if any(axis.param.startswith(f"{name}.") or not name for name in whole):
             ids.pin(array, f"{axis.param.rpartition('.')[0]} keeps its width (heads, cells) whole")
-        if ".parametrizations." in axis.param or axis.param.endswith(("weight_g", "weight_v")):
+        if is_original(axis.param):
             # A weight divided by its own norm: what a mask zeroes would become 0 / 0.
             ids.pin(array, f"{axis.param} is a parametrization; slim.fold(model) makes it a plain weight")
         orphans = array[~made[ids.find(array)]]

@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from slim.channels.branches import Branch, replacement
+from slim.channels.branches import Branch, is_original, replacement
 from slim.channels.duplicate import duplicate
 from slim.channels.ids import IntArray
 from slim.channels.meta_forward import call_arguments, call_on_meta, module_stack, move_to_meta, temporary_state, unwrap
@@ -135,8 +135,10 @@ def mask(model: nn.Module, plan: Plan, *, in_place: bool = False) -> nn.Module:
             if name in cuts:
                 _zeroed(tensor, name, cuts[name], plan)
         for name in plan.replaced:
-            for parameter in masked.get_submodule(name).parameters():
-                parameter.zero_()
+            for part, parameter in masked.get_submodule(name).named_parameters():
+                # A weight divided by its own norm would become 0 / 0; it is another layer that silences the branch.
+                if not is_original(f"{name}.{part}"):
+                    parameter.zero_()
     return masked
 
 

@@ -205,3 +205,16 @@ def test_a_branch_that_zeros_do_not_silence_stays() -> None:
             return x * self.up(F.relu(self.down(x))).sigmoid()
 
     assert not slim.trace(Held().double().eval(), X).branches
+
+
+@pytest.mark.parametrize("kind", ["weight_norm", "spectral_norm"])
+def test_a_computed_weight_in_a_branch_that_goes(net: Net, kind: str) -> None:
+    """The layer behind it silences the branch; zeros in what it is computed from would be 0 / 0."""
+    block = net.blocks[0]
+    block.conv1 = getattr(torch.nn.utils.parametrizations, kind)(block.conv1).eval()
+    graph = slim.trace(net, X)
+    removed = np.zeros(len(graph), dtype=bool)
+    removed[next(inner for branch, inner in graph.branches if branch.name == "blocks.0")] = True
+    plan = graph.plan(removed)
+    assert "blocks.0.conv1" in plan.replaced
+    close(slim.rebuild(net, plan)(X), slim.mask(net, plan)(X), kind)
