@@ -102,17 +102,17 @@ def test_a_search_goes_on_until_its_total(tmp_path: Path) -> None:
 def test_hopeless_trials_are_pruned_and_the_search_goes_on(tmp_path: Path) -> None:
     """By their curve, in a real training; they are trials of the study, and rows of the table and the page."""
     place = tmp_path / "sweep"
-    lower, rates = 0.25, "0.5,1e-8,2e-8"
+    lower, rates = 0.25, "0.5,1e-8"
     search = [
         *line("phases=[baseline]", "data.limit_train=1000", "figures=true", "hydra/sweeper=optuna"),
-        *("scheduler=constant", f"baseline.lr={rates}", "hydra/sweeper/sampler=bruteforce"),
-        *("hydra.sweeper.n_trials=3", "hydra.sweeper.pruner._target_=optuna.pruners.ThresholdPruner"),
+        *(f"baseline.lr={rates}", "hydra/sweeper/sampler=bruteforce"),
+        *("hydra.sweeper.n_trials=2", "hydra.sweeper.pruner._target_=optuna.pruners.ThresholdPruner"),
         f"+hydra.sweeper.pruner.lower={lower}",
         f"hydra.sweep.dir={place}",
     ]
     assert train.main(search) == 0
     left = reports(place)
-    assert sorted(status for status, _ in left.values()) == ["finished", "pruned", "pruned"]
+    assert sorted(status for status, _ in left.values()) == ["finished", "pruned"]
     study = optuna.load_study(study_name="vgg_slim", storage=connect(f"sqlite:///{place / 'study.db'}"))
     for trial in study.trials:
         curve, hopeless = trial.intermediate_values, trial.params["baseline.lr"] < 0.1
@@ -125,14 +125,12 @@ def test_hopeless_trials_are_pruned_and_the_search_goes_on(tmp_path: Path) -> No
             assert list(curve.values()) == record["history"]["baseline"]["val_accuracy"]
     (best,) = json.loads((place / "best.json").read_text())
     assert best["params"] == {"baseline.lr": 0.5}
-    assert (place / "sweep.md").read_text().count("Pruned by the study after epoch 1, at 0.") == 2
+    assert (place / "sweep.md").read_text().count("Pruned by the study after epoch 1, at 0.") == 1
     page = (place / "sweep.html").read_text()
-    assert page.count("<tr class=pruned>") == 2
-    assert "1 finished, 2 pruned" in page or "2 pruned, 1 finished" in page
+    assert page.count("<tr class=pruned>") == 1
+    assert "1 finished, 1 pruned" in page or "1 pruned, 1 finished" in page
     (command,) = re.findall("<pre>(.*?)</pre>", page, re.DOTALL)
     assert shlex.split(html.unescape(command)) == ["python", "train.py", "-m", *search[1:]]
-    assert train.main(search) == 0
-    assert reports(place) == left
 
 
 def test_a_search_that_was_killed_goes_on_in_the_middle_of_a_trial(tmp_path: Path) -> None:

@@ -16,17 +16,15 @@ USUAL = ["+experiment=vgg_slim", "data=digits", "seed=0", "prune.ratio=0.7", "ph
 @pytest.mark.parametrize(
     ("given", "keep", "stays"),
     [
-        ([], [], []),
         (["finetune.epochs=40"], ["seed"], ["seed=0", "finetune.epochs=40"]),
-        (["penalty=prox", "penalty.lam=0.5"], [], ["penalty=prox", "penalty.lam=0.5"]),
         # Other data bring other defaults: 160 epochs are theirs, 20 are not.
         (["data=cifar10", "finetune.epochs=160", "sparse.epochs=20"], [], ["data=cifar10", "sparse.epochs=20"]),
         # A value that the data leave to the user.
         (["data=image_folder", "data.dir=photos"], [], ["data=image_folder", "data.dir=photos"]),
         (
-            ["logger=[tensorboard,csv]", "+trainer.options.x=1"],
+            ["penalty=prox", "logger=[csv]", "+trainer.options.x=1"],
             [],
-            ["logger=[tensorboard,csv]", "+trainer.options.x=1"],
+            ["penalty=prox", "logger=[csv]", "+trainer.options.x=1"],
         ),
     ],
 )

@@ -31,27 +31,29 @@ def test_sensitivity_of_a_run_goes_on_and_its_caps_are_obeyed(
     assert (place / "sensitivity.png").read_bytes().startswith(b"\x89PNG")
     assert first["images"] == 13
     assert not (place / "sensitivity").exists(), "figures=false"
-    assert train.main([*line, "figures=true"]) == 0
-    assert json.loads(capfd.readouterr().out) == first
-    found = EventAccumulator(str(place / "sensitivity"), size_guidance={"images": 0}).Reload()
-    (event,) = found.Images("sensitivity/heat_map")
-    picture = np.asarray(Image.open(io.BytesIO(event.encoded_image_string)).convert("RGB"))
-    assert picture.shape == (event.height, event.width, 3) and min(picture.shape[:2]) > 200
-    assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 20, "a picture with something in it"
     before = (place / "sensitivity.csv").read_bytes()
 
     def never(*_: object) -> None:
         raise AssertionError("what is in the table is not measured again")
 
     monkeypatch.setattr(ForwardCache, "run_from", never)
-    assert train.main(line) == 0
+    assert train.main([*line, "figures=true"]) == 0
     assert (place / "sensitivity.csv").read_bytes() == before
     assert json.loads(capfd.readouterr().out) == first
+    check_heat_map(place / "sensitivity")
     caps = first["override"]
     assert caps == "'prune.overrides={features.0:{max_layer_ratio:0.5},features.4:{max_layer_ratio:0.5}}'"
     report = run(tmp_path / "capped", caps.strip("'"), "prune.ratio=0.9", "sparse.epochs=1", "phases=[sparse,prune]")
     assert report["achieved"]["ratio"] == 0.5
     assert train.main([*line, "seed=1"]) == 0, "the seed of the network does not matter: it is read"
+
+
+def check_heat_map(folder: Path) -> None:
+    """In TensorBoard: a picture with something in it."""
+    (event,) = EventAccumulator(str(folder), size_guidance={"images": 0}).Reload().Images("sensitivity/heat_map")
+    picture = np.asarray(Image.open(io.BytesIO(event.encoded_image_string)).convert("RGB"))
+    assert picture.shape == (event.height, event.width, 3) and min(picture.shape[:2]) > 200
+    assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 20
 
 
 def test_sensitivity_of_a_fresh_network(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
