@@ -16,7 +16,8 @@ from typing import Any
 from tests.report.browser import Page
 
 TABS = {
-    "timeseries": "1_accuracy",
+    "timeseries": "1_accuracy /val",
+    "scalars": "tag: 1_accuracy/train",
     "custom_scalars": "cockpit",
     "images": "cut/widths",
     "text": "overview/1_command",
@@ -34,7 +35,7 @@ SHOWN = """
     for (const child of node.childNodes) walk(child);
   };
   walk(document.body);
-  return texts.join(" ");
+  return texts.join(" ").replace(/[ \\n]+/g, " ");
 })()
 """
 """JavaScript: all text of a page, that in shadow trees too."""
