@@ -48,7 +48,7 @@ def trained():
         ("gamma", {}, 0.2),
         ("activation", {}, 0.2),
         ("bn_variance", {"rectified": True}, 0.2),
-        ("taylor", {"beta": True}, 0.6),
+        ("taylor", {"beta": True}, 0.55),
         ("fisher", {"beta": True}, 0.6),
         ("combination", {"parts": {"taylor": {"weight": 1.0, "beta": True}, "fisher": 1.0}}, 0.6),
     ],

@@ -25,6 +25,8 @@ EXAMPLE = torch.zeros(1, 3, SIZE, SIZE)
 
 @pytest.fixture(scope="module")
 def net() -> nn.Module:
+    if torch.__version__.startswith("2.6."):
+        pytest.skip("torch 2.6 does not write a BatchNorm as ONNX that no convolution comes before")
     return network()
 
 

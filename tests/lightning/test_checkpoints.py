@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import EMAWeightAveraging, ModelCheckpoint
+from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import nn
 
 from slim import SlimError
 from slim.lightning import ChannelPruning, SparseTraining, load
 from slim.lightning.example import quiet
 
+from .averages import averages
 from .modules import Plain, convnet, fit, images, same, trainer
 
 
@@ -102,15 +103,14 @@ def test_every_way_in_gives_the_thin_network(make: Any, weights_only: bool, tmp_
 @pytest.mark.parametrize("epoch", [0, 1, 2])
 def test_a_killed_fit_goes_on_with_the_same_bits(epoch: int, tmp_path: Path) -> None:
     whole, resumed = Plain(width=12), Plain(width=12)
-    average = [EMAWeightAveraging(decay=0.5) for _ in range(2)]
-    fit(whole, average[0], *callbacks(tmp_path), epochs=4)
+    fit(whole, *averages(), *callbacks(tmp_path), epochs=4)
     again = callbacks(tmp_path / "again")
-    fit(resumed, average[1], *again, epochs=4, ckpt=tmp_path / f"epoch={epoch}.ckpt")
+    fit(resumed, *averages(), *again, epochs=4, ckpt=tmp_path / f"epoch={epoch}.ckpt")
     assert same(whole, resumed)
     assert [entry["epochs"] for entry in again[1].history] == [1, 2]
     a, b = (torch.load(folder / "epoch=3.ckpt", weights_only=True) for folder in (tmp_path, tmp_path / "again"))
     assert str(a["optimizer_states"]) == str(b["optimizer_states"])
-    assert str(a["averaging_state"]) == str(b["averaging_state"])
+    assert str(a.get("averaging_state")) == str(b.get("averaging_state"))
 
 
 def test_a_fit_killed_between_its_checkpoint_and_the_cut_makes_the_cut_up(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import EMAWeightAveraging, ModelCheckpoint
+from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
@@ -21,6 +21,7 @@ from slim.channels import plan_of
 from slim.lightning import ChannelPruning, SparseTraining, find_network, load
 from slim.lightning.example import quiet
 
+from .averages import averages
 from .modules import fit, same
 
 SIZE = 32
@@ -155,7 +156,7 @@ BOXES = torch.tensor([[4.0, 4.0, 20.0, 24.0]]).repeat(4, 1)
         (Segmenter, pictures(MASKS), None, {}, []),
         (Detector, pictures(BOXES), "model.backbone", {}, []),
         (Gan, pictures(), "generator", {}, []),
-        (Siamese, pictures(), "encoder", {"copies": ["target"]}, [EMAWeightAveraging(decay=0.5)]),
+        (Siamese, pictures(), "encoder", {"copies": ["target"]}, averages()),
     ],
     ids=["resnet18_manual", "lraspp", "ssdlite", "gan", "siamese_ema"],
 )

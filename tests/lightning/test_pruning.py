@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import EMAWeightAveraging
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -19,6 +18,7 @@ from slim.channels import plan_of
 from slim.lightning import ChannelPruning, Distillation, SparseTraining
 from slim.lightning.example import quiet
 
+from .averages import averages, needs_average
 from .modules import Plain, convnet, fit, images, same, trainer
 
 
@@ -36,10 +36,11 @@ def held_once(module: nn.Module, optimizers: Any) -> bool:
     return all(known.count(id(p)) == 1 for p in module.parameters())
 
 
+@needs_average
 def test_a_cut_in_the_middle_takes_everything_along() -> None:
     module, seen = Adam(16), {}
     pruning = ChannelPruning(macs=0.5, at=1, recover=False)
-    sparse, average = SparseTraining("l1", lam=0.01), EMAWeightAveraging(decay=0.5)
+    sparse, average = SparseTraining("l1", lam=0.01), *averages()
 
     original = pruning._execute
 

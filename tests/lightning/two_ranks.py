@@ -7,35 +7,36 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import EMAWeightAveraging, ModelCheckpoint
+from pytorch_lightning.callbacks import ModelCheckpoint
 
 from slim.channels import plan_of
 from slim.lightning import ChannelPruning, SoftPruning, SparseTraining
+from tests.lightning.averages import averages
 from tests.lightning.modules import Plain, fit, images
 
 
 class Seen(pl.Callback):
     """Scales after every epoch."""
 
-    def __init__(self, average: Any) -> None:
+    def __init__(self, average: list[Any]) -> None:
         self.average = average
         self.scales: list[Any] = []
         self.statistics: list[Any] = []
 
     def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
-        averaged = self.average._average_model.module.net
-        self.statistics.append([net[index].running_mean.clone() for net in (module.net, averaged) for index in (1, 4)])
+        nets = [module.net, *(callback._average_model.module.net for callback in self.average)]
+        self.statistics.append([net[index].running_mean.clone() for net in nets for index in (1, 4)])
         self.scales.append([module.net[index].weight.detach().clone() for index in (1, 4)])
 
 
 def main(argv: list[str]) -> int:
     torch.set_num_threads(1)
     folder = Path(argv[0])
-    module, average = Plain(), EMAWeightAveraging(decay=0.5)
+    module, average = Plain(), averages()
     seen = Seen(average)
     criterion = {"name": "taylor", "batches": 1}
     pruning = ChannelPruning(macs=0.5, at=2, criterion=criterion, recover={"batches": 2})
-    callbacks = [SparseTraining("l1", lam=0.05), SoftPruning(every=1), pruning, average, seen]
+    callbacks = [SparseTraining("l1", lam=0.05), SoftPruning(every=1), pruning, *average, seen]
     saver = ModelCheckpoint(folder, filename="last")
     run = fit(module, *callbacks, saver, data=images(32, 4), epochs=3, devices=2, strategy="ddp")
     found = {
