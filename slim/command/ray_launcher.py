@@ -23,7 +23,7 @@ def launch(launcher: Any, job_overrides: Sequence[Sequence[str]], initial_job_id
         What each job returned; of a worker that died its error, as that of a failed job.
 
     Raises:
-        SlimError: Ray is not installed, or does not start.
+        SlimError: Ray is not installed, does not start, or could not start workers.
     """
     from hydra.core.singleton import Singleton
     from hydra.core.utils import JobReturn, JobStatus
@@ -58,6 +58,12 @@ def start(options: dict[str, Any]) -> Any:
         path = os.pathsep.join(dict.fromkeys(str(Path(place).resolve()) for place in ["", *sys.path]))
         environment = {"env_vars": {"PYTHONPATH": path}}
         given = {key: value for key, value in options.items() if value is not None}
+        if " " in sys.executable and "address" not in given:
+            # Its shell reads an unquoted line; workers would be started and started again, for ever.
+            raise SlimError(
+                f"Ray cannot start a Python whose path has spaces. Got {sys.executable}. Move the environment, or take "
+                "hydra/launcher=joblib."
+            )
         quiet = {"include_dashboard": False, "logging_level": "warning", "runtime_env": environment}
         try:
             ray.init(**{**({} if "address" in given else quiet), **given})

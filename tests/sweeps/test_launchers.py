@@ -12,6 +12,7 @@ import pytest
 
 from slim.command.compose import quoted
 from slim.command.launch import cores, threads, workers
+from slim.command.ray_launcher import start
 from slim.command.sweep import _check_plugins
 from slim.errors import SlimError
 
@@ -60,6 +61,14 @@ def test_submitit_local(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> No
     assert (tmp_path / "1" / "threads").read_text() == "1"
 
 
+def test_ray_is_not_left_to_start_workers_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("ray", reason="ray has no wheel for this Python")
+    monkeypatch.setattr(sys, "executable", "/a folder/python")
+    with pytest.raises(SlimError, match="path has spaces. Got /a folder/python"):
+        start({"num_cpus": 1})
+
+
+@pytest.mark.skipif(" " in sys.executable, reason="Ray cannot start a Python whose path has spaces")
 def test_ray(tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("ray", reason="ray has no wheel for this Python")
     # Ray's workers are nice, and would wait until every other test is done.
