@@ -64,7 +64,7 @@ def test_submitit_local(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> No
 def test_ray_is_not_left_to_start_workers_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("ray", reason="ray has no wheel for this Python")
     monkeypatch.setattr(sys, "executable", "/a folder/python")
-    with pytest.raises(SlimError, match="path has spaces. Got /a folder/python"):
+    with pytest.raises(SlimError, match=r"path has spaces\. Got /a folder/python"):
         start({"num_cpus": 1})
 
 
