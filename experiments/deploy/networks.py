@@ -14,7 +14,7 @@ BUDGETS = {"half": 0.5, "third": 0.3}
 """Name of a thin network -> its share of the dense network's MACs."""
 
 IMAGES = (
-    "data=image_folder", "data.limit_train=15000", "data.batch_size=64", "scheduler=one_cycle", "sparse.lr=0.1",
+    "data=image_folder", "data.limit_train=6000", "data.batch_size=64", "scheduler=one_cycle", "sparse.lr=0.1",
     "finetune.lr=0.05", "sparse.shrink=0.5",
 )  # fmt: skip
 

@@ -35,24 +35,30 @@ def verdict(results: dict[str, Any]) -> str:
 
 
 def draw(results: dict[str, Any], path: Path) -> None:
-    """Metric against times as fast at batch 64, a line for each network."""
+    """Times as fast at batch 64, a panel for each network and a bar for each rung, with the points that it costs."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
-    for name, found in results["networks"].items():
+    count = len(results["networks"])
+    figure, panels = pyplot.subplots(1, count, figsize=(1 + 3 * count, 3.4), sharey=True, layout="constrained")
+    for axes, (name, found) in zip([panels] if count == 1 else panels, results["networks"].items(), strict=True):
         base = found["rows"]["dense fp32"]
         rows = {rung: row for rung, row in found["rows"].items() if not rung.endswith("eager")}
         faster = [base["ms_b64"] / row["ms_b64"] for row in rows.values()]
-        lost = [100 * (row["metric"] - base["metric"]) for row in rows.values()]
-        axes.plot(faster, lost, marker="o", linestyle=":", label=name)
-        for x, y, rung in zip(faster, lost, rows, strict=True):
-            axes.annotate(rung, (x, y), fontsize=6, xytext=(3, 3), textcoords="offset points")
-    axes.set_xlabel("times as fast as dense fp32 in ONNX Runtime, batch 64")
-    axes.set_ylabel("points against dense fp32")
-    axes.grid(alpha=0.3)
-    axes.legend()
+        labels = [
+            f"{x:.1f} x, {100 * (row['metric'] - base['metric']):+.1f}"
+            for x, row in zip(faster, rows.values(), strict=True)
+        ]
+        labels[list(rows).index("dense fp32")] = f"{100 * base['metric']:.1f}"
+        colors = ["tab:blue" if rung.endswith("int8") else "lightsteelblue" for rung in rows]
+        axes.bar_label(axes.barh(list(rows), faster, color=colors), labels, padding=3, fontsize=8)
+        axes.set_title(f"{name}, {found['metric']}", fontsize=10)
+        axes.set_xlim(0, 1.75 * max(faster))
+        axes.spines[["top", "right"]].set_visible(False)
+    axes.invert_yaxis()
+    what = "times as fast as dense fp32 in ONNX Runtime at batch 64; points of the metric gained or lost"
+    figure.supxlabel(what, fontsize=9)
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
