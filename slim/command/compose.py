@@ -88,7 +88,7 @@ def _configuration() -> Any:
     """Hydra, as long as the context lasts, with the configuration of this package."""
     from hydra import initialize_config_dir
 
-    return initialize_config_dir(str(CONF), job_name="train", version_base="1.3")
+    return initialize_config_dir(str(CONF), version_base="1.3")
 
 
 def _restarted(argv: list[str]) -> list[str]:
@@ -98,8 +98,8 @@ def _restarted(argv: list[str]) -> list[str]:
 
 def compose(overrides: list[str], args: Any) -> tuple[dict[str, Any], Any]:
     """The configuration as plain data, and whole, with Hydra's own part in ``hydra``."""
+    cfg = composed(overrides, args)
     with _complaints():
-        cfg = composed(overrides, args)
         return plain_data(cfg), cfg
 
 
@@ -121,8 +121,6 @@ def _complaints() -> Iterator[None]:
 
     try:
         yield
-    except SlimError:
-        raise
     except Exception as error:  # Hydra, OmegaConf, ANTLR and Python itself complain, each in its own way
         raise SlimError(_hydra_line(error)) from error
 
