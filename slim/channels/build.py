@@ -157,9 +157,11 @@ def _spaces(
 
     def mark(name: str, mine: IntArray, makes: bool = True) -> None:
         nonlocal fresh
-        mine = np.unique(mine[mine >= 0])
+        mine = mine[mine >= 0]
         if not len(mine):
             return
+        if not (mine[1:] > mine[:-1]).all():
+            mine = np.unique(mine)
         makers.append((name, makes, mine))
         values, inverse = np.unique(label[mine], return_inverse=True)
         label[mine] = fresh + inverse

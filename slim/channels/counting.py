@@ -19,7 +19,8 @@ def count_macs(model: nn.Module, example_inputs: Any) -> int:
     args, kwargs = call_arguments(example_inputs)
     args, kwargs = tree_map_only(torch.Tensor, meta_like, (args, kwargs))
     counter = FlopCounterMode(display=False)
-    with torch.no_grad(), temporary_state(model, meta=True, training=False), counter, on_meta():
+    # The counter is asked first: on_meta answers some operations itself.
+    with torch.no_grad(), temporary_state(model, meta=True, training=False), on_meta(), counter:
         model(*args, **kwargs)
     return int(counter.get_total_flops()) // 2
 

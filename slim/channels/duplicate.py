@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import collections
 import copy
 from typing import Any
 
 from torch import nn
 
 _PLAIN = {bool, int, float, complex, str, bytes, type(None)}
+_CONTAINERS = {dict, set, collections.OrderedDict, collections.defaultdict}
 
 
 def _has_own_copy(kind: type[nn.Module]) -> bool:
@@ -41,11 +43,14 @@ def duplicate(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
     for key, value in module.__dict__.items():
         if key == "_compiled_call_impl":
             continue  # compiled for the old shapes
-        if type(value) in _PLAIN:
+        if type(value) in _PLAIN or (type(value) is tuple and all(type(part) in _PLAIN for part in value)):
             state[key] = value
+        elif key in ("_parameters", "_buffers"):
+            copies = ((n, memo[id(t)] if id(t) in memo else copy.deepcopy(t, memo)) for n, t in value.items())
+            state[key] = type(value)(copies)
         elif key == "_modules":
             state[key] = type(value)((n, None if m is None else duplicate(m, memo)) for n, m in value.items())
-        elif isinstance(value, (dict, set)) and not value and type(value).__module__ in ("builtins", "collections"):
+        elif type(value) in _CONTAINERS and not value:
             state[key] = value.copy()
         else:
             state[key] = copy.deepcopy(value, memo)

@@ -33,6 +33,7 @@ class GroupNumbers:
         order = unique[np.argsort(first)]
         self._group_of_root = np.full(len(record.ids), -1, dtype=np.int64)
         self._group_of_root[order] = np.arange(len(order))
+        self._group_of_id = self._group_of_root[self._roots]
         self.count = len(order)
         # Keyed by the arrays' identity: the record keeps them alive.
         self._cache: dict[int, IntArray] = {}
@@ -40,7 +41,7 @@ class GroupNumbers:
     def groups(self, ids: IntArray) -> IntArray:
         """The group of every id, flat; -1 for ids that are no channel of the network."""
         if id(ids) not in self._cache:
-            self._cache[id(ids)] = self._group_of_root[self._roots[ids.ravel()]]
+            self._cache[id(ids)] = self._group_of_id[ids.ravel()]
         return self._cache[id(ids)]
 
     def axes(self, record: TraceRecord) -> dict[Axis, IntArray]:

@@ -55,18 +55,16 @@ class Ids:
         """The representative of every id; paths are compressed on the way."""
         parent = self._parent
         root = parent[ids]
-        while True:
-            above = parent[root]
-            if np.array_equal(above, root):
-                break
+        while np.count_nonzero((above := parent[root]) != root):
             root = above
         parent[ids] = root
         return root
 
     def join(self, left: IntArray, right: IntArray, reason: str) -> None:
         """Make ``left[i]`` and ``right[i]`` one (arrays broadcast). What meets id 0 is pinned with ``reason``."""
-        left, right = np.broadcast_arrays(left, right)
-        if not left.all() or not right.all():
+        if left.shape != right.shape:
+            left, right = np.broadcast_arrays(left, right)
+        if np.count_nonzero(left) < left.size or np.count_nonzero(right) < right.size:
             fixed = (left == FIXED) | (right == FIXED)
             self.pin(left[fixed], reason)
             self.pin(right[fixed], reason)
@@ -75,13 +73,17 @@ class Ids:
         while True:
             a, b = self.find(left), self.find(right)
             differ = a != b
-            if not differ.any():
+            if not np.count_nonzero(differ):
                 return
             # Roots always point to smaller ids, so no cycle can arise; when several pairs name one root, one of
             # them wins this round and the loop takes the others.
             a, b = a[differ], b[differ]
-            self._parent[np.maximum(a, b)] = np.minimum(a, b)
-            left, right = left[differ], right[differ]
+            upper, lower = np.maximum(a, b), np.minimum(a, b)
+            self._parent[upper] = lower
+            lost = self._parent[upper] != lower
+            if not np.count_nonzero(lost):
+                return
+            left, right = a[lost], b[lost]
 
     def pin(self, ids: IntArray, reason: str) -> None:
         """Nothing in ``ids`` can be removed exactly, for ``reason``."""

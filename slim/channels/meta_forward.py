@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -81,20 +81,54 @@ def call_on_meta(func: Any, args: Any, kwargs: Any) -> Any:
         second = args[1] if len(args) > 1 else None
         if name in _IN_PLACE and (not isinstance(second, torch.Tensor) or second.shape == first.shape):
             return first
+        if name == "convolution" and (shape := _convolved(first, args)) is not None:
+            return _empty(shape, first)
         if name in _BATCH_NORM:
-            return first.new_empty(first.shape), first.new_empty(0), first.new_empty(0)
+            return _empty(first.shape, first), _empty((0,), first), _empty((0,), first)
         if name in _UNARY:
-            return torch.empty_like(first)
+            return _dense_like(first)
         if name in _SAME_SHAPE and isinstance(second, torch.Tensor) and second.dtype == first.dtype:
             if second.shape == first.shape and second.stride() == first.stride():
-                return torch.empty_like(first)
+                return _dense_like(first)
             if second.ndim == first.ndim and all(m in (n, 1) for n, m in zip(first.shape, second.shape, strict=True)):
-                return torch.empty_like(first)
+                return _dense_like(first)
         if name == "mean" and isinstance(second, (list, tuple)) and second and kwargs.get("dtype") is None:
             keep = len(args) > 2 and args[2]
             gone = {d % first.ndim for d in second}
-            return first.new_empty([1 if d in gone else n for d, n in enumerate(first.shape) if keep or d not in gone])
+            if len(gone) == len(second):
+                return _empty([1 if d in gone else n for d, n in enumerate(first.shape) if keep or d not in gone], first)
     return func(*args, **kwargs)
+
+
+def _empty(shape: Sequence[int], like: torch.Tensor) -> torch.Tensor:
+    """What ``like.new_empty`` gives, without the Python in which meta tensors run it."""
+    return torch.empty(shape, dtype=like.dtype, device="meta")
+
+
+def _dense_like(tensor: torch.Tensor) -> torch.Tensor:
+    """What ``torch.empty_like`` gives, most often without its Python."""
+    return _empty(tensor.shape, tensor) if tensor.is_contiguous() else torch.empty_like(tensor)
+
+
+def _convolved(image: torch.Tensor, args: Any) -> list[int] | None:
+    """The shape of a plain convolution's result; None for PyTorch to say, errors included."""
+    _, weight, bias, stride, padding, dilation, transposed, _, groups = args
+    spatial = image.ndim - 2
+    if (
+        transposed
+        or not (weight.is_meta and weight.ndim == image.ndim > 2 and weight.dtype == image.dtype)
+        or not (image.is_contiguous() and weight.is_contiguous())
+        or image.shape[1] != weight.shape[1] * groups
+        or weight.shape[0] % groups
+        or (bias is not None and bias.shape != weight.shape[:1])
+        or not len(stride) == len(padding) == len(dilation) == spatial
+    ):
+        return None
+    sizes = [
+        (image.shape[d + 2] + 2 * padding[d] - dilation[d] * (weight.shape[d + 2] - 1) - 1) // stride[d] + 1
+        for d in range(spatial)
+    ]
+    return [image.shape[0], weight.shape[0], *sizes] if min(sizes) > 0 else None
 
 
 @contextmanager
@@ -135,7 +169,7 @@ def temporary_state(model: nn.Module, *, meta: bool, training: bool) -> Iterator
             # Plain attributes too, and what is in them: a forward may keep something for the next one (anchors, masks).
             states.append((module, dict(module.__dict__)))
             for key, value in states[-1][1].items():
-                if not key.startswith("_") and type(value) in (dict, list, set):
+                if type(value) in (dict, list, set) and not key.startswith("_"):
                     module.__dict__[key] = value.copy()
             module.training = training
         yield

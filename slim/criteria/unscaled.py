@@ -35,8 +35,10 @@ def rank_unscaled(
     bare = graph.prunable & ~covered
     if len(graph.implied):
         bare[graph.implied[:, 0]] = False
+    if not bare.any():
+        return values, covered, ""
     saved = marginal(graph, "macs")
-    if not bare.any() or saved[bare].sum() < WORTH * saved[graph.prunable].sum():
+    if saved[bare].sum() < WORTH * saved[graph.prunable].sum():
         return values, covered, ""
     magnitude, count = np.zeros(len(graph)), np.zeros(len(graph), dtype=np.int64)
     for groups, norms in l1(graph):
