@@ -96,7 +96,9 @@ def call_on_meta(func: Any, args: Any, kwargs: Any) -> Any:
             keep = len(args) > 2 and args[2]
             gone = {d % first.ndim for d in second}
             if len(gone) == len(second):
-                return _empty([1 if d in gone else n for d, n in enumerate(first.shape) if keep or d not in gone], first)
+                return _empty(
+                    [1 if d in gone else n for d, n in enumerate(first.shape) if keep or d not in gone], first
+                )
     return func(*args, **kwargs)
 
 

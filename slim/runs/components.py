@@ -70,6 +70,13 @@ class Components:
         return slim.trace(network, self.example, **self.config.prune.tracing)
 
     @cached_property
+    def dense_graph(self) -> ChannelGraph:
+        """The channel graph of the untrained dense network, which holds no memory (meta): traced once for a run."""
+        graph = self.trace(self.dense())
+        graph.model.to("meta")
+        return graph
+
+    @cached_property
     def rounding(self) -> Rounding | None:
         """What ``prune.round_to=auto`` comes to on this machine, measured once; ``None`` where it is a number."""
         if self.config.prune.round_to != "auto" or "prune" not in self.config.phases:
@@ -103,4 +110,4 @@ class Components:
     @property
     def input_shape(self) -> str:
         """As printed beside MACs, such as ``1x3x32x32``."""
-        return self.trace(self.dense()).input_shapes
+        return self.dense_graph.input_shapes

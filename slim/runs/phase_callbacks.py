@@ -132,5 +132,5 @@ def budget_of_law(parts: Components, before: Path | None, number: int) -> dict[s
     plan = None if before is None else read_header(before).plan
     if plan is None:
         return {kind: amount}
-    dense, thin = parts.trace(parts.dense()), parts.trace(parts.network(parts.module(plan=plan)))
-    return {kind: remaining_budget(dense, thin, kind, amount)}
+    thin = parts.trace(parts.network(parts.module(plan=plan)))
+    return {kind: remaining_budget(parts.dense_graph, thin, kind, amount)}

@@ -245,7 +245,7 @@ def _removed(graph: ChannelGraph, gammas: dict[str, list[float]], selection: Sel
 
 def _describe(parts: Components, graph: ChannelGraph, selection: Selection, plan: Plan) -> dict[str, Any]:
     """Budget, widths, depth and MACs of a cut; of the dense network, whatever was thinner before."""
-    dense = parts.trace(parts.dense())
+    dense = parts.dense_graph
     before = dict(zip((layer.module for layer in dense.layers), dense.layer_macs(), strict=True))
     after = dict(zip((layer.module for layer in graph.layers), graph.layer_macs(selection.removed), strict=True))
     return {

@@ -202,7 +202,7 @@ def _time(
     seconds = parts.config.latency_seconds
     example = tree_map_only(Tensor, lambda tensor: tensor.to(device), parts.example)
     found = latency.compare(ready, example, batches=(1, 64), seconds=seconds)
-    layers = [layer.module for layer in parts.trace(parts.dense()).layers]
+    layers = [layer.module for layer in parts.dense_graph.layers]
     millis = layer_latency.by_layer(ready, example, list(dict.fromkeys(layers)), seconds=seconds / 2)
     for name in ready:
         ready[name].cpu()

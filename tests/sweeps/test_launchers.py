@@ -21,6 +21,9 @@ import sys
 from slim.command.compose import hydra_job, register
 from slim.command.sweep import _register
 from tests.sweeps.cheap import CheapJob
+if "hydra/launcher=submitit_local" in sys.argv:
+    from submitit.core.core import Job
+    Job._results_timeout_s = 1  # of 15, for which it looks for the result of a job that was killed
 register("id")
 _register()
 hydra_job(["--multirun", *sys.argv[1:]], CheapJob(kill="seed=2"))
