@@ -265,8 +265,11 @@ def test_a_hard_coded_width_is_refused_and_the_model_left_alone() -> None:
     graph = slim.trace(free, torch.randn(2, 4, 8, 8))
     removed = graph.prunable.copy()
     removed[np.flatnonzero(removed)[5:]] = False
-    with pytest.raises(SlimError, match=r"module \w+\).*fix a width"):
+    with pytest.raises(SlimError, match=r"module forward\).*fix a width"):
         slim.rebuild(net, graph.plan(removed))  # of a network of the same shapes
+    inner = slim.trace(nn.Sequential(free), torch.randn(2, 4, 8, 8))
+    with pytest.raises(SlimError, match=r"module 0\).*fix a width"):
+        slim.rebuild(nn.Sequential(net), inner.plan(removed))
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
 
 

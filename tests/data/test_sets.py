@@ -19,6 +19,7 @@ from slim.data import (
     FashionMNISTData,
     ImageData,
     MNISTData,
+    SegmentationDigits,
     SVHNData,
 )
 from slim.errors import SlimError
@@ -73,6 +74,38 @@ def test_an_unreachable_download_is_one_line_and_leaves_no_trace(
     assert list(tmp_path.iterdir()) == [] and capsys.readouterr().out == ""
     with pytest.raises(SlimError, match="data=digits"):
         kind(root=str(root), download=False).setup()
+
+
+def test_both_splits_are_fetched_before_anything_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lightning prepares data in one process alone; the others open what is there."""
+    calls = []
+
+    class Fetched:
+        def __init__(self, root: str, *, train: bool, download: bool) -> None:
+            calls.append((train, download))
+            if not download:
+                raise RuntimeError("Dataset not found")
+
+    monkeypatch.setattr("torchvision.datasets.CIFAR10", Fetched)
+    CIFAR10Data(root=str(tmp_path)).prepare_data()
+    assert calls == [(True, False), (True, True), (False, True)]
+    with pytest.raises(SlimError, match="data=digits"):
+        CIFAR10Data(root=str(tmp_path), download=False).prepare_data()
+
+
+def test_pictures_with_masks_are_normalized_as_told() -> None:
+    """A mean may be nought or negative; a deviation may not."""
+    options = {"scenes": 2, "val_scenes": 1, "test_scenes": 1, "image_size": 24, "batch_size": 1, "num_workers": 0}
+    parts = []
+    for mean in ((0.0, 0.0, 0.0), (-1.0, 0.0, 0.0)):
+        one = SegmentationDigits(mean=mean, std=(1.0, 1.0, 1.0), **options)
+        one.setup("test")
+        (image, _), *_ = one.test_dataloader()
+        parts.append(image[0])
+    assert torch.allclose(parts[1][0], parts[0][0] + 1) and torch.equal(parts[1][1:], parts[0][1:])
+    assert float(parts[0].min()) >= 0 and float(parts[0].max()) <= 1
+    with pytest.raises(SlimError, match="std"):
+        SegmentationDigits(std=(1.0, 0.0, 1.0), **options)
 
 
 def test_what_a_failed_download_found_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

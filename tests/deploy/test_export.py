@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from slim import deploy
 from slim.deploy import extras, onnx_file
 from slim.deploy.capture import capture, graph_of
+from slim.deploy.quantize import has_vnni
 from slim.errors import RunFailed, SlimError
 from tests.deploy.small import SIZE, images, network
 
@@ -155,3 +156,28 @@ def test_openvino_reads_both(net: nn.Module, tmp_path: Path) -> None:
     assert {path.suffix for path in tmp_path.iterdir()} == {".xml", ".bin"}
     rows = found.described()
     assert rows["openvino_int8"]["bytes"] > (tmp_path / "model.int8.openvino.xml").stat().st_size
+
+
+@pytest.mark.parametrize(
+    ("machine", "flags", "whole"),
+    [
+        ("x86_64", "flags : sse avx2", False),
+        ("AMD64", "flags : avx2 avx_vnni", True),
+        ("x86_64", "flags : amx_int8", True),
+        ("aarch64", "Features : asimd", True),
+        ("x86_64", None, True),
+    ],
+)
+def test_products_of_bytes_saturate_where_vnni_lacks(
+    machine: str, flags: str | None, whole: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where nobody can tell (no /proc), weights keep their eight bits."""
+
+    def read(*_: Any, **__: Any) -> str:
+        if flags is None:
+            raise FileNotFoundError("/proc/cpuinfo")
+        return flags
+
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    monkeypatch.setattr(Path, "read_text", read)
+    assert has_vnni() == whole

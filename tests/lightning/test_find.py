@@ -10,6 +10,7 @@ from torch import nn
 
 from slim import SlimError
 from slim.lightning import SparseTraining, capture_example, find_network
+from slim.lightning.example import as_example
 
 from .modules import Plain, convnet, fit, images, same
 
@@ -155,3 +156,11 @@ def test_shrink_is_what_a_scale_can_lose_and_misuse_is_one_line() -> None:
         with pytest.raises(SlimError) as caught:
             misuse()
         assert "\n" not in str(caught.value)
+
+
+def test_an_example_has_the_precision_of_the_network() -> None:
+    """What autocast turns into bfloat16 arrives in the parameters' precision; indices stay what they are."""
+    network = convnet().bfloat16()
+    image, index = as_example(network, (torch.ones(2, 3, 4, 4), torch.ones(2, dtype=torch.int64)), {})
+    assert (image.dtype, index.dtype) == (torch.bfloat16, torch.int64)
+    assert image.shape == (2, 3, 4, 4) and not image.any() and not index.any()
