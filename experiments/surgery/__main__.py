@@ -73,6 +73,18 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """The compared networks as the table of README.md."""
+    lines = ["| network | slim, s | Torch-Pruning, s | ratio | tracing adds, MiB |", "|---|---|---|---|---|"]
+    for row in rows:
+        ours, theirs = seconds(row, "slim"), seconds(row, "torch-pruning")
+        if ours and theirs and row["criterion"] == "gamma":
+            lines.append(
+                f"| {row['model']} | {ours:.3f} | {theirs:.3f} | {ours / theirs:.3f} | {row['trace MiB']:.0f} |"
+            )
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Measure, print, write results.json beside this file."""
     parser = argparse.ArgumentParser(prog="python -m experiments.surgery", description=__doc__)
@@ -103,6 +115,7 @@ def main() -> None:
     if not args.no_growth:
         results["growth"] = growth(args.repeats)
     print(json.dumps({key: value for key, value in results.items() if key != "machine"}, indent=2))
+    print(markdown(rows))
     if not args.only or args.results != HERE / "results.json":
         args.results.write_text(json.dumps(results | {"rows": rows}, indent=1) + "\n")
 
