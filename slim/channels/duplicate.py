@@ -7,9 +7,12 @@ import copy
 from typing import Any
 
 from torch import nn
+from torch.nn.modules.conv import _ConvNd
 
 _PLAIN = {bool, int, float, complex, str, bytes, type(None)}
-_CONTAINERS = {dict, set, collections.OrderedDict, collections.defaultdict}
+# A convolution's own only fills in what files of old versions lack.
+_SETTERS = {nn.Module.__setstate__, _ConvNd.__setstate__}
+_CONTAINERS = {dict, set, collections.OrderedDict}
 
 
 def _has_own_copy(kind: type[nn.Module]) -> bool:
@@ -18,7 +21,7 @@ def _has_own_copy(kind: type[nn.Module]) -> bool:
         hasattr(kind, "__deepcopy__")
         or kind.__reduce_ex__ is not object.__reduce_ex__
         or kind.__reduce__ is not object.__reduce__
-        or kind.__setstate__ is not nn.Module.__setstate__
+        or kind.__setstate__ not in _SETTERS
         or getattr(kind, "__getstate__", None) is not getattr(nn.Module, "__getstate__", None)
     )
 
@@ -51,7 +54,7 @@ def duplicate(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
         elif key == "_modules":
             state[key] = type(value)((n, None if m is None else duplicate(m, memo)) for n, m in value.items())
         elif type(value) in _CONTAINERS and not value:
-            state[key] = value.copy()
+            state[key] = type(value)()
         else:
             state[key] = copy.deepcopy(value, memo)
     return new

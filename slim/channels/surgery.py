@@ -373,14 +373,23 @@ def check_forward(thin: nn.Module, plan: Plan) -> None:
         raise SlimError(
             "A plan's inputs must give shapes and dtypes. Got something else (plan.inputs). Write plan.to_json()."
         ) from None
-    names = {id(m): n for n, m in thin.named_modules()}
+    try:
+        with torch.no_grad(), temporary_state(thin, meta=True, training=False), on_meta():
+            thin(*args, **kwargs)
+    except Exception as error:
+        raise SlimError(
+            f"The thin network must run. Got {type(error).__name__}: {error} (module {_failing(thin, args, kwargs)}). "
+            "Its forward seems to fix a width: compute it from the tensor's shape, or pass the layer in ignore."
+        ) from error
+
+
+def _failing(thin: nn.Module, args: Any, kwargs: Any) -> str:
+    """The innermost module whose forward raises; it runs again, as hooks on every module take their time."""
     failed: list[nn.Module] = []
     try:
         with torch.no_grad(), temporary_state(thin, meta=True, training=False), module_stack([], failed), on_meta():
             thin(*args, **kwargs)
-    except Exception as error:
-        where = names.get(id(failed[-1]), "") if failed else ""
-        raise SlimError(
-            f"The thin network must run. Got {type(error).__name__}: {error} (module {where or 'forward'}). "
-            "Its forward seems to fix a width: compute it from the tensor's shape, or pass the layer in ignore."
-        ) from error
+    except Exception:
+        names = {id(module): name for name, module in thin.named_modules()}
+        return names.get(id(failed[-1]), "") or "forward" if failed else "forward"
+    return "forward"

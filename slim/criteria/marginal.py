@@ -31,8 +31,10 @@ def _save(saved: npt.NDArray[np.float64], constant: float, factors: Sequence[tup
     """Add the decrease of ``constant * prod(width / per)`` when each group alone is removed."""
     if not factors:
         return
-    present = np.unique(np.concatenate([g for g, _ in factors]))
+    present = np.concatenate(sorted((g for g, _ in factors), key=lambda g: g[:1].tolist()))
     present = present[present >= 0]
+    if not (present[1:] > present[:-1]).all():  # most often the groups along one axis come before those along another
+        present = np.unique(present)
     dense, without = float(constant), np.full(len(present), float(constant))
     for groups, per in factors:
         place = np.searchsorted(present, groups[groups >= 0])
