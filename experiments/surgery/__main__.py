@@ -92,6 +92,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=224, help="height and width of the example image")
     parser.add_argument("--only", default="", help="only the networks whose name contains this")
     parser.add_argument("--catalog", default="", help="instead, networks of the coverage's results: timm/, .../small/")
+    parser.add_argument("--bn", action="store_true", help="only networks with BatchNorm, which are those compared")
     parser.add_argument("--every", type=int, default=1, help="only each so-manieth of them")
     parser.add_argument("--results", type=Path, default=HERE / "results.json")
     parser.add_argument("--no-growth", action="store_true", help="leave the ResNets of growing depth out")
@@ -100,12 +101,17 @@ def main() -> None:
     import torch
     from torchvision import models
 
+    from experiments.surgery.contenders import dense_network
     from experiments.surgery.growth import growth
 
     names = models.list_models(module=models)
     if args.catalog:
         known = json.loads((HERE.parent / "coverage" / "results.json").read_text())
         names = [row["model"] for row in known if args.catalog in row["model"] and row.get("criterion") == "gamma"]
+    if args.bn:
+        names = [
+            name for name in names if any(isinstance(m, torch.nn.BatchNorm2d) for m in dense_network(name).modules())
+        ]
     rows = []
     for name in [name for name in names if args.only in name][:: args.every]:
         rows.append(run_one(name, args.repeats, args.size))
