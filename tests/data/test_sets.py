@@ -108,6 +108,15 @@ def test_pictures_with_masks_are_normalized_as_told() -> None:
         SegmentationDigits(std=(1.0, 0.0, 1.0), **options)
 
 
+@pytest.mark.parametrize("val_fraction", [0.0, 0.1])
+def test_validation_scenes_are_left_where_nothing_is_to_be_held_out(val_fraction: float) -> None:
+    options = {"scenes": 4, "val_scenes": 2, "test_scenes": 1, "image_size": 24, "batch_size": 1, "num_workers": 0}
+    one = SegmentationDigits(val_fraction=val_fraction, **options)
+    one.setup("fit")
+    assert len(list(one.val_dataloader())) == (2 if val_fraction else 0)
+    assert len(list(one.train_dataloader())) == 4
+
+
 def test_what_a_failed_download_found_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: (_ for _ in ()).throw(OSError("down")))
     (tmp_path / "empty").mkdir()
