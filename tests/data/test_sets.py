@@ -113,8 +113,8 @@ def test_validation_scenes_are_left_where_nothing_is_to_be_held_out(val_fraction
     options = {"scenes": 4, "val_scenes": 2, "test_scenes": 1, "image_size": 24, "batch_size": 1, "num_workers": 0}
     one = SegmentationDigits(val_fraction=val_fraction, **options)
     one.setup("fit")
-    assert len(list(one.val_dataloader())) == (2 if val_fraction else 0)
-    assert len(list(one.train_dataloader())) == 4
+    assert sum(len(images) for images, _ in one.val_dataloader()) == (2 if val_fraction else 0)
+    assert len(one._sets["train"]) == 4
 
 
 def test_what_a_failed_download_found_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
