@@ -11,9 +11,8 @@ VENV ?= .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 PIP := -m pip install --quiet --disable-pip-version-check
-# One process for each core that this shell may use, and one more: a seventh of their time they wait for processes that
-# tests start. Beyond eight, memory is what is short. nproc obeys OMP_NUM_THREADS.
-WORKERS ?= $(shell n=$$(env -u OMP_NUM_THREADS nproc 2>/dev/null || getconf _NPROCESSORS_ONLN); echo $$((n < 8 ? n + 1 : 8)))
+# One process for each core that this shell may use; beyond eight, memory is what is short. nproc obeys OMP_NUM_THREADS.
+WORKERS ?= $(shell n=$$(env -u OMP_NUM_THREADS nproc 2>/dev/null || getconf _NPROCESSORS_ONLN); echo $$((n < 8 ? n : 8)))
 # A thread pool in each process would only fight over the cores.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 TESTS := -m pytest -q -n $(WORKERS)

@@ -6,6 +6,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,11 +72,14 @@ def run(
     say = say or (lambda line: print(line, file=sys.stderr, flush=True))
     first = processes.rank() == 0
     lock = Lock(directory) if first else contextlib.nullcontext()
-    with lock, Signals() as signals:
+    told = partial(explained, parts.config.data.get("eval_batch_size"), "data.eval_batch_size")
+    # Around everything, too: torch tells of a dead data loader worker in a signal handler, so at any moment, that of
+    # telling of another failure included.
+    with told(), lock, Signals() as signals:
         state = _state(parts, directory, overrides, first, say)
         try:
             with (
-                explained(parts.config.data.get("eval_batch_size"), "data.eval_batch_size"),
+                told(),
                 processes.explained(),
                 Loggers(parts, directory) as loggers,
             ):

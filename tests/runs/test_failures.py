@@ -114,6 +114,26 @@ def test_data_that_goes_bad(
     assert (tmp_path / "run" / "sparse" / "last.ckpt").is_file()
 
 
+def test_a_worker_that_dies_while_a_failure_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """torch raises in a signal handler: whatever line of ours is under way."""
+    from slim.runs import phases
+
+    def fails(*_: Any, **__: Any) -> None:
+        raise RunFailed("The disk must have room. Got none. Free some.")
+
+    def dies(path: Path, text: str) -> None:
+        assert path.name == "error.txt" and "room" in text
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+
+    monkeypatch.setattr(phases, "train", fails)
+    monkeypatch.setattr(phases, "write_atomic", dies)
+    run(tmp_path / "run", code=1)
+    assert "num_workers" in line_of(capfd.readouterr().err)
+    assert not (tmp_path / "run" / "lock").exists()
+
+
 # A cut too deep
 
 
