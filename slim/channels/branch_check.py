@@ -6,15 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
 from slim.channels.branches import Branch, replacement
+from slim.channels.check import forward_on_meta, inputs_from_spec
 from slim.channels.duplicate import duplicate
 from slim.channels.ids import IntArray
-from slim.channels.meta_forward import call_arguments, temporary_state, tensors_in
+from slim.channels.meta_forward import call_arguments, tensors_in
 from slim.channels.structure import Balance
-from slim.channels.surgery import inputs_from_spec, on_meta
 from slim.channels.trace_record import Axis
 
 MOST_SINGLE = 64  # branches that are tried one by one where they cannot all go
@@ -32,7 +31,7 @@ def removable_branches(
 
     Args:
         model: The traced network; not changed.
-        inputs: Specification of its example input (:func:`slim.channels.surgery.inputs_from_spec`).
+        inputs: Specification of its example input (:func:`slim.channels.check.inputs_from_spec`).
         candidates: Branches found in the trace.
         axes: Groups along every parameter axis.
         count: Number of groups of the network.
@@ -80,7 +79,6 @@ def _result_shapes(model: nn.Module, inputs: Any, gone: Sequence[Branch]) -> lis
     twin = duplicate(model, memo)
     args, kwargs = call_arguments(inputs_from_spec(inputs))
     try:
-        with torch.no_grad(), temporary_state(twin, meta=True, training=False), on_meta():
-            return [tuple(tensor.shape) for tensor in tensors_in(twin(*args, **kwargs))]
+        return [tuple(tensor.shape) for tensor in tensors_in(forward_on_meta(twin, args, kwargs))]
     except Exception:
         return None

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from slim.channels.check import input_spec
 from slim.channels.constraints import (
     pin_fixed_axes,
     propagate_balance_pins,
@@ -21,7 +22,6 @@ from slim.channels.group_numbers import BoolArray, GroupNumbers
 from slim.channels.ids import IntArray, compress, varying
 from slim.channels.meta_forward import call_arguments, tensors_in, unwrap
 from slim.channels.structure import Balance, Layer, Scale, Space
-from slim.channels.surgery import input_spec
 from slim.channels.trace_record import Axis, Contraction, TraceRecord
 from slim.channels.width_probe import probe_widths
 from slim.errors import SlimError

@@ -9,8 +9,8 @@ from torch import nn
 from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
-from slim.channels.meta_forward import call_arguments, meta_like, temporary_state, unwrap
-from slim.channels.surgery import on_meta
+from slim.channels.check import forward_on_meta
+from slim.channels.meta_forward import call_arguments, meta_like, unwrap
 
 
 def count_macs(model: nn.Module, example_inputs: Any) -> int:
@@ -19,9 +19,7 @@ def count_macs(model: nn.Module, example_inputs: Any) -> int:
     args, kwargs = call_arguments(example_inputs)
     args, kwargs = tree_map_only(torch.Tensor, meta_like, (args, kwargs))
     counter = FlopCounterMode(display=False)
-    # The counter is asked first: on_meta answers some operations itself.
-    with torch.no_grad(), temporary_state(model, meta=True, training=False), on_meta(), counter:
-        model(*args, **kwargs)
+    forward_on_meta(model, args, kwargs, counter)
     return int(counter.get_total_flops()) // 2
 
 

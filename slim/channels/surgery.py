@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from slim.channels.branches import Branch, is_original, replacement
+from slim.channels.check import check_forward
 from slim.channels.duplicate import duplicate
 from slim.channels.ids import IntArray
-from slim.channels.meta_forward import call_arguments, call_on_meta, module_stack, move_to_meta, temporary_state, unwrap
+from slim.channels.meta_forward import unwrap
 from slim.channels.plan import Keep, Plan
 from slim.channels.select_layer import set_select
 from slim.channels.settings import set_number
@@ -315,81 +315,3 @@ def set_attributes(module: Any) -> None:
         module.embedding_dim = weight.shape[1]
     elif isinstance(module, nn.Bilinear):
         module.out_features, module.in1_features, module.in2_features = weight.shape
-
-
-# --- the check forward -----------------------------------------------------------------------------------------------
-
-
-class _OnMeta(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Moves real tensors to meta where they meet meta tensors (index buffers, constants)."""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        args, kwargs = move_to_meta(args, kwargs or {})
-        return call_on_meta(func, args, kwargs)
-
-
-def on_meta() -> Any:
-    """A context in which real tensors may meet meta tensors."""
-    return _OnMeta()  # type: ignore[no-untyped-call]
-
-
-def input_spec(value: Any) -> Any:
-    """Shapes and dtypes of example inputs as JSON data; None where they hold anything else."""
-    if isinstance(value, Tensor):
-        return {"shape": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
-    if isinstance(value, (tuple, list)):
-        parts = [input_spec(v) for v in value]
-        return None if any(p is None for p in parts) else {"list": parts, "tuple": isinstance(value, tuple)}
-    if isinstance(value, dict) and all(isinstance(k, str) for k in value):
-        items = {k: input_spec(v) for k, v in value.items()}
-        return None if any(p is None for p in items.values()) else {"dict": items}
-    return None
-
-
-def inputs_from_spec(spec: Any) -> Any:
-    """Meta tensors of the shapes and dtypes that :func:`input_spec` describes."""
-    if "shape" in spec:
-        dtype = getattr(torch, str(spec["dtype"]), None)
-        if not isinstance(dtype, torch.dtype):
-            raise ValueError("dtype")
-        return torch.empty([int(n) for n in spec["shape"]], dtype=dtype, device="meta")
-    if "dict" in spec:
-        return {str(k): inputs_from_spec(v) for k, v in spec["dict"].items()}
-    parts = [inputs_from_spec(v) for v in spec["list"]]
-    return tuple(parts) if spec["tuple"] else parts
-
-
-def check_forward(thin: nn.Module, plan: Plan) -> None:
-    """Run the thin network on meta tensors of the example's shapes.
-
-    Raises:
-        SlimError: naming the module whose forward fixes a width.
-    """
-    if plan.inputs is None:
-        return
-    try:
-        args, kwargs = call_arguments(inputs_from_spec(plan.inputs))
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError):  # sizes, too, may be odd
-        raise SlimError(
-            "A plan's inputs must give shapes and dtypes. Got something else (plan.inputs). Write plan.to_json()."
-        ) from None
-    try:
-        with torch.no_grad(), temporary_state(thin, meta=True, training=False), on_meta():
-            thin(*args, **kwargs)
-    except Exception as error:
-        raise SlimError(
-            f"The thin network must run. Got {type(error).__name__}: {error} (module {_failing(thin, args, kwargs)}). "
-            "Its forward seems to fix a width: compute it from the tensor's shape, or pass the layer in ignore."
-        ) from error
-
-
-def _failing(thin: nn.Module, args: Any, kwargs: Any) -> str:
-    """The innermost module whose forward raises; it runs again, as hooks on every module take their time."""
-    failed: list[nn.Module] = []
-    try:
-        with torch.no_grad(), temporary_state(thin, meta=True, training=False), module_stack([], failed), on_meta():
-            thin(*args, **kwargs)
-    except Exception:
-        names = {id(module): name for name, module in thin.named_modules()}
-        return names.get(id(failed[-1]), "") or "forward" if failed else "forward"
-    return "forward"
