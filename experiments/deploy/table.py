@@ -25,14 +25,14 @@ def short(results: dict[str, Any]) -> str:
     """A row for each network: times as fast as dense fp32 at batch 64, points of the metric, share of its bytes."""
     lines = []
     for name, found in results["networks"].items():
-        base, cells = found["rows"]["dense fp32"], []
-        for rung, row in found["rows"].items():
-            if rung not in ("dense fp32", "dense fp32 eager"):
-                gain = 100 * (row["metric"] - base["metric"])
-                cells.append(f"{base['ms_b64'] / row['ms_b64']:.1f} x, {gain:+.1f}, {row['bytes'] / base['bytes']:.0%}")
-        if not lines:
-            rungs = [rung for rung in found["rows"] if rung not in ("dense fp32", "dense fp32 eager")]
-            lines = [f"| | dense fp32 | {' | '.join(rungs)} |", "|---" * (2 + len(rungs)) + "|"]
+        base = found["rows"]["dense fp32"]
+        rows = {rung: row for rung, row in found["rows"].items() if not rung.startswith("dense fp32")}
+        cells = [
+            f"{base['ms_b64'] / row['ms_b64']:.1f} x, {100 * (row['metric'] - base['metric']):+.1f}, "
+            f"{row['bytes'] / base['bytes']:.0%}"
+            for row in rows.values()
+        ]
+        lines = lines or [f"| | dense fp32 | {' | '.join(rows)} |", "|---" * (2 + len(rows)) + "|"]
         lines.append(f"| {name}, {found['metric']} | {100 * base['metric']:.1f} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
