@@ -48,7 +48,8 @@ def trained():
         ("gamma", {}, 0.2),
         ("activation", {}, 0.2),
         ("bn_variance", {"rectified": True}, 0.2),
-        ("taylor", {"beta": True}, 0.55),
+        # 0.55 to 0.6 with the oldest torch, whose training takes another course; 0.85 with torch 2.14.
+        ("taylor", {"beta": True}, 0.55 if torch.__version__.startswith("2.6.") else 0.6),
         ("fisher", {"beta": True}, 0.6),
         ("combination", {"parts": {"taylor": {"weight": 1.0, "beta": True}, "fisher": 1.0}}, 0.6),
     ],

@@ -110,6 +110,7 @@ def test_a_killed_fit_goes_on_with_the_same_bits(epoch: int, tmp_path: Path) -> 
     assert [entry["epochs"] for entry in again[1].history] == [1, 2]
     a, b = (torch.load(folder / "epoch=3.ckpt", weights_only=True) for folder in (tmp_path, tmp_path / "again"))
     assert str(a["optimizer_states"]) == str(b["optimizer_states"])
+    assert ("averaging_state" in a) == bool(averages())
     assert str(a.get("averaging_state")) == str(b.get("averaging_state"))
 
 
