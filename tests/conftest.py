@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import functools
-import importlib.metadata
+import importlib
 import logging
+import multiprocessing
 import os
 import random
 from collections.abc import Iterator
@@ -16,19 +16,9 @@ os.environ.setdefault("MKL_NUM_THREADS", "1")
 os.environ["MPLBACKEND"] = "Agg"
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-import numpy as np
 import pytest
-import torch
 from hypothesis import HealthCheck, settings
-from tensorboard.summary.writer import event_file_writer
 from xdist.scheduler import LoadScopeScheduling
-
-# TensorBoard reads event files by name: second, process, a counter without leading zeros. Runs that stop and go on in
-# this process within one second would be read in the wrong order where the counter gets another digit.
-event_file_writer._global_uid = event_file_writer.AtomicCounter(10_000)
-
-# Lightning looks for plug-ins among all installed packages whenever a Trainer is made; a run makes a dozen.
-importlib.metadata.entry_points = functools.cache(importlib.metadata.entry_points)
 
 # Same examples in every run: a red test stays red until it is mended. `make fuzz` looks further.
 _SLOW_IS_FINE = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
@@ -39,6 +29,17 @@ settings.register_profile(
     "fuzz", max_examples=5000, deadline=None, print_blob=True, suppress_health_check=_SLOW_IS_FINE
 )
 settings.load_profile("suite")
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Where tests run; the process that hands them out needs no torch, and the others wait for it."""
+    if os.environ.get("PYTEST_XDIST_WORKER") or not session.config.getoption("numprocesses", None):
+        importlib.import_module("tests.once")
+
+
+def pytest_collection_finish() -> None:
+    """What tests start processes from has their parts, too, besides those that the harness named on import."""
+    multiprocessing.set_forkserver_preload(["tests.once", "experiments.chaos.warm", "tests.sweeps.sharing"])
 
 
 @pytest.fixture(autouse=True)
@@ -63,24 +64,40 @@ def pytest_fixture_setup(fixturedef: pytest.FixtureDef[object]) -> None:
         _seed()
 
 
-class ByFile(LoadScopeScheduling):
-    """A file's tests share a worker, so that what they share is made once; those that start processes share one too.
+GROUPS = {
+    "processes": (
+        "tests/chaos/test_harness.py",
+        "tests/lightning/test_ranks.py",
+        "tests/runs/test_failures.py",
+        "tests/runs/test_loggers.py",
+        "tests/runs/test_processes.py",
+        "tests/runs/test_resume.py",
+        "tests/sweeps/test_study.py",
+    ),
+    "exports": (
+        "tests/deploy/test_export.py",
+        "tests/deploy/test_parity.py",
+        "tests/deploy/test_pt2e.py",
+        "tests/docs/test_pages.py",
+        "tests/runs/test_exporting.py",
+    ),
+}
+"""Files whose tests share a worker: they fork from one server that takes seconds to import everything, or they import
+what exports need themselves."""
+GROUP_OF = {file: group for group, files in GROUPS.items() for file in files}
 
-    What the latter start is forked from one server process for each worker, which takes seconds to import everything.
-    """
+
+class ByFile(LoadScopeScheduling):
+    """A file's tests share a worker, so that what they share is made once; the groups go first, being long."""
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.split("::", 1)[0]
-        return "processes" if file in PROCESSES else file
+        return GROUP_OF.get(file, file)
 
-
-PROCESSES = (
-    "tests/chaos/test_harness.py",
-    "tests/lightning/test_ranks.py",
-    "tests/runs/test_failures.py",
-    "tests/runs/test_processes.py",
-    "tests/runs/test_resume.py",
-)
+    def _assign_work_unit(self, node: Any) -> None:
+        if waiting := [group for group in GROUPS if group in self.workqueue]:
+            self.workqueue.move_to_end(waiting[0], last=False)
+        super()._assign_work_unit(node)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
@@ -88,6 +105,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeSch
 
 
 def _seed() -> None:
+    import numpy as np
+    import torch
+
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)

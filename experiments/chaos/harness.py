@@ -53,9 +53,7 @@ LIMIT = 1200
 # Runs are forked from a server process that has imported what is heavy and done nothing else: a process that has
 # trained may not fork one that trains (threads of autograd do not survive a fork), and a fresh one takes seconds.
 _FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(
-    ["torch", "torchvision", "pytorch_lightning", "torch.utils.tensorboard", "sklearn.datasets", "hydra", "slim.runs"]
-)
+_FORKS.set_forkserver_preload(["experiments.chaos.warm"])
 
 KILLS_PER_VICTIM = 6
 MISSES = 3

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
+from torch import Tensor
 
 from slim.data.augment import resize
 from slim.data.memory import MemorySource
@@ -42,12 +45,18 @@ class Digits:
 
     def open(self, split: str, index: torch.Tensor) -> MemorySource:
         """The images of ``split`` at positions ``index``, uint8 (n, 1, size, size)."""
-        from sklearn.datasets import load_digits
-
-        digits = load_digits()
+        levels, digits = content()
         order = permutation(_COUNT)
         chosen = order[_COUNT - _TEST :] if split == "test" else order[: _COUNT - _TEST]
         chosen = chosen[index]
-        levels = torch.from_numpy(digits.images)[chosen].unsqueeze(1)
-        images = (levels * (255 / 16)).round().to(torch.uint8)
-        return MemorySource(resize(images, self.image_size), torch.from_numpy(digits.target)[chosen])
+        images = (levels[chosen].unsqueeze(1) * (255 / 16)).round().to(torch.uint8)
+        return MemorySource(resize(images, self.image_size), digits[chosen])
+
+
+@functools.cache
+def content() -> tuple[Tensor, Tensor]:
+    """Levels float64 (1797, 8, 8) in [0, 16] and digits int64 (1797,): unpacked once, so not to be written to."""
+    from sklearn.datasets import load_digits
+
+    found = load_digits()
+    return torch.from_numpy(found.images), torch.from_numpy(found.target)

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from slim.data import options
+from slim.data.digits import content
 from slim.data.splits import permutation
 
 SPLITS = ("train", "val", "test")
@@ -95,9 +96,7 @@ class DigitScenes(Dataset[Scene]):
 
 def _digits(split: str) -> tuple[Tensor, Tensor]:
     """Opacities float32 (n, 8, 8) in [0, 1] and digits int64 (n,) of a split."""
-    from sklearn.datasets import load_digits
-
-    content = load_digits()
+    levels, digits = content()
     order = permutation(_COUNT)
     start, stop = {
         "train": (0, _COUNT - _TEST - _VAL),
@@ -105,7 +104,7 @@ def _digits(split: str) -> tuple[Tensor, Tensor]:
         "test": (_COUNT - _TEST, _COUNT),
     }[split]
     chosen = order[start:stop]
-    return torch.from_numpy(content.images)[chosen].float() / 16, torch.from_numpy(content.target)[chosen]
+    return levels[chosen].float() / 16, digits[chosen]
 
 
 def _ground(random: np.random.Generator, size: int) -> Tensor:

@@ -27,6 +27,8 @@ from torch.utils._pytree import tree_flatten, tree_map
 from slim.report import formatting
 
 KINDS = ("launch", "bandwidth", "compute")
+_PROBING = 0.08
+"""Seconds for each of a machine's three figures; less where less is given for everything."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ def compare(
     result = Comparison({name: {} for name in models}, {name: {} for name in models})
     with evaluating(models.values()):
         device = device_of(models.values())
-        machine = _machine(device)
+        machine = _machine(device, min(seconds, _PROBING))
         for batch in batches:
             inputs = repeat(example_inputs, batch)
             calls = {name: call_of(model, inputs) for name, model in models.items()}
@@ -180,8 +182,8 @@ class _CostCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return out
 
 
-def probe(device: torch.device | str = "cpu") -> Machine:
-    """Measure a device in about a quarter of a second: a tiny operator, a large addition, a large matrix product."""
+def probe(device: torch.device | str = "cpu", seconds: float = _PROBING) -> Machine:
+    """Measure a device: a tiny operator, a large addition, a large matrix product, ``seconds`` each."""
     device = torch.device(device)
     big = device.type != "cpu"
     with torch.inference_mode():
@@ -201,7 +203,7 @@ def probe(device: torch.device | str = "cpu") -> Machine:
             "bandwidth": lambda: torch.add(long, 1.0, out=out),
             "compute": lambda: square @ square,
         }
-        millis = alternate(calls, device, seconds=0.08, repetitions=5)
+        millis = alternate(calls, device, seconds=seconds, repetitions=5)
     return Machine(
         launch=millis["launch"] / 1e3 / 40,
         bandwidth=2 * long.numel() * long.element_size() / (millis["bandwidth"] / 1e3),
@@ -210,9 +212,9 @@ def probe(device: torch.device | str = "cpu") -> Machine:
 
 
 @cache
-def _machine(device: torch.device) -> Machine:
+def _machine(device: torch.device, seconds: float) -> Machine:
     """:func:`probe`, once in the life of a process."""
-    return probe(device)
+    return probe(device, seconds)
 
 
 def repeat(example_inputs: Any, batch: int) -> Any:

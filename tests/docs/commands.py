@@ -31,7 +31,7 @@ SCENES = ["data.scenes=32", "data.val_scenes=4", "data.test_scenes=4"]
 SMALLER = {
     "segmentation_slim": ["model.name=lraspp_resnet8", *SCENES],
     "detection_slim": ["model.name=ssdlite_resnet8", *SCENES],
-    "own_slim": [],
+    "own_slim": ["+data.limit=200", "+module.width=8"],
 }
 """For experiments that bring their own model, data and budget, of which ``TINY`` knows nothing."""
 

@@ -6,16 +6,16 @@ import csv
 import json
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import train
+from experiments.chaos.harness import exit_code, start
+from slim.command.compose import quoted
 from slim.runs.checkpoint import Saver
-from tests.runs.tiny import run
+from tests.runs.tiny import TINY, run
 
 SHORT = ("phases=[sparse,prune,finetune]", "sparse.epochs=1", "finetune.epochs=1", "trainer.log_every=1")
 
@@ -61,14 +61,14 @@ def test_mlflow_has_one_run_for_a_run_that_was_interrupted(tmp_path: Path, monke
     assert len({point.step for point in history}) == 2
 
 
-def test_wandb_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wandb_offline(tmp_path: Path) -> None:
+    """In a process of its own: wandb starts one that outlives the run."""
     pytest.importorskip("wandb")
-    for key, value in {"WANDB_SILENT": "true", "WANDB_MODE": "offline"}.items():
-        monkeypatch.setenv(key, value)
-    # In a process of its own: it starts one that outlives the run.
-    code = "import sys, pathlib; from tests.runs.tiny import run; run(pathlib.Path(sys.argv[1]), *sys.argv[2:])"
-    line = [str(tmp_path / "run"), *SHORT, "logger=wandb", "logger.wandb.offline=true"]
-    subprocess.run([sys.executable, "-c", code, *line], check=True, timeout=240)
+    line = [*TINY, *SHORT, "+experiment=vgg_slim", "logger=wandb", "logger.wandb.offline=true"]
+    said = tmp_path / "stderr"
+    told = {**os.environ, "WANDB_SILENT": "true", "WANDB_MODE": "offline"}
+    process = start([*line, f"hydra.run.dir={quoted(tmp_path / 'run')}"], said, environment=told)
+    assert exit_code(process) == 0, said.read_text()
     (kept,) = (tmp_path / "run" / "wandb").glob("offline-run-*/run-*.wandb")
     content = kept.read_bytes()
     for name in (b"train/loss", b"final/macs", b"sparse"):

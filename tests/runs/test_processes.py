@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import os
 import socket
-import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -44,39 +44,35 @@ def free_port() -> int:
         return int(sock.getsockname()[1])
 
 
-def two_nodes(directory: Path, gammas: Path, line: list[str]) -> list[subprocess.Popen[str]]:
-    """``torchrun`` as on two machines, one process each, talking over this machine's loopback."""
-    port = free_port()
-    return [
-        subprocess.Popen(
-            [
-                sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1",
-                f"--node_rank={node}", "--master_addr=127.0.0.1", f"--master_port={port}", "train.py", *line,
-                "trainer.num_nodes=2",
-                f"hydra.run.dir={directory}",
-            ],
-            cwd=ROOT, env=environment(gammas), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-        )
+def agent(argv: list[str], *, node: int, port: int) -> int:
+    """What ``torchrun --nnodes=2 --nproc_per_node=1 --node_rank=<node> train.py`` does once it has read its line."""
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    config = LaunchConfig(
+        min_nodes=2, max_nodes=2, nproc_per_node=1, run_id="test", max_restarts=0, start_method="fork",
+        rdzv_backend="static", rdzv_endpoint=f"127.0.0.1:{port}", rdzv_configs={"rank": node, "timeout": BOUND},
+    )  # fmt: skip
+    (code,) = elastic_launch(config, train.main)(argv).values()
+    return int(code)
+
+
+def two_nodes(directory: Path, gammas: Path, line: list[str]) -> None:
+    """A run started by torchrun's agents as on two machines, talking over this machine's loopback."""
+    port, argv = free_port(), [*line, "trainer.num_nodes=2", f"hydra.run.dir={directory}"]
+    said = [directory.with_name(f"stderr-{node}") for node in range(2)]
+    agents = [
+        start(argv, said[node], main=partial(agent, node=node, port=port), environment=environment(gammas))
         for node in range(2)
-    ]  # fmt: skip
-
-
-def ends(agents: list[subprocess.Popen[str]]) -> list[tuple[int, str]]:
-    """Exit code and stderr of each, which must come within the bound."""
-    try:
-        errors = [agent.communicate(timeout=BOUND)[1] for agent in agents]
-    finally:
-        for agent in agents:
-            agent.kill()
-    return [(agent.returncode, error) for agent, error in zip(agents, errors, strict=True)]
+    ]
+    for process, path in zip(agents, said, strict=True):
+        assert exit_code(process) == 0, path.read_text()[-2000:]
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], list[list[str]]]:
     """An undisturbed run on two nodes: its directory, its report, and each process's gammas at every step."""
     home = tmp_path_factory.mktemp("nodes")
-    for code, error in ends(two_nodes(home / "run", home / "gammas", LINE)):
-        assert code == 0, error[-2000:]
+    two_nodes(home / "run", home / "gammas", LINE)
     report = json.loads((home / "run" / "report.json").read_text())
     return home / "run", report, [(home / "gammas" / str(rank)).read_text().splitlines() for rank in range(2)]
 

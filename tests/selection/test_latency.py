@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from torch import nn
 
 import slim
 from slim.errors import SlimError
-from slim.selection import select_groups
+from slim.selection import latency, select_groups
 from slim.selection.latency import Grid, LatencyTable, forward_times, measure
 from tests.selection.networks import INPUTS, network
 
@@ -87,7 +89,8 @@ def test_what_the_table_promises_too_much_is_found_by_measuring(monkeypatch):
         select_groups(graph, slim.score(graph, "gamma"), latency=0.7, table=table)
 
 
-def test_without_a_table_one_is_measured():
+def test_without_a_table_one_is_measured(monkeypatch):
+    monkeypatch.setattr(latency, "side_by_side", partial(latency.side_by_side, seconds=0.05))
     torch.manual_seed(0)
     parts = [[nn.Conv2d(cin, 64, 3, padding=1), nn.BatchNorm2d(64), nn.ReLU()] for cin in (3, 64, 64)]
     model = nn.Sequential(*(m for part in parts for m in part), nn.Conv2d(64, 2, 1))

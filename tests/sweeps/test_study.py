@@ -207,7 +207,6 @@ FORKS = multiprocessing.get_context("forkserver")
 @pytest.mark.timeout(300)
 def test_processes_that_share_a_study_never_run_the_same_trial(tmp_path: Path) -> None:
     """One of three is killed in the middle of a trial; another one runs that, and all of them 12 in all."""
-    FORKS.set_forkserver_preload(["tests.sweeps.sharing"])
     url, pipes, processes = f"sqlite:///{tmp_path / 'study.db'}", [], []
     for _ in range(3):
         mine, theirs = FORKS.Pipe()

@@ -1,0 +1,56 @@
+"""What every process of the suite needs: a thousand look-ups made once, event files in order. To import it is all."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_repository import ConfigRepository
+from tensorboard.summary.writer import event_file_writer
+
+from slim.command.compose import CONF
+
+# TensorBoard reads event files by name: second, process, a counter without leading zeros. Runs that stop and go on in
+# one process within one second would be read in the wrong order where the counter gets another digit.
+event_file_writer._global_uid = event_file_writer.AtomicCounter(10_000)
+
+# Lightning looks for plug-ins among all installed packages whenever a Trainer is made; a run makes a dozen.
+importlib.metadata.entry_points = functools.cache(importlib.metadata.entry_points)
+
+# Hydra reads and merges thirty files for a configuration, before it looks at a command line's values. Those in conf/
+# and in packages stay as they are.
+_load, _merge = ConfigRepository.load_config, ConfigLoaderImpl._compose_config_from_defaults_list
+_kept: dict[tuple[Any, ...], bytes] = {}
+
+
+def _once(repository: Any, what: tuple[Any, ...], make: Callable[[], Any], changes: Callable[[Any], bool]) -> Any:
+    """What ``make`` gives, a copy of its own for each who asks; made again where it changes or tests have files."""
+    places = [source.full_path() for source in repository.get_sources()]
+    if any(place.startswith("file:") and place != f"file://{CONF}" for place in places):
+        return make()
+    key = (*places, *what)
+    if key not in _kept:
+        found = make()
+        if changes(found):
+            return found
+        _kept[key] = pickle.dumps(found)
+    return pickle.loads(_kept[key])
+
+
+def load_config(self: ConfigRepository, config_path: str) -> Any:
+    # None may be there the next time, and so may another of what Python registers.
+    changes = lambda found: found is None or found.path.startswith("structured:")  # noqa: E731
+    return _once(self, (config_path,), lambda: _load(self, config_path), changes)
+
+
+def merged(self: ConfigLoaderImpl, defaults: list[Any], repo: Any) -> Any:
+    key = [(each.config_path, each.parent, each.package, each.is_self, each.primary) for each in defaults]
+    return _once(repo, ("merged", *key), lambda: _merge(self, defaults, repo), lambda found: False)
+
+
+ConfigRepository.load_config = load_config
+ConfigLoaderImpl._compose_config_from_defaults_list = merged
