@@ -98,6 +98,16 @@ PROCESSOR = Scale(
     seeds=2,
 )
 
+CORE = Scale(
+    epochs=40,
+    common=(*(item for item in PROCESSOR.common if not item.startswith("data.")), "data.batch_size=64",
+            "data.limit_train=5000", "trainer.precision=fp32", "figures=false", "latency_seconds=0.2"),
+    networks=(Network("vgg-c10", ("model=vgg", _SMALL_VGG), (_HALF, _THIRD)),),
+    ways=(*_EVERY, *(f"{way}-taught" for way in _EVERY)),
+    seeds=2,
+)  # fmt: skip
+"""A tenth of the images and one network: what one core finishes in a few hours."""
+
 SMOKE = Scale(
     epochs=2,
     common=("data=digits", "data.image_size=8", "data.limit_train=128", "data.limit_test=64", "data.batch_size=32",
@@ -108,7 +118,7 @@ SMOKE = Scale(
 )  # fmt: skip
 """Digits and a network of two layers: whether all of this runs, in seconds."""
 
-SCALES = {"paper": PAPER, "processor": PROCESSOR, "smoke": SMOKE}
+SCALES = {"paper": PAPER, "processor": PROCESSOR, "core": CORE, "smoke": SMOKE}
 
 
 def jobs(scale: Scale) -> list[Job]:

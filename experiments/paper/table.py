@@ -77,7 +77,7 @@ def write(output: Path, page: Path = PAGE) -> None:
     text = page.read_text(encoding="utf-8")
     before, _, rest = text.partition(START)
     parts = []
-    for scale in ("paper", "processor"):
+    for scale in (name for name in SCALES if name != "smoke"):
         if lines := rows(output, scale):
             parts.append("\n".join([f"Scale `{scale}`:", "", HEAD, "|---" * 9 + "|", *lines]))
     body = "\n\n".join(parts) or "Nothing is finished yet."
