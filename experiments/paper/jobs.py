@@ -100,8 +100,7 @@ PROCESSOR = Scale(
 
 CORE = Scale(
     epochs=40,
-    common=("sparse.shrink=0.6", *(item for item in PROCESSOR.common if not item.startswith(("data.", "sparse.shrink"))),
-            "data.batch_size=64",
+    common=("sparse.shrink=0.6", "sparse.lr=0.1", "finetune.lr=0.05", "baseline.lr=0.1", "data.batch_size=64",
             "data.limit_train=5000", "trainer.precision=fp32", "figures=false", "latency_seconds=0.2"),
     networks=(Network("narrow-vgg-c10", ("model=vgg", "model.widths=[16,M,32,M,64,64,M,128,128]"), (_HALF, _THIRD)),),
     ways=(*_EVERY, *(f"{way}-taught" for way in _EVERY)),
