@@ -10,6 +10,7 @@ from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import ConfigRepository
+from hydra.plugins.config_source import ConfigResult
 from tensorboard.summary.writer import event_file_writer
 
 from slim.command.compose import CONF
@@ -27,29 +28,30 @@ _load, _merge = ConfigRepository.load_config, ConfigLoaderImpl._compose_config_f
 _kept: dict[tuple[Any, ...], bytes] = {}
 
 
-def _once(repository: Any, what: tuple[Any, ...], make: Callable[[], Any], changes: Callable[[Any], bool]) -> Any:
-    """What ``make`` gives, a copy of its own for each who asks; made again where it changes or tests have files."""
+def _once(repository: Any, what: tuple[Any, ...], make: Callable[[], Any]) -> Any:
+    """What ``make`` gives, a copy of its own for each who asks; made again where it may change.
+
+    That is where tests have files of their own, what is missing (it may come), and what Python code registers.
+    """
     places = [source.full_path() for source in repository.get_sources()]
     if any(place.startswith("file:") and place != f"file://{CONF}" for place in places):
         return make()
     key = (*places, *what)
     if key not in _kept:
         found = make()
-        if changes(found):
+        if found is None or (isinstance(found, ConfigResult) and found.path.startswith("structured:")):
             return found
         _kept[key] = pickle.dumps(found)
     return pickle.loads(_kept[key])
 
 
 def load_config(self: ConfigRepository, config_path: str) -> Any:
-    # None may be there the next time, and so may another of what Python registers.
-    changes = lambda found: found is None or found.path.startswith("structured:")  # noqa: E731
-    return _once(self, (config_path,), lambda: _load(self, config_path), changes)
+    return _once(self, (config_path,), lambda: _load(self, config_path))
 
 
 def merged(self: ConfigLoaderImpl, defaults: list[Any], repo: Any) -> Any:
     key = [(each.config_path, each.parent, each.package, each.is_self, each.primary) for each in defaults]
-    return _once(repo, ("merged", *key), lambda: _merge(self, defaults, repo), lambda found: False)
+    return _once(repo, ("merged", *key), lambda: _merge(self, defaults, repo))
 
 
 ConfigRepository.load_config = load_config

@@ -1,9 +1,10 @@
-"""The one wait on another process that tests may do, bounded."""
+"""The waits on another process that tests may do, bounded."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 
 BOUND = 300.0
 """Seconds after which a test gives up: far more than a busy machine needs, less than a test's own limit."""
@@ -24,3 +25,12 @@ def until(holds: Callable[[], bool], alive: Callable[[], bool] = lambda: True) -
         assert alive(), "the process ended before what the test waits for"
         assert time.monotonic() < deadline, f"nothing within {BOUND} s"
         time.sleep(0.02)
+
+
+def ended(process: BaseProcess, within: float = BOUND) -> int | None:
+    """The exit code of a process that must end ``within`` so many seconds; None, and the process killed, if not."""
+    process.join(within)
+    code = process.exitcode
+    if code is None:
+        process.kill()
+    return code

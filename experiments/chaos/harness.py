@@ -50,8 +50,8 @@ LENGTHS = {
 LIMIT = 1200
 """Seconds for one process of a run, then SIGALRM ends it: a run that hangs is a failure, not a reason to wait on."""
 
-# Runs are forked from a server process that has imported what is heavy and done nothing else: a process that has
-# trained may not fork one that trains (threads of autograd do not survive a fork), and a fresh one takes seconds.
+# Runs are forked from a server process that is warm and has computed nothing: a process that has trained may not fork
+# one that trains (threads of autograd do not survive a fork), and a fresh one takes seconds.
 _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(["experiments.chaos.warm"])
 

@@ -45,7 +45,7 @@ class Digits:
 
     def open(self, split: str, index: torch.Tensor) -> MemorySource:
         """The images of ``split`` at positions ``index``, uint8 (n, 1, size, size)."""
-        levels, digits = content()
+        levels, digits = levels_and_digits()
         order = permutation(_COUNT)
         chosen = order[_COUNT - _TEST :] if split == "test" else order[: _COUNT - _TEST]
         chosen = chosen[index]
@@ -54,7 +54,7 @@ class Digits:
 
 
 @functools.cache
-def content() -> tuple[Tensor, Tensor]:
+def levels_and_digits() -> tuple[Tensor, Tensor]:
     """Levels float64 (1797, 8, 8) in [0, 16] and digits int64 (1797,): unpacked once, so not to be written to."""
     from sklearn.datasets import load_digits
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from slim.data import options
-from slim.data.digits import content
+from slim.data.digits import levels_and_digits
 from slim.data.splits import permutation
 
 SPLITS = ("train", "val", "test")
@@ -96,7 +96,7 @@ class DigitScenes(Dataset[Scene]):
 
 def _digits(split: str) -> tuple[Tensor, Tensor]:
     """Opacities float32 (n, 8, 8) in [0, 1] and digits int64 (n,) of a split."""
-    levels, digits = content()
+    levels, digits = levels_and_digits()
     order = permutation(_COUNT)
     start, stop = {
         "train": (0, _COUNT - _TEST - _VAL),

@@ -213,7 +213,7 @@ def probe(device: torch.device | str = "cpu", seconds: float = _PROBING) -> Mach
 
 @cache
 def _machine(device: torch.device, seconds: float) -> Machine:
-    """:func:`probe`, once in the life of a process."""
+    """:func:`probe`, once in the life of a process for each time it may take."""
     return probe(device, seconds)
 
 

@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 
 import train
-from experiments.chaos.harness import exit_code, start
+from experiments.chaos.harness import start
 from slim.command.compose import quoted
 from slim.runs.checkpoint import Saver
 from tests.runs.tiny import TINY, run
+from tests.waiting import ended
 
 SHORT = ("phases=[sparse,prune,finetune]", "sparse.epochs=1", "finetune.epochs=1", "trainer.log_every=1")
 
@@ -68,7 +69,7 @@ def test_wandb_offline(tmp_path: Path) -> None:
     said = tmp_path / "stderr"
     told = {**os.environ, "WANDB_SILENT": "true", "WANDB_MODE": "offline"}
     process = start([*line, f"hydra.run.dir={quoted(tmp_path / 'run')}"], said, environment=told)
-    assert exit_code(process) == 0, said.read_text()
+    assert ended(process, within=240) == 0, said.read_text()
     (kept,) = (tmp_path / "run" / "wandb").glob("offline-run-*/run-*.wandb")
     content = kept.read_bytes()
     for name in (b"train/loss", b"final/macs", b"sparse"):

@@ -23,7 +23,7 @@ from slim.runs.schema import Hardware
 from slim.runs.signals import Signals
 from slim.runs.state import State
 from tests.runs.tiny import TINY, run
-from tests.waiting import BOUND, until
+from tests.waiting import BOUND, ended, until
 
 ROOT = Path(__file__).parents[2]
 LINE = [
@@ -64,8 +64,8 @@ def two_nodes(directory: Path, gammas: Path, line: list[str]) -> None:
         start(argv, said[node], main=partial(agent, node=node, port=port), environment=environment(gammas))
         for node in range(2)
     ]
-    for process, path in zip(agents, said, strict=True):
-        assert exit_code(process) == 0, path.read_text()[-2000:]
+    for code, path in zip([ended(process) for process in agents], said, strict=True):
+        assert code == 0, path.read_text()[-2000:]
 
 
 @pytest.fixture(scope="module")
