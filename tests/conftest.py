@@ -72,6 +72,7 @@ GROUPS = {
         "tests/runs/test_loggers.py",
         "tests/runs/test_processes.py",
         "tests/runs/test_resume.py",
+        "tests/sweeps/test_launchers.py",
         "tests/sweeps/test_study.py",
     ),
     "exports": (

@@ -116,7 +116,7 @@ def sliced_like(model: nn.Module, values: dict[str, Tensor], plan: Plan) -> nn.M
         for name, tensor in [*carrier.named_parameters(), *carrier.named_buffers()]:
             if name in values:
                 tensor.copy_(values[name])
-    return slim.rebuild(carrier, plan)
+    return slim.rebuild(carrier, plan, in_place=True)
 
 
 def check_forward(masked: nn.Module, thin: nn.Module, x: Tensor) -> None:
@@ -135,7 +135,8 @@ def check_training(dense: nn.Module, masked: nn.Module, thin: nn.Module, plan: P
     (out * direction).sum().backward()
     (want * direction).sum().backward()
     grads = {name: p.grad for name, p in masked.named_parameters() if p.grad is not None}
-    expected = dict(sliced_like(dense, grads, plan).named_parameters())
+    sliced = sliced_like(dense, grads | dict(masked.named_buffers()), plan)
+    expected, statistics = dict(sliced.named_parameters()), dict(sliced.named_buffers())
     # Scaled by the largest gradient anywhere: behind a BatchNorm a bias has none but rounding.
     largest = max((float(g.abs().max()) for g in grads.values()), default=0.0)
     for name, parameter in thin.named_parameters():
@@ -143,7 +144,6 @@ def check_training(dense: nn.Module, masked: nn.Module, thin: nn.Module, plan: P
             gap = (parameter.grad - expected[name]).abs().max() if parameter.numel() else torch.zeros(())
             assert parameter.grad.shape == expected[name].shape
             assert gap <= 1e-8 * max(largest, 1e-3), f"gradient of {name}: off by {gap:.2e} of {largest:.2e}"
-    statistics = dict(sliced_like(dense, dict(masked.named_buffers()), plan).named_buffers())
     for name, buffer in thin.named_buffers():
         if buffer.is_floating_point():
             close(buffer, statistics[name], f"running statistic {name}")
@@ -173,9 +173,10 @@ def check_identity(model: nn.Module, graph: ChannelGraph, x: Tensor) -> None:
     plan = graph.plan(np.zeros(len(graph), dtype=bool))
     assert plan.is_identity
     same = slim.rebuild(model, plan).eval()
-    assert list(same.state_dict()) == list(model.state_dict())
-    for name, value in model.state_dict().items():
-        assert torch.equal(value, same.state_dict()[name]), name
+    before, after = model.state_dict(), same.state_dict()
+    assert list(after) == list(before)
+    for name, value in before.items():
+        assert torch.equal(value, after[name]), name
 
 
 def check_all(model: nn.Module, x: Tensor, share: float, seed: int, **options: Any) -> tuple[ChannelGraph, Plan]:

@@ -4,39 +4,40 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from slim.command.compose import quoted
+from experiments.chaos.harness import start as started
+from slim.command.compose import hydra_job, quoted
 from slim.command.launch import cores, threads, workers
 from slim.command.ray_launcher import start
-from slim.command.sweep import _check_plugins
+from slim.command.sweep import _check_plugins, _register
 from slim.errors import SlimError
-
-SWEEP = """
-import sys
-from slim.command.compose import hydra_job, register
-from slim.command.sweep import _register
 from tests.sweeps.cheap import CheapJob
-if "hydra/launcher=submitit_local" in sys.argv:
-    from submitit.core.core import Job
-    Job._results_timeout_s = 1  # of 15, for which it looks for the result of a job that was killed
-register("id")
-_register()
-hydra_job(["--multirun", *sys.argv[1:]], CheapJob(kill="seed=2"))
-"""
+from tests.waiting import ended
+
+def launching(argv: list[str]) -> int:
+    """Hydra's part of ``train.py --multirun``; the job of seed 2 kills its worker the first time."""
+    if "hydra/launcher=submitit_local" in argv:
+        from submitit.core.core import Job
+
+        Job._results_timeout_s = 1  # of 15, for which it looks for the result of a job that was killed
+    _register()
+    hydra_job(["--multirun", *argv], CheapJob(kill="seed=2"))
+    return 0
 
 
-def sweep(place: Path, *overrides: str) -> None:
-    """Two jobs, of which the one with seed 2 kills its worker the first time.
+def sweep(place: Path, *overrides: str) -> str:
+    """Two jobs, of which the one with seed 2 kills its worker the first time; returns what a user would read.
 
     In a process of its own: what launchers leave behind, processes and files, ends with it.
     """
-    line = [*overrides, "seed=1,2", f"hydra.sweep.dir={quoted(place)}"]
-    subprocess.run([sys.executable, "-c", SWEEP, *line], check=True, timeout=240)
+    said = place.with_name(f"{place.name}.stderr")
+    process = started([*overrides, "seed=1,2", f"hydra.sweep.dir={quoted(place)}"], said, main=launching)
+    assert ended(process) == 0, said.read_text()[-2000:]
+    return said.read_text()
 
 
 def check(place: Path) -> None:
@@ -47,20 +48,19 @@ def check(place: Path) -> None:
     assert (place / "1" / "killed").exists()
 
 
-def test_joblib(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    sweep(tmp_path, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+def test_joblib(tmp_path: Path) -> None:
+    told = sweep(tmp_path, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
     check(tmp_path)
-    told = capfd.readouterr().err
     assert "A worker died" in told
     assert "job 1: its worker died; begun again" in told
     assert (tmp_path / "1" / "threads").read_text() == str(max(cores() // 2, 1))
 
 
-def test_submitit_local(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_submitit_local(tmp_path: Path) -> None:
     pytest.importorskip("submitit")
-    sweep(tmp_path, "hydra/launcher=submitit_local", "hydra.launcher.cpus_per_task=1")
+    told = sweep(tmp_path, "hydra/launcher=submitit_local", "hydra.launcher.cpus_per_task=1")
     check(tmp_path)
-    assert "job 1: its worker died; begun again" in capfd.readouterr().err
+    assert "job 1: its worker died; begun again" in told
     assert (tmp_path / "1" / "threads").read_text() == "1"
 
 
@@ -72,13 +72,13 @@ def test_ray_is_not_left_to_start_workers_for_ever(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.skipif(" " in sys.executable, reason="Ray cannot start a Python whose path has spaces")
-def test_ray(tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("ray", reason="ray has no wheel for this Python")
     # Ray's workers are nice, and would wait until every other test is done.
     monkeypatch.setenv("RAY_worker_niceness", "0")
-    sweep(tmp_path, "hydra/launcher=ray", "hydra.launcher.init.num_cpus=2")
+    told = sweep(tmp_path, "hydra/launcher=ray", "hydra.launcher.init.num_cpus=2")
     check(tmp_path)
-    assert "job 1: its worker died; begun again" in capfd.readouterr().err
+    assert "job 1: its worker died; begun again" in told
     assert all((tmp_path / str(number) / "threads").read_text() == "1" for number in range(2))
     assert all(int((tmp_path / str(number) / "began").read_text()) != os.getpid() for number in range(2))
 
