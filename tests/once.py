@@ -8,6 +8,7 @@ import pickle
 from collections.abc import Callable
 from typing import Any
 
+from hydra._internal import config_loader_impl
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import ConfigRepository
 from hydra.plugins.config_source import ConfigResult
@@ -24,6 +25,7 @@ importlib.metadata.entry_points = functools.cache(importlib.metadata.entry_point
 
 # Hydra reads and merges thirty files for a configuration, before it looks at a command line's values. Those in conf/
 # and in packages stay as they are.
+_defaults = config_loader_impl.create_defaults_list
 _load, _merge = ConfigRepository.load_config, ConfigLoaderImpl._compose_config_from_defaults_list
 _kept: dict[tuple[Any, ...], bytes] = {}
 
@@ -54,5 +56,16 @@ def merged(self: ConfigLoaderImpl, defaults: list[Any], repo: Any) -> Any:
     return _once(repo, ("merged", *key), lambda: _merge(self, defaults, repo))
 
 
+def defaults_list(repo: Any, config_name: str, overrides_list: list[Any], **options: Any) -> Any:
+    choices = [each for each in overrides_list if not each.is_sweep_override() and repo.group_exists(each.key_or_group)]
+    choices = [each for each in choices if not isinstance(each.value(), dict)]
+    key = ("defaults", config_name, *options.items(), *(each.input_line for each in choices))
+    found = _once(repo, key, lambda: _defaults(repo, config_name, choices, **options))
+    # Values do not change which files are read: only those of this line are applied, later.
+    found.config_overrides = [each for each in overrides_list if each not in choices and not each.is_sweep_override()]
+    return found
+
+
+config_loader_impl.create_defaults_list = defaults_list
 ConfigRepository.load_config = load_config
 ConfigLoaderImpl._compose_config_from_defaults_list = merged
