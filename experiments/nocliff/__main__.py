@@ -43,6 +43,7 @@ def every_job() -> dict[str, Job]:
                 jobs.target, name="resnet20", seed=seed, macs=0.5, teacher_from=0
             ),
         }
+        found[f"repair/vgg/uniform half MACs/s{seed}"] = partial(jobs.repair, name="vgg", seed=seed, macs=0.5)
         found |= {f"vgg/{k}/s{seed}": job for k, job in vgg.items()}
         found |= {f"resnet20/{k}/s{seed}": job for k, job in resnet.items()}
     for name in jobs.BUILDERS:

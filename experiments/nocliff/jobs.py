@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
@@ -16,12 +17,13 @@ from experiments.nocliff.data import Batches, Images
 from experiments.nocliff.loop import accuracy, train
 from experiments.nocliff.rival import BNScale
 from slim.channels import count_macs, count_params
-from slim.recovery import Distillation, recalibrate
+from slim.recovery import Distillation, least_squares, recalibrate
 from slim.sparsity import build
 
 EPOCHS = 12
 SPARSE_EPOCHS = 8  # of the twelve, for laws that end with a cut; the rest is the fine-tune phase
 BRANCH = 3  # of the twelve, before anything is removed
+FITTED = 5  # batches of 250 images that least squares sees
 EXAMPLE = torch.zeros(1, 3, 32, 32)
 BUILDERS: dict[str, Callable[[], nn.Module]] = {"vgg": network.vgg, "resnet20": network.resnet20}
 L1 = {"lam": 1e-3}
@@ -161,6 +163,30 @@ def cut(setting: Setting, name: str, seed: int, *, law: str, macs: float) -> dic
           sparse_epochs=sparse_epochs, after_epoch=after_epoch)  # fmt: skip
     keep(setting, f"{name}-{law}-macs{macs}-s{seed}", model)
     return record | {"accuracy": accuracy(model, setting.test)} | sizes(model, name)
+
+
+def repair(setting: Setting, name: str, seed: int, *, macs: float) -> dict[str, Any]:
+    """What the cut of `uniform` costs without any training after it, and what recovery gives back, in fp32.
+
+    ``rebuilt``: nothing is done. ``recalibrated``: new BatchNorm statistics. ``least_squares``: the next layers' weights
+    are fitted to what they gave before the cut. ``least_squares_recalibrated``: both.
+    """
+    stored, model = setting.cache / f"{name}-uniform-sparse-fp32-s{seed}.pt", started(name, seed)
+    if not stored.exists():
+        until = round(setting.epochs * SPARSE_EPOCHS / EPOCHS)
+        train(model, setting.train, epochs=setting.epochs, seed=seed, until=until, precision="fp32")
+        torch.save(model.state_dict(), stored)
+    model.load_state_dict(torch.load(stored))
+    graph = slim.trace(model, EXAMPLE)
+    plan = slim.select(graph, slim.score(graph, "gamma"), macs=macs, strategy="layer")
+    bare, fitted = slim.rebuild(model, plan), slim.rebuild(model, plan)
+    least_squares(fitted, model, plan, setting.calibration(), FITTED)
+    found = {"sparse": model, "rebuilt": bare, "least_squares": fitted}
+    for before, after in (("rebuilt", "recalibrated"), ("least_squares", "least_squares_recalibrated")):
+        found[after] = copy.deepcopy(found[before])
+        recalibrate(found[after], setting.calibration(), 20)
+    figures = {key: accuracy(network, setting.test, "fp32") for key, network in found.items()}
+    return figures | sizes(bare, name)
 
 
 def scratch(setting: Setting, name: str, seed: int, *, macs: float) -> dict[str, Any]:

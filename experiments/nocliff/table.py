@@ -15,7 +15,7 @@ def rows(results: dict[str, Any]) -> list[tuple[str, ...]]:
     """One row per network and way of training: seeds, accuracy, distance to dense, share removed, MACs, parameters."""
     by_way: dict[str, dict[str, dict[str, Any]]] = {}
     for name, result in results.items():
-        if not name.startswith("curve/"):
+        if not name.startswith(("curve/", "repair/")):
             way, _, seed = name.rpartition("/")
             by_way.setdefault(way, {})[seed] = result
     found = []

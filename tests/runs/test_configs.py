@@ -52,8 +52,8 @@ SMALL = {
     "densenet_slim": ["model.depth=7"],
     "resnet_slim": ["model.depth=8"],
     "mlp_slim": ["model.hidden=[16,8]"],
-    "segmentation_slim": ["model.name=lraspp_resnet8", "data.scenes=32", "data.val_scenes=4", "data.test_scenes=4"],
-    "detection_slim": ["model.name=ssdlite_resnet8", "data.scenes=32", "data.val_scenes=4", "data.test_scenes=4"],
+    "segmentation_slim": ["model.name=lraspp_resnet8", "data.scenes=16", "data.val_scenes=2", "data.test_scenes=2"],
+    "detection_slim": ["model.name=ssdlite_resnet8", "data.scenes=16", "data.val_scenes=2", "data.test_scenes=2"],
 }
 
 
@@ -86,10 +86,10 @@ def test_every_experiment_composes_with_every_data_set_of_its_task(experiment: s
 def test_every_experiment_runs(experiment: str, tmp_path: Path) -> None:
     model = SMALL.get(experiment, ["model.widths=[8,M,16]"])
     epochs = ["sparse.epochs=3"] if experiment == "vgg_slim_early" else ["sparse.epochs=1"]
-    size = "data.image_size=64" if experiment in TASKS else "data.image_size=16"
+    few = ["data.image_size=64"] if experiment in TASKS else ["data.image_size=16", "data.limit_train=128", "data.limit_test=64"]
     report = run(
-        tmp_path / "run", f"+experiment={experiment}", "finetune.epochs=1", "baseline.epochs=1", size,
-        "trainer.limit_batches=1", *epochs, *model,
+        tmp_path / "run", f"+experiment={experiment}", "finetune.epochs=1", "baseline.epochs=1",
+        "trainer.limit_batches=1", *few, *epochs, *model,
     )  # fmt: skip
     assert report["status"] == "finished"
     assert report["experiment"] == experiment
