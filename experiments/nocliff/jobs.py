@@ -168,8 +168,8 @@ def cut(setting: Setting, name: str, seed: int, *, law: str, macs: float) -> dic
 def repair(setting: Setting, name: str, seed: int, *, macs: float) -> dict[str, Any]:
     """What the cut of `uniform` costs without any training after it, and what recovery gives back, in fp32.
 
-    ``rebuilt``: nothing is done. ``recalibrated``: new BatchNorm statistics. ``least_squares``: the next layers' weights
-    are fitted to what they gave before the cut. ``least_squares_recalibrated``: both.
+    ``rebuilt``: nothing is done. ``recalibrated``: new BatchNorm statistics. ``least_squares``: the weights of the next
+    layers are fitted to what they gave before the cut. ``least_squares_recalibrated``: both.
     """
     stored, model = setting.cache / f"{name}-uniform-sparse-fp32-s{seed}.pt", started(name, seed)
     if not stored.exists():

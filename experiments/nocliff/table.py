@@ -8,7 +8,9 @@ from typing import Any
 
 from experiments.nocliff import store
 
-START, END = "<!-- table: python -m experiments.nocliff.table -->", "<!-- end of table -->"
+MARKS = "<!-- table: python -m experiments.nocliff.table -->", "<!-- end of table -->"
+REPAIR_MARKS = "<!-- repair: python -m experiments.nocliff.table -->", "<!-- end of repair -->"
+REPAIR = ("sparse", "rebuilt", "recalibrated", "least_squares", "least_squares_recalibrated")
 
 
 def rows(results: dict[str, Any]) -> list[tuple[str, ...]]:
@@ -53,9 +55,27 @@ def markdown(results: dict[str, Any]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
+def repair(results: dict[str, Any]) -> str:
+    """What a cut costs and recovery gives back where nothing is trained afterwards: a row per network and cut."""
+    by_cut: dict[str, list[dict[str, Any]]] = {}
+    for name, result in results.items():
+        if name.startswith("repair/"):
+            by_cut.setdefault(name.removeprefix("repair/").rpartition("/")[0], []).append(result)
+    head = ("cut", "seeds", "before it", "cut", "recalibrated", "least squares", "least squares, recalibrated", "MACs")
+    lines = [head, ("---",) * len(head)]
+    for cut, each in by_cut.items():
+        figures = [told([one[key] for one in each]) for key in REPAIR]
+        lines.append((cut, str(len(each)), *figures, f"{100 * average(each, 'macs'):.0f}%"))
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def put(text: str, marks: tuple[str, str], table: str) -> str:
+    """``text`` with ``table`` between its marks."""
+    before, _, rest = text.partition(marks[0])
+    return f"{before}{marks[0]}\n{table}\n{marks[1]}{rest.partition(marks[1])[2]}"
+
+
 if __name__ == "__main__":
-    table = markdown(store.read())
-    page = Path(__file__).parent / "README.md"
-    before, _, rest = page.read_text().partition(START)
-    page.write_text(f"{before}{START}\n{table}\n{END}{rest.partition(END)[2]}")
-    print(table)
+    found, page = store.read(), Path(__file__).parent / "README.md"
+    page.write_text(put(put(page.read_text(), MARKS, markdown(found)), REPAIR_MARKS, repair(found)))
+    print(markdown(found), repair(found), sep="\n\n")

@@ -86,7 +86,9 @@ def test_every_experiment_composes_with_every_data_set_of_its_task(experiment: s
 def test_every_experiment_runs(experiment: str, tmp_path: Path) -> None:
     model = SMALL.get(experiment, ["model.widths=[8,M,16]"])
     epochs = ["sparse.epochs=3"] if experiment == "vgg_slim_early" else ["sparse.epochs=1"]
-    few = ["data.image_size=64"] if experiment in TASKS else ["data.image_size=16", "data.limit_train=128", "data.limit_test=64"]
+    few = ["data.image_size=16", "data.limit_train=128", "data.limit_test=64"]
+    if experiment in TASKS:
+        few = ["data.image_size=64"]
     report = run(
         tmp_path / "run", f"+experiment={experiment}", "finetune.epochs=1", "baseline.epochs=1",
         "trainer.limit_batches=1", *few, *epochs, *model,

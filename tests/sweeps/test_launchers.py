@@ -18,6 +18,7 @@ from slim.errors import SlimError
 from tests.sweeps.cheap import CheapJob
 from tests.waiting import ended
 
+
 def launching(argv: list[str]) -> int:
     """Hydra's part of ``train.py --multirun``; the job of seed 2 kills its worker the first time."""
     if "hydra/launcher=submitit_local" in argv:
