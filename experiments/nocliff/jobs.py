@@ -168,8 +168,9 @@ def cut(setting: Setting, name: str, seed: int, *, law: str, macs: float) -> dic
 def repair(setting: Setting, name: str, seed: int, *, macs: float) -> dict[str, Any]:
     """What the cut of `uniform` costs without any training after it, and what recovery gives back, in fp32.
 
-    ``rebuilt``: nothing is done. ``recalibrated``: new BatchNorm statistics. ``least_squares``: the weights of the next
-    layers are fitted to what they gave before the cut. ``least_squares_recalibrated``: both.
+    ``sparse``: before the cut. ``rebuilt``: nothing is done. ``least_squares``: the weights of the next layers are
+    fitted to what they gave before the cut. ``<...>_recalibrated``: with new BatchNorm statistics, which help the
+    network before the cut, too: in the middle of training they lag behind its weights.
     """
     stored, model = setting.cache / f"{name}-uniform-sparse-fp32-s{seed}.pt", started(name, seed)
     if not stored.exists():
@@ -182,10 +183,10 @@ def repair(setting: Setting, name: str, seed: int, *, macs: float) -> dict[str, 
     bare, fitted = slim.rebuild(model, plan), slim.rebuild(model, plan)
     least_squares(fitted, model, plan, setting.calibration(), FITTED)
     found = {"sparse": model, "rebuilt": bare, "least_squares": fitted}
-    for before, after in (("rebuilt", "recalibrated"), ("least_squares", "least_squares_recalibrated")):
-        found[after] = copy.deepcopy(found[before])
-        recalibrate(found[after], setting.calibration(), 20)
-    figures = {key: accuracy(network, setting.test, "fp32") for key, network in found.items()}
+    for key, each in list(found.items()):
+        found[f"{key}_recalibrated"] = copy.deepcopy(each)
+        recalibrate(found[f"{key}_recalibrated"], setting.calibration(), 20)
+    figures = {key: accuracy(each, setting.test, "fp32") for key, each in found.items()}
     return figures | sizes(bare, name)
 
 

@@ -10,7 +10,7 @@ from experiments.nocliff import store
 
 MARKS = "<!-- table: python -m experiments.nocliff.table -->", "<!-- end of table -->"
 REPAIR_MARKS = "<!-- repair: python -m experiments.nocliff.table -->", "<!-- end of repair -->"
-REPAIR = ("sparse", "rebuilt", "recalibrated", "least_squares", "least_squares_recalibrated")
+REPAIR = tuple(f"{key}{more}" for key in ("sparse", "rebuilt", "least_squares") for more in ("", "_recalibrated"))
 
 
 def rows(results: dict[str, Any]) -> list[tuple[str, ...]]:
@@ -61,7 +61,10 @@ def repair(results: dict[str, Any]) -> str:
     for name, result in results.items():
         if name.startswith("repair/"):
             by_cut.setdefault(name.removeprefix("repair/").rpartition("/")[0], []).append(result)
-    head = ("cut", "seeds", "before it", "cut", "recalibrated", "least squares", "least squares, recalibrated", "MACs")
+    head = (
+        *("cut", "seeds", "before it", "before it, recalibrated", "cut", "recalibrated"),
+        *("least squares", "least squares, recalibrated", "MACs"),
+    )
     lines = [head, ("---",) * len(head)]
     for cut, each in by_cut.items():
         figures = [told([one[key] for one in each]) for key in REPAIR]

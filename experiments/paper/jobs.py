@@ -89,7 +89,7 @@ PAPER = Scale(
 
 PROCESSOR = Scale(
     epochs=40,
-    common=("sparse.shrink=6", "sparse.lr=0.1", "finetune.lr=0.05", "baseline.lr=0.1", "data.batch_size=128"),
+    common=("sparse.shrink=0.6", "sparse.lr=0.1", "finetune.lr=0.05", "baseline.lr=0.1", "data.batch_size=128"),
     networks=(
         Network("resnet20-c10", ("model=resnet", "model.depth=20"), (_HALF, _THIRD)),
         Network("vgg-c10", ("model=vgg", _SMALL_VGG), (_HALF, _THIRD)),
