@@ -18,7 +18,7 @@ from slim.runs.components import Components
 from slim.runs.directory import make
 from slim.runs.evaluation import evaluate, validation_batches
 from slim.runs.pruning import score
-from slim.runs.report import row
+from slim.runs.report import size
 from slim.runs.signals import Interrupted
 
 
@@ -56,7 +56,8 @@ def measure(parts: Components) -> dict[str, object]:
     return {
         "checkpoint": checkpoint,
         "data": getattr(parts.data, "name", type(parts.data).__name__),
-        **row(parts, network, **{parts.config.metric.name: value}),
+        parts.config.metric.name: value,
+        **size(parts.trace(network)),
         "input_shape": parts.input_shape,
         "plan": None if plan is None else plan.hash,
     }

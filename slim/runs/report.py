@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_map_only
 import slim
 from slim import recipe, report
 from slim.artifact import read_header
-from slim.channels import Plan, plan_of
+from slim.channels import ChannelGraph, Plan, plan_of
 from slim.errors import SlimError
 from slim.files import write_json
 from slim.report import environment, latency, layer_latency
@@ -33,9 +33,10 @@ def finish(
     """Write ``model.safetensors``, the report and the HParams row of ``changed`` overrides; returns the record."""
     say("test data: read once, by every network of the run")
     rows, kept, seen = {}, {}, {}
+    size_of = _sizes(parts)
     for name, module in _modules(parts, directory, state):
         network = parts.network(module)
-        rows[name] = row(parts, network, metric=evaluate(parts, module, "test"))
+        rows[name] = {**size_of(network), "metric": evaluate(parts, module, "test")}
         if parts.config.figures and name in predictions.ROWS and processes.rank() == 0:
             seen[name] = predictions.predict(parts, module)
         kept[name] = network.cpu()
@@ -44,11 +45,10 @@ def finish(
             kept = {other: found for other, found in kept.items() if other in ("dense", name)}
     if "dense" not in rows:
         kept["dense"] = parts.dense()
-        rows["dense"] = row(parts, kept["dense"], metric=None)
+        rows["dense"] = {**size_of(kept["dense"]), "metric": None}
     if processes.rank() != 0:
         return {}
     lines, layer_ms = _time(parts, {name: kept[name] for name in dict.fromkeys(("dense", thin))}, rows, thin)
-    exported = _exported(parts, directory, state, say)
     artifact = directory / "model.safetensors"
     _save(parts, artifact, kept[thin], kept["dense"])
     config = parts.config
@@ -74,7 +74,7 @@ def finish(
         command=record.command(state.overrides),
         artifact=artifact,
         page=directory / "report.html" if config.figures else None,
-        export=exported,
+        export=_exported(parts, directory, state, say),
     )
     _write(parts, directory, state, found, seen, changed())
     return found
@@ -107,8 +107,8 @@ def _save(parts: Components, path: Path, thin: nn.Module, dense: nn.Module) -> N
     slim.save(path, thin, plan_of(thin), builder=builder, metadata={"input": parts.input_shape})
 
 
-def _shapes(network: nn.Module) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(value.shape) for name, value in network.state_dict().items()}
+def _shapes(network: nn.Module) -> frozenset[tuple[str, tuple[int, ...]]]:
+    return frozenset((name, tuple(value.shape)) for name, value in network.state_dict().items())
 
 
 def _overview(
@@ -143,11 +143,22 @@ def _exported(parts: Components, directory: Path, state: State, say: Callable[[s
     return {"files": state.phases["export"]["files"], "ladder": exporting.ladder(parts, directory, state)}
 
 
-def row(parts: Components, network: Any, **figures: Any) -> dict[str, Any]:
-    """Size of a network, for the report's table."""
-    graph = parts.trace(network)
+def _sizes(parts: Components) -> Callable[[nn.Module], dict[str, Any]]:
+    """:func:`size` of a network, counted once for all of the same shapes."""
+    known = {_shapes(parts.dense_graph.model): size(parts.dense_graph)}
+
+    def of(network: nn.Module) -> dict[str, Any]:
+        shapes = _shapes(network)
+        if shapes not in known:
+            known[shapes] = size(parts.trace(network))
+        return known[shapes]
+
+    return of
+
+
+def size(graph: ChannelGraph) -> dict[str, int]:
+    """Of a network, for the report's table."""
     return {
-        **figures,
         "channels": sum(len(scale.groups) for scale in graph.scales) or len(graph),
         "params": graph.params(),
         "macs": graph.macs(),
