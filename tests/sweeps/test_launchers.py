@@ -37,7 +37,7 @@ def sweep(place: Path, *overrides: str) -> str:
     """
     said = place.with_name(f"{place.name}.stderr")
     process = started([*overrides, "seed=1,2", f"hydra.sweep.dir={quoted(place)}"], said, main=launching)
-    assert ended(process) == 0, said.read_text()[-2000:]
+    assert ended(process, within=240) == 0, said.read_text()[-2000:]
     return said.read_text()
 
 
