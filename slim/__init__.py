@@ -13,18 +13,24 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from slim.channels import ChannelGraph, Plan, fold, mask, rebuild, trace
 from slim.errors import RunFailed, SlimError
 
 if TYPE_CHECKING:
     from slim.artifact import load as load
     from slim.artifact import save as save
+    from slim.channels import ChannelGraph as ChannelGraph
+    from slim.channels import Plan as Plan
+    from slim.channels import fold as fold
+    from slim.channels import mask as mask
+    from slim.channels import rebuild as rebuild
+    from slim.channels import trace as trace
     from slim.criteria import score as score
     from slim.selection import select as select
     from slim.selection import select_groups as select_groups
     from slim.shortcut import prune as prune
 
 _LAZY = {
+    **dict.fromkeys(("ChannelGraph", "Plan", "fold", "mask", "rebuild", "trace"), "slim.channels"),
     "load": "slim.artifact",
     "save": "slim.artifact",
     "score": "slim.criteria",
@@ -32,7 +38,7 @@ _LAZY = {
     "select_groups": "slim.selection",
     "prune": "slim.shortcut",
 }
-_PACKAGES = ("recovery", "sensitivity", "sparsity")
+_PACKAGES = ("channels", "recovery", "sensitivity", "sparsity")
 
 __all__ = [
     "ChannelGraph",
@@ -53,7 +59,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import what is above the core when somebody asks for it."""
+    """Import what somebody asks for, and torch with it: ``train.py --help`` and a mistyped line need neither."""
     if name in _PACKAGES:
         return importlib.import_module(f"slim.{name}")
     if name not in _LAZY:

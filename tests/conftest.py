@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import logging
 import multiprocessing
@@ -33,12 +34,16 @@ settings.load_profile("suite")
 
 def pytest_sessionstart(session: pytest.Session) -> None:
     """Where tests run; the process that hands them out needs no torch, and the others wait for it."""
+    # Nothing of what is imported for the tests is ever garbage: the collector looks at it neither now nor later.
+    gc.disable()
     if os.environ.get("PYTEST_XDIST_WORKER") or not session.config.getoption("numprocesses", None):
         importlib.import_module("tests.once")
 
 
 def pytest_collection_finish() -> None:
     """What tests start processes from has their parts, too, besides those that the harness named on import."""
+    gc.freeze()
+    gc.enable()
     multiprocessing.set_forkserver_preload(["tests.once", "experiments.chaos.warm", "tests.sweeps.sharing"])
 
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
+import os
 import pickle
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from hydra._internal import config_loader_impl
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import ConfigRepository
 from hydra.plugins.config_source import ConfigResult
+from pytorch_lightning.utilities import argparse
 from tensorboard.summary.writer import event_file_writer
 
 from slim.command.compose import CONF
@@ -20,8 +23,18 @@ from slim.command.compose import CONF
 # one process within one second would be read in the wrong order where the counter gets another digit.
 event_file_writer._global_uid = event_file_writer.AtomicCounter(10_000)
 
-# Lightning looks for plug-ins among all installed packages whenever a Trainer is made; a run makes a dozen.
+# Lightning looks for plug-ins among all installed packages whenever a Trainer is made, and for each argument in the
+# environment; a run makes a dozen.
 importlib.metadata.entry_points = functools.cache(importlib.metadata.entry_points)
+argparse._parse_env_variables = functools.cache(argparse._parse_env_variables)
+
+# Of every seeding torch keeps the stack, for a GPU that may be used later; a run seeds fifteen times.
+if not torch.cuda.is_available():
+    torch.cuda.manual_seed_all = lambda seed: None
+
+# A run waits thirty times until the disk has what it wrote. Only a power cut would show the difference: a killed
+# process leaves its files whole without. That it asks for it, and when, is tested (tests/files/test_files.py).
+os.fsync = lambda file: None
 
 # Hydra reads and merges thirty files for a configuration, before it looks at a command line's values. Those in conf/
 # and in packages stay as they are.

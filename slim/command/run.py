@@ -61,16 +61,18 @@ def _overrides_of_run(overrides: list[str]) -> list[str]:
 
 def _run(config: dict[str, Any], whole: Any, directory: Path, overrides: list[str], args: Any) -> int:
     """Check everything, then let Hydra make the run directory and run in it."""
+    from slim.runs.config import read
+
+    trainer = read(config).trainer  # a wrong value is told before torch and Lightning are imported
     from slim import report
     from slim.command.changed import changed
     from slim.runs import processes
-    from slim.runs.config import read
     from slim.runs.directory import check_writable, make
     from slim.runs.phases import check_metric, run
     from slim.runs.prepare import prepare
     from slim.runs.teachers import check_files
 
-    processes.connect(read(config).trainer)
+    processes.connect(trainer)
     directory = Path(processes.shared(str(directory)))  # its name holds the time at which a process began
     check_writable(directory)
     begun = (directory / "state.json").is_file()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict
 
-from slim.selection import Pass, passes
+if TYPE_CHECKING:
+    from slim.selection import Pass
 
 PHASES = ("baseline", "sparse", "prune", "finetune", "export")
 BUDGETS = ("ratio", "macs", "params", "memory", "latency")
@@ -309,10 +310,14 @@ class Config(Section):
     @property
     def passes(self) -> tuple[Pass, ...]:
         """The passes of the schedule; one that cuts nothing where there is no prune phase."""
+        from slim.selection import Pass
+
         return self.passes_to(*self.budget) if "prune" in self.phases else (Pass(0.0),)
 
     def passes_to(self, kind: str, amount: float) -> tuple[Pass, ...]:
         """The passes of the schedule, towards another budget."""
+        from slim.selection import passes  # and torch with it: a wrong value is told before
+
         return passes(**self.schedule.model_dump(), kind=kind, amount=amount)
 
     @property

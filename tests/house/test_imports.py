@@ -35,6 +35,18 @@ def test_import_slim_is_light() -> None:
     assert not HEAVY & set(done.stdout.split())
 
 
+def test_what_needs_no_torch_does_not_wait_for_it() -> None:
+    """Help, version, a name or a value that is wrong: told in a second, not in ten."""
+    script = (
+        "import sys; from slim.command.main import main; "
+        "codes = [main(['--version']), main(['train', '--help']), main(['train', '+experiment=nothing']), "
+        "main(['train', '+experiment=vgg_slim', 'prune.ratio=2'])]; "
+        "print(*codes, 'torch' in sys.modules, file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stderr.splitlines()[-1] == "0 0 2 2 False", done.stderr
+
+
 @pytest.mark.parametrize("path", CORE, ids=lambda path: path.name)
 def test_core_knows_only_torch_and_numpy(path: Path) -> None:
     third_party = imported_modules(path) - set(sys.stdlib_module_names)

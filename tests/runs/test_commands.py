@@ -29,7 +29,7 @@ def test_sensitivity_of_a_run_goes_on_and_its_caps_are_obeyed(
     rows = (place / "sensitivity.csv").read_text().splitlines()
     assert len(rows) == 2 + 2 * 2  # a head of two lines; two layers, two shares
     assert (place / "sensitivity.png").read_bytes().startswith(b"\x89PNG")
-    assert first["images"] == 13
+    assert first["images"] == 6
     assert not (place / "sensitivity").exists(), "figures=false"
     before = (place / "sensitivity.csv").read_bytes()
 
@@ -57,11 +57,11 @@ def check_heat_map(folder: Path) -> None:
 
 
 def test_sensitivity_of_a_fresh_network(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    line = [*TINY, "task=sensitivity", "sensitivity.shares=[0.5]", "sensitivity.images=8", "criterion=l1"]
+    line = [*TINY, "task=sensitivity", "sensitivity.shares=[0.5]", "sensitivity.images=4", "criterion=l1"]
     assert train.main([*line, f"hydra.run.dir={tmp_path / 'fresh'}"]) == 0
     told = json.loads(capfd.readouterr().out)
     assert told["csv"] == str(tmp_path / "fresh" / "sensitivity.csv") and Path(told["csv"]).is_file()
-    assert told["images"] == 8
+    assert told["images"] == 4
     assert train.main([*line, f"sensitivity.csv={told['csv']}", "criterion=random"]) == 2
     assert "the same analysis" in capfd.readouterr().err
 

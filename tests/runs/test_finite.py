@@ -11,7 +11,7 @@ import torch
 from slim.errors import RunFailed
 from slim.runs.checkpoint import read
 from slim.runs.failures import explained
-from tests.runs.tiny import run
+from tests.runs.tiny import FOUR_STEPS, run
 
 
 @pytest.mark.parametrize(
@@ -24,7 +24,7 @@ from tests.runs.tiny import run
 )
 def test_not_a_number(phase: str, line: str, what: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Wherever it shows first: in the loss, in what would be saved, in what the penalty looks at."""
-    run(tmp_path / "run", *line.split(), f"{phase}.lr=1e18", code=1)
+    run(tmp_path / "run", *line.split(), FOUR_STEPS, f"{phase}.lr=1e18", code=1)
     err = capfd.readouterr().err
     told = err.strip().splitlines()[-1]
     assert f"Got NaN or infinity in {what}" in told

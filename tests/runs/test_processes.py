@@ -22,12 +22,13 @@ from slim.runs.checkpoint import Saver
 from slim.runs.schema import Hardware
 from slim.runs.signals import Signals
 from slim.runs.state import State
-from tests.runs.tiny import TINY, run
+from tests.runs.tiny import FOUR_STEPS, TINY, run
 from tests.waiting import BOUND, ended, until
 
 ROOT = Path(__file__).parents[2]
+REPLACED = ("data.limit_train", "model.widths", "sparse.epochs", "sparse.shrink", "finetune.epochs")
 LINE = [
-    "+experiment=vgg_slim", *(item for item in TINY if not item.startswith(("model.", "sparse.", "finetune.epochs"))),
+    "+experiment=vgg_slim", *(item for item in TINY if item.partition("=")[0] not in REPLACED), FOUR_STEPS,
     "model=custom", "model._target_=tests.runs.networks.watched", "trainer.checkpoint_every=2", "penalty=target",
     "sparse.epochs=3", "sparse.slim_every=1", "sparse.shrink=null", "finetune.epochs=1",
 ]  # fmt: skip

@@ -19,17 +19,17 @@ from slim.runs.checkpoint import Saver, read
 from slim.runs.record import timeless
 from slim.runs.signals import Interrupted
 from slim.runs.state import Lock, State, differences
-from tests.runs.tiny import TINY, run
+from tests.runs.tiny import FOUR_STEPS, TINY, run
 from tests.waiting import until
 
-SLIMMING = ("penalty=target", "sparse.epochs=4", "sparse.slim_every=1", "trainer.checkpoint_every=2")
+SLIMMING = (FOUR_STEPS, "penalty=target", "sparse.epochs=4", "sparse.slim_every=1", "trainer.checkpoint_every=2")
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGUSR1, 138), (signal.SIGINT, 130)])
 def test_signals_leave_a_checkpoint(tmp_path: Path, number: int, code: int) -> None:
     """And the command that goes on, in one line; the step that is under way is in the checkpoint."""
     place, told = tmp_path / "run", tmp_path / "told"
-    line = ["+experiment=vgg_slim", *_tiny("sparse.epochs=400", "data.limit_train=64")]
+    line = ["+experiment=vgg_slim", *_tiny("sparse.epochs=400")]
     process = start([*line, f"hydra.run.dir={place}"], told)
     until((place / "sparse" / "last.ckpt").is_file, process.is_alive)
     before = read(place / "sparse" / "last.ckpt")["global_step"]
@@ -118,7 +118,7 @@ def test_epochs_may_be_added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     report = json.loads((place / "report.json").read_text())
     assert report["phases"]["baseline"]["epochs"] == 3
     assert len(report["history"]["baseline"]["train_loss"]) == 3
-    assert [step for step, _ in curves(place / "baseline")["2_loss/train"]] == [3, 7, 11], "one curve, without a gap"
+    assert [step for step, _ in curves(place / "baseline")["2_loss/train"]] == [1, 3, 5], "one curve, without a gap"
 
 
 def test_changed_runs_are_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,7 @@ import train
 
 TINY = [
     "data.image_size=8",
-    "data.limit_train=128",
+    "data.limit_train=64",
     "data.limit_test=64",
     "data.batch_size=32",
     "model.widths=[8,M,16]",
@@ -26,6 +26,8 @@ TINY = [
     "latency_seconds=0.01",
     "figures=false",
 ]
+FOUR_STEPS = "data.limit_train=128"
+"""To an epoch, instead of two: for tests of what happens within one."""
 
 
 def run(directory: Path, *overrides: str, code: int = 0) -> dict[str, Any]:
