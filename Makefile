@@ -61,7 +61,8 @@ surgery: $(READY) ## Seconds and memory of surgery beside Torch-Pruning, over to
 	$(PY) $(PIP) --editable '.[dev,bench]'
 	$(PY) -m experiments.surgery
 
-chaos: $(READY) ## Kill runs at random steps, epochs and files, resume them, compare every bit
+chaos: $(READY) ## Kill runs at random steps, epochs and files, resume them, compare every bit; kill launchers' workers
+	$(ONE_THREAD) $(PY) $(TESTS) -m chaos
 	$(PY) -m experiments.chaos
 
 bench: $(READY) ## Cost of penalty, loop, input and precision, as ratios

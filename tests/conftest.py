@@ -72,6 +72,7 @@ def pytest_fixture_setup(fixturedef: pytest.FixtureDef[object]) -> None:
 GROUPS = {
     "processes": (
         "tests/chaos/test_harness.py",
+        "tests/cli/test_sweep.py",
         "tests/lightning/test_ranks.py",
         "tests/runs/test_failures.py",
         "tests/runs/test_loggers.py",

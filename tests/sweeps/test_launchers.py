@@ -57,6 +57,7 @@ def test_joblib(tmp_path: Path) -> None:
     assert (tmp_path / "1" / "threads").read_text() == str(max(cores() // 2, 1))
 
 
+@pytest.mark.chaos
 def test_submitit_local(tmp_path: Path) -> None:
     pytest.importorskip("submitit")
     told = sweep(tmp_path, "hydra/launcher=submitit_local", "hydra.launcher.cpus_per_task=1")
@@ -72,6 +73,7 @@ def test_ray_is_not_left_to_start_workers_for_ever(monkeypatch: pytest.MonkeyPat
         start({"num_cpus": 1})
 
 
+@pytest.mark.chaos
 @pytest.mark.skipif(" " in sys.executable, reason="Ray cannot start a Python whose path has spaces")
 def test_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("ray", reason="ray has no wheel for this Python")
