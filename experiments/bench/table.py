@@ -9,24 +9,21 @@ from pathlib import Path
 from typing import Any
 
 from experiments.bench.row import Row
-from slim.files import write_atomic
+from experiments.page import fill as put
 from slim.report.environment import line
 
 HERE = Path(__file__).parent
-BEGIN, END = "<!-- results: begin", "<!-- results: end -->"
+MARKS = "<!-- results: filled from results.json of a run on an idle machine -->", "<!-- end of results -->"
 
 
 def fill(results: Mapping[str, Any], page: Path = HERE / "README.md") -> None:
     """Write what was measured between the page's two markers, each line with its command and whether it was reached."""
-    text = page.read_text(encoding="utf-8")
-    start = text.index("\n", text.index(BEGIN)) + 1
-    write_atomic(page, text[:start] + "\n".join(lines(results)) + "\n" + text[text.index(END) :])
+    put(page, MARKS, "\n".join(lines(results)))
 
 
 def lines(results: Mapping[str, Any]) -> list[str]:
     """The table as Markdown, one row per number."""
     found = [
-        "",
         "| what | measured | aim | reached | command: `python -m experiments.bench` |",
         "|---|---:|---:|---|---|",
     ]
@@ -43,7 +40,7 @@ def lines(results: Mapping[str, Any]) -> list[str]:
         found += ["", f"Machine: {'; '.join(sorted(kinds))}; {load}; revision {', '.join(sorted(revisions))}."]
     if (HERE / "slimming.png").is_file() and "slimming" in results:
         found += ["", "![Images per second and MACs over the epochs](slimming.png)"]
-    return [*found, ""]
+    return found
 
 
 def main() -> int:

@@ -23,13 +23,14 @@ import slim
 from experiments.criteria.images import load
 from experiments.criteria.jobs import trained
 from experiments.criteria.training import INPUTS, Setting, accuracy
+from experiments.page import fill
 from slim.channels import Plan, count_macs
 from slim.errors import SlimError
 from slim.files import write_atomic
 from slim.recovery import absorb, least_squares, recalibrate, recover
 
 HERE = Path(__file__).parent
-START, END = "<!-- reconstruction: written by the script -->", "<!-- end of reconstruction -->"
+MARKS = "<!-- reconstruction: written by the script -->", "<!-- end of reconstruction -->"
 RANKINGS: dict[str, dict[str, Any]] = {
     "uniform": {},
     "random": {},
@@ -86,9 +87,7 @@ def run(args: argparse.Namespace) -> None:
             print(key, {k: v for k, v in results[key].items() if k in COLUMNS}, flush=True)
     print(markdown(results))
     if args.out == HERE:
-        readme = HERE / "README.md"
-        before, _, rest = readme.read_text().partition(START)
-        readme.write_text(f"{before}{START}\n\n{markdown(results)}\n\n{END}{rest.partition(END)[2]}")
+        fill(HERE / "README.md", MARKS, markdown(results))
 
 
 def cut(setting: Setting, seed: int, name: str) -> dict[str, Any]:

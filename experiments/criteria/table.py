@@ -6,7 +6,9 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-START, END = "<!-- results: written by the script -->", "<!-- end of results -->"
+from experiments.page import fill
+
+MARKS = "<!-- results: written by the script -->", "<!-- end of results -->"
 
 
 def rows(results: dict[str, Any]) -> list[dict[str, Any]]:
@@ -62,10 +64,7 @@ def markdown(results: dict[str, Any]) -> str:
 
 def write_readme(path: Path, results: dict[str, Any]) -> None:
     """Put the table between the markers of the README."""
-    text = path.read_text()
-    before, _, rest = text.partition(START)
-    _, _, after = rest.partition(END)
-    path.write_text(f"{before}{START}\n\n{markdown(results)}\n\n{END}{after}")
+    fill(path, MARKS, markdown(results))
 
 
 def draw(results: dict[str, Any], path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.nocliff import store
+from experiments.page import fill
 
 MARKS = "<!-- table: python -m experiments.nocliff.table -->", "<!-- end of table -->"
 REPAIR_MARKS = "<!-- repair: python -m experiments.nocliff.table -->", "<!-- end of repair -->"
@@ -72,13 +73,8 @@ def repair(results: dict[str, Any]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def put(text: str, marks: tuple[str, str], table: str) -> str:
-    """``text`` with ``table`` between its marks."""
-    before, _, rest = text.partition(marks[0])
-    return f"{before}{marks[0]}\n{table}\n{marks[1]}{rest.partition(marks[1])[2]}"
-
-
 if __name__ == "__main__":
     found, page = store.read(), Path(__file__).parent / "README.md"
-    page.write_text(put(put(page.read_text(), MARKS, markdown(found)), REPAIR_MARKS, repair(found)))
+    fill(page, MARKS, markdown(found))
+    fill(page, REPAIR_MARKS, repair(found))
     print(markdown(found), repair(found), sep="\n\n")

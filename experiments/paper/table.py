@@ -8,11 +8,11 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+from experiments.page import fill
 from experiments.paper.jobs import SCALES, jobs
-from slim.files import write_atomic
 
 PAGE = Path(__file__).parent / "README.md"
-START, END = "<!-- table: python -m experiments.paper -->", "<!-- end of table -->"
+MARKS = "<!-- table: python -m experiments.paper -->", "<!-- end of table -->"
 HEAD = "| network, budget | trained | seeds | accuracy | to dense | parameters | MACs | seconds | the teacher's |"
 
 PUBLISHED = {
@@ -74,14 +74,12 @@ def spread(values: list[float], form: str = ".2f") -> str:
 
 def write(output: Path, page: Path = PAGE) -> None:
     """Fill the page between its marks."""
-    text = page.read_text(encoding="utf-8")
-    before, _, rest = text.partition(START)
     parts = []
     for scale in (name for name in SCALES if name != "smoke"):
         if lines := rows(output, scale):
             parts.append("\n".join([f"Scale `{scale}`:", "", HEAD, "|---" * 9 + "|", *lines]))
     body = "\n\n".join(parts) or "Nothing is finished yet."
-    write_atomic(page, f"{before}{START}\n\n{body}\n\n{END}{rest.partition(END)[2]}")
+    fill(page, MARKS, body)
 
 
 def _last(report: dict[str, Any]) -> dict[str, float]:

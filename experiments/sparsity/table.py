@@ -6,8 +6,10 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from experiments.page import fill
+
 HERE = Path(__file__).parent
-START, END = "<!-- tables: written by the script -->", "<!-- end of tables -->"
+MARKS = "<!-- tables: written by the script -->", "<!-- end of tables -->"
 FORMS = ("dense", "csr", "zipped", "own")
 
 
@@ -100,6 +102,4 @@ def write(results: dict[str, Any], folder: Path = HERE) -> None:
         from experiments.sparsity import figure
 
         figure.draw(results, folder)
-    page = folder / "README.md"
-    before, _, rest = page.read_text().partition(START)
-    page.write_text(f"{before}{START}\n\n" + "\n\n".join(parts) + f"\n\n{END}{rest.partition(END)[2]}")
+    fill(folder / "README.md", MARKS, "\n\n".join(parts))

@@ -52,7 +52,7 @@ def test_the_smallest_scale_runs_and_fills_a_table(tmp_path: Path, monkeypatch: 
     assert program.main(["--scale", "smoke", "--output", str(tmp_path), *only]) == 0
     (tmp_path / "processor").mkdir()
     page = tmp_path / "page.md"
-    page.write_text(f"before {table.START} old {table.END} after")
+    page.write_text(f"before {table.MARKS[0]} old {table.MARKS[1]} after")
     table.write(tmp_path, page)
     assert page.read_text().startswith("before") and page.read_text().endswith("after")
 
