@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib.metadata
 import os
 import pickle
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from hydra._internal import config_loader_impl
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import ConfigRepository
 from hydra.plugins.config_source import ConfigResult
+from lightning_fabric.utilities import registry
 from pytorch_lightning.utilities import argparse
 from tensorboard.summary.writer import event_file_writer
 
@@ -25,7 +25,7 @@ event_file_writer._global_uid = event_file_writer.AtomicCounter(10_000)
 
 # Lightning looks for plug-ins among all installed packages whenever a Trainer is made, and for each argument in the
 # environment; a run makes a dozen.
-importlib.metadata.entry_points = functools.cache(importlib.metadata.entry_points)
+registry.entry_points = functools.cache(registry.entry_points)
 argparse._parse_env_variables = functools.cache(argparse._parse_env_variables)
 
 # Of every seeding torch keeps the stack, for a GPU that may be used later; a run seeds fifteen times.
