@@ -36,6 +36,20 @@ if not torch.cuda.is_available():
 # process leaves its files whole without. That it asks for it, and when, is tested (tests/files/test_files.py).
 os.fsync = lambda file: None
 
+# For every export PyTorch reads the thousand functions again of which it makes ONNX.
+_export = torch.onnx.export
+
+
+def export(*args: Any, **options: Any) -> Any:
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+    torch.onnx.export = _export
+    ONNXRegistry.from_torchlib = staticmethod(functools.cache(ONNXRegistry.from_torchlib))
+    return _export(*args, **options)
+
+
+torch.onnx.export = export
+
 # Hydra reads and merges thirty files for a configuration, before it looks at a command line's values. Those in conf/
 # and in packages stay as they are.
 _defaults = config_loader_impl.create_defaults_list
