@@ -34,7 +34,7 @@ settings.load_profile("suite")
 
 def pytest_sessionstart(session: pytest.Session) -> None:
     """Where tests run; the process that hands them out needs no torch, and the others wait for it."""
-    # Nothing of what is imported for the tests is ever garbage: the collector looks at it neither now nor later.
+    # Garbage is collected between tests, see `collected`; what is imported for them is none.
     gc.disable()
     if os.environ.get("PYTEST_XDIST_WORKER") or not session.config.getoption("numprocesses", None):
         importlib.import_module("tests.once")
@@ -43,7 +43,6 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 def pytest_collection_finish() -> None:
     """What tests start processes from has their parts, too, besides those that the harness named on import."""
     gc.freeze()
-    gc.enable()
     multiprocessing.set_forkserver_preload(["tests.once", "experiments.chaos.warm", "tests.sweeps.sharing"])
 
 
@@ -51,6 +50,17 @@ def pytest_collection_finish() -> None:
 def seeded() -> None:
     """Every test starts from the same random state, in any order and in any process."""
     _seed()
+
+
+@pytest.fixture(autouse=True)
+def collected() -> Iterator[None]:
+    """What a test leaves behind is collected after it, never in the middle of another.
+
+    The end of a data loader or a logger takes locks, which a thread that is just starting may hold.
+    """
+    yield
+    if gc.get_count()[0] > 10_000:
+        gc.collect()
 
 
 @pytest.fixture(autouse=True)
