@@ -116,6 +116,18 @@ class ByFile(LoadScopeScheduling):
             self.workqueue.move_to_end(waiting[0], last=False)
         super()._assign_work_unit(node)
 
+    def remove_node(self, node: Any) -> str | None:
+        """Share out what a worker left that ended: not the test that ended it, which the base class would hand to the
+        next worker and the next, and not what is done, for which it would wait for ever."""
+        work = self.assigned_work.pop(node)
+        ended = next((test for unit in work.values() for test, done in unit.items() if not done), None)
+        for unit in work.values():
+            unit.update({test: True for test in unit if test == ended})
+        self.workqueue.update({scope: unit for scope, unit in work.items() if not all(unit.values())})
+        for other in self.assigned_work:
+            self._reschedule(other)
+        return ended
+
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
     return ByFile(config, log)
