@@ -59,7 +59,7 @@ def collected() -> Iterator[None]:
     The end of a data loader or a logger takes locks, which a thread that is just starting may hold.
     """
     yield
-    if gc.get_count()[0] > 10_000:
+    if gc.get_count()[0] > 100_000:
         gc.collect()
 
 
