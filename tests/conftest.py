@@ -59,8 +59,8 @@ def collected() -> Iterator[None]:
     The end of a data loader or a logger takes locks, which a thread that is just starting may hold.
     """
     yield
-    if gc.get_count()[0] > 100_000:
-        gc.collect()
+    if gc.get_count()[0] > 10_000:
+        gc.collect(1)
 
 
 @pytest.fixture(autouse=True)
