@@ -34,7 +34,7 @@ settings.load_profile("suite")
 
 def pytest_sessionstart(session: pytest.Session) -> None:
     """Where tests run; the process that hands them out needs no torch, and the others wait for it."""
-    # Garbage is collected between tests, see `collected`; what is imported for them is none.
+    # What is imported for the tests is no garbage.
     gc.disable()
     if os.environ.get("PYTEST_XDIST_WORKER") or not session.config.getoption("numprocesses", None):
         importlib.import_module("tests.once")
@@ -42,7 +42,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 def pytest_collection_finish() -> None:
     """What tests start processes from has their parts, too, besides those that the harness named on import."""
-    gc.freeze()
+    gc.enable()
     multiprocessing.set_forkserver_preload(["tests.once", "experiments.chaos.warm", "tests.sweeps.sharing"])
 
 
@@ -50,17 +50,6 @@ def pytest_collection_finish() -> None:
 def seeded() -> None:
     """Every test starts from the same random state, in any order and in any process."""
     _seed()
-
-
-@pytest.fixture(autouse=True)
-def collected() -> Iterator[None]:
-    """What a test leaves behind is collected after it, never in the middle of another.
-
-    The end of a data loader or a logger takes locks, which a thread that is just starting may hold.
-    """
-    yield
-    if gc.get_count()[0] > 10_000:
-        gc.collect(1)
 
 
 @pytest.fixture(autouse=True)
