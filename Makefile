@@ -55,7 +55,7 @@ coverage: $(READY) ## Mask, rebuild and compare every torchvision and timm netwo
 	$(ONE_THREAD) $(PY) -m experiments.coverage
 
 fuzz: $(READY) ## The laws of surgery on 5,000 random networks
-	$(ONE_THREAD) PYTEST_TIMEOUT=7200 $(PY) $(TESTS) tests/channels/test_fuzz.py --hypothesis-profile=fuzz
+	$(ONE_THREAD) PYTEST_TIMEOUT=7200 $(PY) $(TESTS) tests/channels/test_fuzz.py --hypothesis-profile=fuzz -o faulthandler_timeout=7190
 
 surgery: $(READY) ## Seconds and memory of surgery beside Torch-Pruning, over torchvision's classifiers
 	$(PY) $(PIP) --editable '.[dev,bench]'

@@ -110,9 +110,10 @@ class ByFile(LoadScopeScheduling):
         next worker and the next, and not what is done, for which it would wait for ever."""
         work = self.assigned_work.pop(node)
         ended = next((test for unit in work.values() for test, done in unit.items() if not done), None)
-        for unit in work.values():
-            unit.update({test: True for test in unit if test == ended})
-        self.workqueue.update({scope: unit for scope, unit in work.items() if not all(unit.values())})
+        for scope, unit in work.items():
+            left = {test: False for test, done in unit.items() if not done and test != ended}
+            if left:
+                self.workqueue[scope] = left
         for other in self.assigned_work:
             self._reschedule(other)
         return ended

@@ -14,14 +14,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import slim
 import train
 from slim.sensitivity.forward_cache import ForwardCache
-from tests.runs.tiny import TINY, run
+from tests.runs.tiny import FOUR_STEPS, TINY, run
 
 
 def test_sensitivity_of_a_run_goes_on_and_its_caps_are_obeyed(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place = tmp_path / "run"
-    run(place, "phases=[baseline]", "baseline.epochs=1")
+    run(place, FOUR_STEPS, "phases=[baseline]", "baseline.epochs=1")
     line = ["task=sensitivity", f"checkpoint={place}", "sensitivity.shares=[0.25,0.5]", "sensitivity.max_drop=1"]
     capfd.readouterr()
     assert train.main(line) == 0
@@ -29,7 +29,7 @@ def test_sensitivity_of_a_run_goes_on_and_its_caps_are_obeyed(
     rows = (place / "sensitivity.csv").read_text().splitlines()
     assert len(rows) == 2 + 2 * 2  # a head of two lines; two layers, two shares
     assert (place / "sensitivity.png").read_bytes().startswith(b"\x89PNG")
-    assert first["images"] == 6
+    assert first["images"] == 13
     assert not (place / "sensitivity").exists(), "figures=false"
     before = (place / "sensitivity.csv").read_bytes()
 
@@ -57,11 +57,11 @@ def check_heat_map(folder: Path) -> None:
 
 
 def test_sensitivity_of_a_fresh_network(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    line = [*TINY, "task=sensitivity", "sensitivity.shares=[0.5]", "sensitivity.images=4", "criterion=l1"]
+    line = [*TINY, FOUR_STEPS, "task=sensitivity", "sensitivity.shares=[0.5]", "sensitivity.images=8", "criterion=l1"]
     assert train.main([*line, f"hydra.run.dir={tmp_path / 'fresh'}"]) == 0
     told = json.loads(capfd.readouterr().out)
     assert told["csv"] == str(tmp_path / "fresh" / "sensitivity.csv") and Path(told["csv"]).is_file()
-    assert told["images"] == 4
+    assert told["images"] == 8
     assert train.main([*line, f"sensitivity.csv={told['csv']}", "criterion=random"]) == 2
     assert "the same analysis" in capfd.readouterr().err
 

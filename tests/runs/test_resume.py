@@ -112,13 +112,13 @@ def test_epochs_may_be_added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         raise Interrupted("SIGTERM")
 
     monkeypatch.setattr(Saver, "save", stopping)
-    run(place, "phases=[baseline]", code=143)
+    run(place, FOUR_STEPS, "phases=[baseline]", code=143)
     monkeypatch.setattr(Saver, "save", save)
     assert train.main([f"resume={place}", "baseline.epochs=3", "trainer.log_every=1"]) == 0
     report = json.loads((place / "report.json").read_text())
     assert report["phases"]["baseline"]["epochs"] == 3
     assert len(report["history"]["baseline"]["train_loss"]) == 3
-    assert [step for step, _ in curves(place / "baseline")["2_loss/train"]] == [1, 3, 5], "one curve, without a gap"
+    assert [step for step, _ in curves(place / "baseline")["2_loss/train"]] == [3, 7, 11], "one curve, without a gap"
 
 
 def test_changed_runs_are_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
