@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import importlib
 import logging
@@ -16,6 +17,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MKL_NUM_THREADS", "1")
 os.environ["MPLBACKEND"] = "Agg"
 os.environ["HF_HUB_OFFLINE"] = "1"
+
+# A worker's last seconds would go into freeing two million objects; what is registered after this happens before it.
+if os.environ.get("PYTEST_XDIST_WORKER"):
+    atexit.register(os._exit, 0)
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -34,14 +39,16 @@ settings.load_profile("suite")
 
 def pytest_sessionstart(session: pytest.Session) -> None:
     """Where tests run; the process that hands them out needs no torch, and the others wait for it."""
-    # What is imported for the tests is no garbage.
-    gc.disable()
+    gc.disable()  # what is imported for the tests is no garbage
     if os.environ.get("PYTEST_XDIST_WORKER") or not session.config.getoption("numprocesses", None):
         importlib.import_module("tests.once")
 
 
 def pytest_collection_finish() -> None:
-    """What tests start processes from has their parts, too, besides those that the harness named on import."""
+    """What is there now stays. What tests start processes from has their parts, too, besides those of the harness."""
+    # A collection of everything is cheap from here on, but would come for every quarter that so little grows.
+    gc.freeze()
+    gc.set_threshold(700, 10, 100)
     gc.enable()
     multiprocessing.set_forkserver_preload(["tests.once", "experiments.chaos.warm", "tests.sweeps.sharing"])
 
@@ -90,18 +97,35 @@ GROUPS = {
 }
 """Files whose tests share a worker: they fork from one server that takes seconds to import everything, or they import
 what exports need themselves."""
+LONG = (
+    "tests/runs/test_configs.py",
+    "tests/runs/test_run.py",
+    "tests/channels/test_families.py",
+    "tests/channels/test_fuzz.py",
+    "tests/runs/test_schedules.py",
+    "tests/report/test_write.py",
+    "tests/lightning/test_five_modules.py",
+    "tests/examples/test_own.py",
+    "tests/command/test_wheel.py",
+    "tests/runs/test_cut_forecast.py",
+    "tests/runs/test_budgets.py",
+    "tests/runs/test_commands.py",
+    "tests/selection/test_latency.py",
+    "tests/selection/test_random_networks.py",
+)
+"""Files that take seconds for each of their tests: pytest-xdist would keep them for the end, where one worker waits."""
 GROUP_OF = {file: group for group, files in GROUPS.items() for file in files}
 
 
 class ByFile(LoadScopeScheduling):
-    """A file's tests share a worker, so that what they share is made once; the groups go first, being long."""
+    """A file's tests share a worker, so that what they share is made once; what takes long goes first."""
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.split("::", 1)[0]
         return GROUP_OF.get(file, file)
 
     def _assign_work_unit(self, node: Any) -> None:
-        if waiting := [group for group in GROUPS if group in self.workqueue]:
+        if waiting := [scope for scope in (*GROUPS, *LONG) if scope in self.workqueue]:
             self.workqueue.move_to_end(waiting[0], last=False)
         super()._assign_work_unit(node)
 

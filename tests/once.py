@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import os
 import pickle
 from collections.abc import Callable
 from typing import Any
 
-import torch
-from hydra._internal import config_loader_impl
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.config_repository import ConfigRepository
-from hydra.plugins.config_source import ConfigResult
-from lightning_fabric.utilities import registry
-from pytorch_lightning.utilities import argparse
-from tensorboard.summary.writer import event_file_writer
-
 from slim.command.compose import CONF
+from slim.importing import seldom_collected
+
+with seldom_collected():
+    import torch
+    from hydra._internal import config_loader_impl
+    from hydra._internal.config_loader_impl import ConfigLoaderImpl
+    from hydra._internal.config_repository import ConfigRepository
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.plugins.config_source import ConfigResult
+    from lightning_fabric.utilities import registry
+    from pytorch_lightning.utilities import argparse
+    from tensorboard.summary.writer import event_file_writer
 
 # TensorBoard reads event files by name: second, process, a counter without leading zeros. Runs that stop and go on in
 # one process within one second would be read in the wrong order where the counter gets another digit.
@@ -49,6 +53,18 @@ def export(*args: Any, **options: Any) -> Any:
 
 
 torch.onnx.export = export
+
+# For every configuration Hydra copies, with all they hold, the places where it looks, and parses the same values again.
+ConfigRepository.__deepcopy__ = lambda self, memo: copy.copy(self)
+_parse_rule = OverridesParser.parse_rule
+_parsed = functools.cache(lambda line: _parse_rule(OverridesParser.create(), line, "override"))
+
+
+def parse_rule(self: OverridesParser, line: str, rule: str) -> Any:
+    return copy.copy(_parsed(line)) if rule == "override" else _parse_rule(self, line, rule)
+
+
+OverridesParser.parse_rule = parse_rule
 
 # Hydra reads and merges thirty files for a configuration, before it looks at a command line's values. Those in conf/
 # and in packages stay as they are.

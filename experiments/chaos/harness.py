@@ -34,7 +34,7 @@ TINY = (
     "prune.ratio=0.5",
     "finetune.epochs=8",
     "recovery.recalibrate_batches=2",
-    "latency_seconds=0.01",
+    "latency_seconds=0.001",
     "figures=false",
 )
 """All phases, surgery in the middle of training, checkpoints within epochs; a few seconds on one core."""

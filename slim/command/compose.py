@@ -128,13 +128,19 @@ def _complaints() -> Iterator[None]:
 def plain_data(cfg: Any) -> dict[str, Any]:
     """The part of a configuration that is not Hydra's, resolved."""
     from omegaconf import OmegaConf
-    from omegaconf.errors import MissingMandatoryValue
+    from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-    ours = OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"])
-    for key in sorted(OmegaConf.missing_keys(ours)):
-        raise MissingMandatoryValue(f"Missing mandatory value: {key}")
-    plain: Any = OmegaConf.to_container(ours, resolve=True)
-    return dict(plain)
+    def plain(node: Any) -> Any:
+        return OmegaConf.to_container(node, resolve=True, throw_on_missing=True) if OmegaConf.is_config(node) else node
+
+    names = [name for name in cfg if name != "hydra"]
+    try:
+        return {name: plain(cfg[name]) for name in names}
+    except OmegaConfBaseException:
+        # What is missing is told first, and in order: other complaints may follow from it.
+        for key in sorted(OmegaConf.missing_keys(OmegaConf.masked_copy(cfg, names))):
+            raise MissingMandatoryValue(f"Missing mandatory value: {key}") from None
+        raise
 
 
 def places(args: Any) -> list[str]:

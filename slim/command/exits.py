@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
+import io
 import os
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 
 
 def guarded(
@@ -39,11 +43,27 @@ def guarded(
 
 
 def as_program(action: Callable[[], int]) -> int:
-    """Run ``action``, whose reader may have seen enough (``| head``): that is no failure, and nothing to talk about."""
+    """Run ``action``, which is what this process is for; returns the code that it must exit with.
+
+    A reader that has seen enough (``| head``) is no failure, and nothing to talk about.
+    """
+    codes: list[int] = []
+    atexit.register(_end, codes)  # registered first, so called last
     try:
-        code = action()
+        codes.append(action())
         sys.stdout.flush()
-        return code
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more when it ends
-        return 0
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # it is flushed once more in the end
+        codes.append(0)
+    return codes[0]
+
+
+def _end(codes: list[int]) -> None:
+    """End with the first of ``codes``, if any: at once, as Python would take seconds to free half a million objects."""
+    if not codes:
+        return
+    for each in gc.get_objects():
+        if issubclass(type(each), (io.TextIOWrapper, io.BufferedWriter, io.BufferedRandom)):
+            with suppress(OSError, ValueError):  # closed, or its reader is gone
+                each.flush()
+    os._exit(codes[0])

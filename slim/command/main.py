@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 from slim.command.exits import as_program, guarded
 from slim.errors import SlimError, nearest
+from slim.importing import seldom_collected
 
 COMMANDS = {
     "train": "Train, cut and fine-tune a network, as configured: slim train +experiment=vgg_slim",
@@ -49,7 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = nearest(name, COMMANDS)
         print(f"A command of slim must be known. Got {name}. {hint} See slim --help.", file=sys.stderr)
         return 2
-    command = importlib.import_module(f"slim.command.{'run' if name == 'train' else name}")
+    with seldom_collected():
+        command = importlib.import_module(f"slim.command.{'run' if name == 'train' else name}")
     if name in CONFIGURED:
         return int(command.main(rest))
     return guarded(lambda: _perform(name, command, rest), debug="--debug" in rest, switch="--debug")

@@ -12,6 +12,7 @@ from typing import Any
 
 from slim.command.compose import compose, key_of, places, quoted, register, run_job, show_help
 from slim.command.exits import guarded
+from slim.importing import seldom_collected
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -64,13 +65,14 @@ def _run(config: dict[str, Any], whole: Any, directory: Path, overrides: list[st
     from slim.runs.config import read
 
     trainer = read(config).trainer  # a wrong value is told before torch and Lightning are imported
-    from slim import report
-    from slim.command.changed import changed
-    from slim.runs import processes
-    from slim.runs.directory import check_writable, make
-    from slim.runs.phases import check_metric, run
-    from slim.runs.prepare import prepare
-    from slim.runs.teachers import check_files
+    with seldom_collected():
+        from slim import report
+        from slim.command.changed import changed
+        from slim.runs import processes
+        from slim.runs.directory import check_writable, make
+        from slim.runs.phases import check_metric, run
+        from slim.runs.prepare import prepare
+        from slim.runs.teachers import check_files
 
     processes.connect(trainer)
     directory = Path(processes.shared(str(directory)))  # its name holds the time at which a process began

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -39,6 +40,39 @@ def test_module_and_program_are_one() -> None:
     done = subprocess.run([sys.executable, "-m", "slim", "--version"], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.strip()[0].isdigit()
+
+
+PROGRAM = """
+import atexit, sys
+from slim.command.exits import as_program
+class Heavy:
+    def __del__(self):
+        print("freed", file=sys.stderr, flush=True)
+def action():
+    global heavy, file
+    heavy, file = Heavy(), open(sys.argv[1], "w")
+    file.write("kept")
+    atexit.register(print, "registered")
+    print("said")
+    return 3
+sys.exit(as_program(action))
+"""
+
+
+def test_a_program_ends_at_once_and_loses_nothing(tmp_path: Path) -> None:
+    """Files are written that nobody closed, what is registered happens; the objects are not taken apart."""
+    file = tmp_path / "file"
+    done = subprocess.run([sys.executable, "-c", PROGRAM, str(file)], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (3, "said\nregistered\n", "")
+    assert file.read_text() == "kept"
+
+
+def test_a_reader_that_leaves_is_no_failure() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run([sys.executable, "-m", "slim", "--help"], stdout=write, stderr=subprocess.PIPE)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 def test_inspect_is_the_graph(call: Call) -> None:

@@ -15,7 +15,7 @@ from tests.runs.tiny import run
 OWN = Path(__file__).parents[2] / "examples" / "own"
 LINE = ("+experiment=own_slim", "sparse.epochs=2", "finetune.epochs=1", "data._target_=examples.own.scenes.Scenes",
         "+data.limit=200", "trainer.accelerator=cpu", "trainer.precision=fp32", "trainer.threads=1",
-        "latency_seconds=0.01", "figures=false", "recovery.recalibrate_batches=2", "+module.width=8")  # fmt: skip
+        "latency_seconds=0.001", "figures=false", "recovery.recalibrate_batches=2", "+module.width=8")  # fmt: skip
 REGRESSION = (*LINE, "module._target_=examples.own.regression.Regression", "metric.name=mae", "network=net")
 DETECTOR = (*LINE, "module._target_=examples.own.detector.GridDetector", "metric.name=f1", "metric.mode=max",
             "metric.percent=true", "network=''", "+data.digits=3")  # fmt: skip

@@ -1,11 +1,14 @@
-"""What becomes of a worker's tests when one of them ends it."""
+"""Which tests a worker gets, and what becomes of them when one of them ends it."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
+from pathlib import Path
 from typing import Any
 
-from tests.conftest import ByFile
+from tests.conftest import GROUP_OF, LONG, ByFile
+
+ROOT = Path(__file__).parents[2]
 
 
 class Worker:
@@ -46,3 +49,7 @@ def test_a_worker_that_is_done_leaves_nothing() -> None:
     scheduler.workqueue, scheduler.assigned_work = OrderedDict(), {done: OrderedDict(a={"a::1": True})}
     assert scheduler.remove_node(done) is None
     assert not scheduler.workqueue and not scheduler.assigned_work
+
+
+def test_what_is_named_is_there() -> None:
+    assert all((ROOT / file).is_file() for file in (*GROUP_OF, *LONG))

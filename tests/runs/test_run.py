@@ -208,9 +208,6 @@ def test_the_prune_phase_holds_one_dense_and_two_thin_networks(tmp_path: Path, m
         return measured(*args)
 
     monkeypatch.setattr(pruning, "evaluate", counted)
-    try:
-        report = run(tmp_path / "run", "phases=[sparse,prune]", "prune.ratio=0.5")
-    finally:
-        gc.unfreeze()
+    report = run(tmp_path / "run", "phases=[sparse,prune]", "prune.ratio=0.5")
     assert len(alive) >= 4, "sparse, masked, rebuilt, recovered"
     assert max(alive) <= report["rows"]["sparse"]["params"] + 2 * report["rows"]["rebuilt"]["params"]

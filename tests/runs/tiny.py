@@ -23,7 +23,7 @@ TINY = [
     "baseline.epochs=2",
     "prune.ratio=0.5",
     "recovery.recalibrate_batches=2",
-    "latency_seconds=0.01",
+    "latency_seconds=0.001",
     "figures=false",
 ]
 FOUR_STEPS = "data.limit_train=128"
@@ -39,7 +39,7 @@ def run(directory: Path, *overrides: str, code: int = 0) -> dict[str, Any]:
     # Another experiment brings its own model and budget.
     base = whole or [
         "trainer.accelerator=cpu",
-        "latency_seconds=0.01",
+        "latency_seconds=0.001",
         "figures=false",
         "recovery.recalibrate_batches=1",
     ]
