@@ -31,8 +31,6 @@ def changed(
     Returns:
         Some of ``overrides``; all of them where the experiment does not stand by itself.
     """
-    from omegaconf import OmegaConf
-
     named = [item for item in overrides if key_of(item) == "experiment"]
     where = tuple(places(args))
     try:
@@ -43,12 +41,10 @@ def changed(
     except SlimError:
         return list(overrides)
 
-    mine = OmegaConf.create(dict(config))
-
     def differs(key: str) -> bool:
         if key in groups:
             return bool(choices.get(key) != usual.get(key))
-        return bool(_value(mine, key) != _value(given, key))
+        return bool(_entry(config, key) != _value(given, key))
 
     return [item for item in overrides if (key := key_of(item)) in ("experiment", *keep) or differs(key)]
 
@@ -60,6 +56,16 @@ def _defaults(overrides: tuple[str, ...], where: tuple[str, ...]) -> tuple[Any, 
 
     cfg = composed(list(overrides), get_args_parser().parse_args(list(where)))
     return cfg, dict(cfg.hydra.runtime.choices)
+
+
+def _entry(config: Any, key: str) -> Any:
+    """Of a dotted key in plain data; None where there is none."""
+    for part in key.split("."):
+        if isinstance(config, list) and part.isdecimal():
+            config = config[int(part)]
+        else:
+            config = config.get(part) if isinstance(config, Mapping) else None
+    return config
 
 
 def _value(config: Any, key: str) -> Any:

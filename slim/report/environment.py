@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
@@ -73,12 +74,7 @@ def describe() -> dict[str, object]:
     >>> sorted(describe())[:3]
     ['cores', 'device', 'git']
     """
-    versions: dict[str, str] = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue  # optional
+    git, versions = _software()
     accelerator = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
     return {
         "python": platform.python_version(),
@@ -88,9 +84,21 @@ def describe() -> dict[str, object]:
         "threads": torch.get_num_threads(),
         "memory_gib": memory_gib(),
         "device": accelerator or "cpu",
-        "git": revision(),
-        "versions": versions,
+        "git": git,
+        "versions": dict(versions),
     }
+
+
+@cache
+def _software() -> tuple[str | None, dict[str, str]]:
+    """Revision and versions of what this process has loaded: once in its life, however the files change later."""
+    versions: dict[str, str] = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue  # optional
+    return revision(), versions
 
 
 def line(environment: dict[str, object]) -> str:
