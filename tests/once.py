@@ -9,11 +9,21 @@ import pickle
 from collections.abc import Callable
 from typing import Any
 
+from lightning_utilities.core import imports
+
 from slim.command.compose import CONF
 from slim.importing import seldom_collected
 
+# torchmetrics imports transformers and SciPy wherever they are, for metrics of texts and sounds: two seconds.
+_there, _known = imports.package_available, imports.RequirementCache.__bool__
+imports.package_available = lambda name: name != "scipy" and _there(name)
+imports.RequirementCache.__bool__ = lambda self: (
+    not self.requirement.startswith(("transformers", "scipy")) and _known(self)
+)
+
 with seldom_collected():
     import torch
+    import torchmetrics  # noqa: F401
     from hydra._internal import config_loader_impl
     from hydra._internal.config_loader_impl import ConfigLoaderImpl
     from hydra._internal.config_repository import ConfigRepository
@@ -22,6 +32,8 @@ with seldom_collected():
     from lightning_fabric.utilities import registry
     from pytorch_lightning.utilities import argparse
     from tensorboard.summary.writer import event_file_writer
+
+imports.package_available, imports.RequirementCache.__bool__ = _there, _known
 
 # TensorBoard reads event files by name: second, process, a counter without leading zeros. Runs that stop and go on in
 # one process within one second would be read in the wrong order where the counter gets another digit.
