@@ -1,7 +1,8 @@
-"""What experiments write into their README.md: a table, between two marks that stay."""
+"""What experiments write into their README.md: a table, between two marks that stay, with deviations over the seeds."""
 
 from __future__ import annotations
 
+import statistics
 from pathlib import Path
 
 from slim.files import write_atomic
@@ -19,3 +20,14 @@ def fill(page: Path, marks: tuple[str, str], body: str) -> None:
     if not (start and end):
         raise ValueError(f"{page} must have the marks {' and '.join(marks)}. Put them where the table belongs.")
     write_atomic(page, f"{before}{start}\n\n{body}\n\n{end}{after}")
+
+
+def spread(values: list[float], form: str = ".2f") -> str:
+    """Mean, and the deviation of several; nothing of none.
+
+    >>> spread([1.0, 2.0])
+    '1.50 ± 0.71'
+    """
+    if not values:
+        return ""
+    return f"{statistics.mean(values):{form}}" + (f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else "")

@@ -23,7 +23,7 @@ import slim
 from experiments.criteria.images import load
 from experiments.criteria.jobs import trained
 from experiments.criteria.training import INPUTS, Setting, accuracy
-from experiments.page import fill
+from experiments.page import fill, spread
 from slim.channels import Plan, count_macs
 from slim.errors import SlimError
 from slim.files import write_atomic
@@ -145,11 +145,6 @@ def markdown(results: dict[str, Any]) -> str:
             cells = [spread([row[column] for row in rows]) for column in COLUMNS]
             lines.append(f"| {name} | {' | '.join(cells)} | {statistics.mean(row['macs'] for row in rows):.3f} |")
     return "\n".join(lines)
-
-
-def spread(values: list[float]) -> str:
-    """Mean and standard deviation."""
-    return f"{statistics.mean(values):.2f} ± {statistics.stdev(values) if len(values) > 1 else 0.0:.2f}"
 
 
 if __name__ == "__main__":

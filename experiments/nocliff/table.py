@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.nocliff import store
-from experiments.page import fill
+from experiments.page import fill, spread
 
 MARKS = "<!-- table: python -m experiments.nocliff.table -->", "<!-- end of table -->"
 REPAIR_MARKS = "<!-- repair: python -m experiments.nocliff.table -->", "<!-- end of repair -->"
@@ -27,21 +27,13 @@ def rows(results: dict[str, Any]) -> list[tuple[str, ...]]:
         dense = by_way.get(way.partition("/")[0] + "/dense", {})
         # Of the same seeds: seeds differ from each other by as much as ways of training.
         gaps = [result["accuracy"] - dense[seed]["accuracy"] for seed, result in by_seed.items() if seed in dense]
-        gap = "" if way.endswith("/dense") else told(gaps, "+.2f")
+        gap = "" if way.endswith("/dense") else spread(gaps, "+.2f")
         at_the_cut = [
             f"{average(each, key):.2f}" if key in each[0] else "" for key in ("sparse", "rebuilt", "recalibrated")
         ]
         sizes = [f"{100 * average(each, key):.0f}%" if key in each[0] else "" for key in ("removed", "macs", "params")]
-        found.append((way, str(len(each)), told([r["accuracy"] for r in each]), gap, *at_the_cut, *sizes))
+        found.append((way, str(len(each)), spread([r["accuracy"] for r in each]), gap, *at_the_cut, *sizes))
     return found
-
-
-def told(values: list[float], form: str = ".2f") -> str:
-    """Mean and, of more than one, deviation."""
-    if not values:
-        return ""
-    spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):{form}}{spread}"
 
 
 def average(each: list[dict[str, Any]], key: str) -> float:
@@ -68,7 +60,7 @@ def repair(results: dict[str, Any]) -> str:
     )
     lines = [head, ("---",) * len(head)]
     for cut, each in by_cut.items():
-        figures = [told([one[key] for one in each]) for key in REPAIR]
+        figures = [spread([one[key] for one in each]) for key in REPAIR]
         lines.append((cut, str(len(each)), *figures, f"{100 * average(each, 'macs'):.0f}%"))
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 

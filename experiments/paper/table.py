@@ -8,7 +8,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from experiments.page import fill
+from experiments.page import fill, spread
 from experiments.paper.jobs import SCALES, jobs
 
 PAGE = Path(__file__).parent / "README.md"
@@ -59,17 +59,6 @@ def rows(output: Path, scale: str) -> list[str]:
             f"{mean['macs'] / 1e6:.1f} M | {mean['seconds']:.0f} | {mean['teacher']:.0f} |"
         )
     return lines
-
-
-def spread(values: list[float], form: str = ".2f") -> str:
-    """Mean, and the deviation of several.
-
-    >>> spread([1.0, 2.0])
-    '1.50 ± 0.71'
-    """
-    if not values:
-        return ""
-    return f"{statistics.mean(values):{form}}" + (f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else "")
 
 
 def write(output: Path, page: Path = PAGE) -> None:

@@ -6,7 +6,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from experiments.page import fill
+from experiments.page import fill, spread
 
 HERE = Path(__file__).parent
 MARKS = "<!-- tables: written by the script -->", "<!-- end of tables -->"
@@ -27,14 +27,6 @@ def _place(method: str) -> tuple[int, int, str]:
     order = ("dense", "int8", "ternary", "unstructured", "2:4", "low rank", "filters", "thin", "slimming")
     share = 1 if "50%" in method else 2 if "80%" in method else 0
     return share, next(i for i, start in enumerate(order) if method.startswith(start)), method
-
-
-def told(values: list[float], form: str = ".2f") -> str:
-    """Mean and, of more than one, deviation."""
-    if not values:
-        return ""
-    spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):{form}}{spread}"
 
 
 def mean(each: list[dict[str, Any]], *keys: str) -> float | None:
@@ -64,8 +56,8 @@ def sizes(results: dict[str, Any]) -> str:
         shares = [mean(each, key) for key in ("removed", "macs", "nonzero_macs")]
         kilobytes = [mean(each, "bytes", form) for form in FORMS]
         lines.append((
-            method, str(len(each)), told([r["accuracy"] for r in each]),
-            "" if method == "dense" else told(gaps, "+.2f"),
+            method, str(len(each)), spread([r["accuracy"] for r in each]),
+            "" if method == "dense" else spread(gaps, "+.2f"),
             *("" if v is None else f"{100 * v:.0f}%" for v in shares),
             *("" if v is None else f"{v / 1000:.0f}" for v in kilobytes),
         ))  # fmt: skip

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.page import fill
+from experiments.page import fill, spread
 
 MARKS = "<!-- a -->", "<!-- b -->"
 
@@ -26,3 +26,7 @@ def test_a_page_without_its_marks_stays_as_it_is(text: str, tmp_path: Path) -> N
     with pytest.raises(ValueError, match="must have the marks"):
         fill(page, MARKS, "table")
     assert page.read_text() == text
+
+
+def test_mean_and_deviation_of_as_many_as_there_are() -> None:
+    assert [spread([]), spread([1.0]), spread([1.0, 2.0]), spread([1.0], "+.1f")] == ["", "1.00", "1.50 ± 0.71", "+1.0"]
