@@ -28,14 +28,14 @@ PLUGINS = {
 
 def sweep(overrides: list[str], args: Any) -> int:
     """Run every job of a sweep that is not finished, whatever becomes of the others; one table at the end."""
-    from slim.runs.processes import program
-    from slim.sweeps.jobs import keep_command
-
     typed = overrides
     # Ours does what Hydra's does, and goes on where it stopped.
     overrides = ["hydra/sweeper=grid" if item == "hydra/sweeper=basic" else item for item in overrides]
     _check_plugins(overrides)
-    directory, hydra, varied = _check_jobs(overrides, args)
+    directory, hydra, varied = _check_jobs(overrides, args)  # what is wrong is told before Lightning is imported
+    from slim.runs.processes import program
+    from slim.sweeps.jobs import keep_command
+
     keep_command(directory, shlex.join([*program().split(), "-m", *places(args), *typed]))
     _register()
     hydra_job(["--multirun", *places(args), *overrides, f"hydra.sweep.dir={quoted(directory)}"], SweepJob(args, varied))

@@ -40,11 +40,12 @@ def test_what_needs_no_torch_does_not_wait_for_it() -> None:
     script = (
         "import sys; from slim.command.main import main; "
         "codes = [main(['--version']), main(['train', '--help']), main(['train', '+experiment=nothing']), "
-        "main(['train', '+experiment=vgg_slim', 'prune.ratio=2'])]; "
+        "main(['train', '+experiment=vgg_slim', 'prune.ratio=2']), "
+        "main(['train', '-m', '+experiment=vgg_slim', 'prune.ratio=2,3'])]; "
         "print(*codes, 'torch' in sys.modules, file=sys.stderr)"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True)
-    assert done.stderr.splitlines()[-1] == "0 0 2 2 False", done.stderr
+    assert done.stderr.splitlines()[-1] == "0 0 2 2 2 False", done.stderr
 
 
 @pytest.mark.parametrize("path", CORE, ids=lambda path: path.name)
