@@ -1,4 +1,4 @@
-"""A callable by its dotted path, with errors a user can act on."""
+"""Imports: a callable by its dotted path, with errors a user can act on, and few collections while much is imported."""
 
 from __future__ import annotations
 
