@@ -60,6 +60,7 @@ CIFAR10, CIFAR100 = "data=cifar10", "data=cifar100"
 _HALF = "prune.ratio=null prune.macs=0.5"
 _THIRD = "prune.ratio=null prune.macs=0.3"
 _SMALL_VGG = "model.widths=[32,M,64,M,128,128,M,256,256]"
+_NARROW_VGG = "model.widths=[16,M,32,M,64,64,M,128,128]"
 
 _UNTAUGHT = ("paper", "target", "uniform", "torch-pruning")
 _EVERY = (*_UNTAUGHT, *(f"{way}-taught" for way in _UNTAUGHT))
@@ -89,21 +90,23 @@ PAPER = Scale(
 
 PROCESSOR = Scale(
     epochs=40,
-    common=("sparse.shrink=0.6", "sparse.lr=0.1", "finetune.lr=0.05", "baseline.lr=0.1", "data.batch_size=128"),
+    common=("sparse.shrink=0.6", "sparse.lr=0.1", "finetune.lr=0.05", "baseline.lr=0.1", "data.batch_size=128",
+            "trainer.channels_last=true"),
     networks=(
+        Network("narrow-vgg-c10", ("model=vgg", _NARROW_VGG), (_HALF, _THIRD)),
         Network("resnet20-c10", ("model=resnet", "model.depth=20"), (_HALF, _THIRD)),
         Network("vgg-c10", ("model=vgg", _SMALL_VGG), (_HALF, _THIRD)),
         Network("resnet56-c10", ("model=resnet", "model.depth=56"), (_HALF, _THIRD)),
     ),
     ways=_EVERY,
     seeds=2,
-)
+)  # fmt: skip
 
 CORE = Scale(
     epochs=40,
     common=("sparse.shrink=0.6", "sparse.lr=0.1", "finetune.lr=0.05", "baseline.lr=0.1", "data.batch_size=64",
             "data.limit_train=5000", "trainer.precision=fp32", "figures=false", "latency_seconds=0.2"),
-    networks=(Network("narrow-vgg-c10", ("model=vgg", "model.widths=[16,M,32,M,64,64,M,128,128]"), (_HALF, _THIRD)),),
+    networks=(Network("narrow-vgg-c10", ("model=vgg", _NARROW_VGG), (_HALF, _THIRD)),),
     ways=_EVERY,
     seeds=2,
 )  # fmt: skip

@@ -15,6 +15,7 @@ from slim.channels import count_macs, count_params
 from slim.command.compose import compose
 from slim.files import write_json
 from slim.lightning import Distillation
+from slim.lightning.rates import replay_learning_rates
 from slim.models import build
 from slim.runs.components import Components
 from slim.runs.failures import quiet
@@ -22,17 +23,29 @@ from slim.runs.prepare import prepare
 
 
 class Regularization(pl.Callback):
-    """``pruner.regularize`` before each optimizer step, as its examples do after ``backward``."""
+    """``pruner.regularize`` before each optimizer step, as its examples do after ``backward``.
 
-    def __init__(self, pruner: Any, network: nn.Module) -> None:
-        self._pruner, self._network = pruner, network
+    Args:
+        shrink: The most that a gamma can lose, as of ``sparse.shrink``: its coefficient follows from the length of the
+            training, as lam of L1 does. None: the 1e-4 of its examples, which in a short training is hardly any.
+    """
+
+    def __init__(self, pruner: Any, network: nn.Module, shrink: float | None) -> None:
+        self._pruner, self._network, self._shrink = pruner, network, shrink
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Set the coefficient under the learning rates of the phase."""
+        if self._shrink is not None:
+            (optimizer,) = trainer.optimizers
+            travelled = sum(replay_learning_rates(trainer, optimizer))
+            self._pruner.reg = self._shrink * (1 - optimizer.param_groups[0]["momentum"]) / travelled
 
     def on_before_optimizer_step(self, *_: Any) -> None:
         """gamma.grad += reg * sign(gamma)."""
         self._pruner.regularize(self._network)
 
 
-def run(overrides: list[str], directory: Path, teacher: Path | None = None, reg: float = 1e-4) -> dict[str, Any]:
+def run(overrides: list[str], directory: Path, teacher: Path | None = None) -> dict[str, Any]:
     """Sparse training, the cut to ``prune.macs`` or ``prune.ratio``, fine-tuning, one test; leaves ``report.json``.
 
     A finished job is not repeated; one that was killed begins again.
@@ -46,9 +59,9 @@ def run(overrides: list[str], directory: Path, teacher: Path | None = None, reg:
     pl.seed_everything(parts.config.seed, workers=True, verbose=False)
     module, began = parts.module("sparse"), time.monotonic()
     network = parts.network(module)
-    pruner = _pruner(network, parts, reg)
+    pruner = _pruner(network, parts)
     with quiet():
-        _fit(parts, module, "sparse", teaching, Regularization(pruner, network))
+        _fit(parts, module, "sparse", teaching, Regularization(pruner, network, parts.config.sparse.shrink))
         dense = count_macs(network.eval(), parts.example)
         _cut(network, pruner, parts, dense)
         thin = parts.module("finetune")
@@ -62,7 +75,7 @@ def run(overrides: list[str], directory: Path, teacher: Path | None = None, reg:
         "params": count_params(network),
     }
     report = {"status": "finished", "rows": {"dense": {"macs": dense}, "finetuned": row},
-              "seconds": time.monotonic() - began}  # fmt: skip
+              "reg": pruner.reg, "seconds": time.monotonic() - began}  # fmt: skip
     directory.mkdir(parents=True, exist_ok=True)
     write_json(path, report)
     return report
@@ -72,12 +85,12 @@ class _Args:
     config_dir = config_name = None
 
 
-def _pruner(network: nn.Module, parts: Components, reg: float) -> Any:
+def _pruner(network: nn.Module, parts: Components) -> Any:
     import torch_pruning as tp
 
     last = [layer for layer in network.modules() if isinstance(layer, nn.Linear)][-1]
     return tp.pruner.BNScalePruner(
-        network, parts.example, importance=tp.importance.BNScaleImportance(), reg=reg, global_pruning=True,
+        network, parts.example, importance=tp.importance.BNScaleImportance(), reg=1e-4, global_pruning=True,
         pruning_ratio=0.95, iterative_steps=200, ignored_layers=[last],
     )  # fmt: skip
 

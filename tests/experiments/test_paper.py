@@ -12,6 +12,8 @@ from experiments.paper import __main__ as program
 from experiments.paper import rival, table
 from experiments.paper.jobs import SCALES, jobs
 from slim.command import run
+from slim.lightning import SparseTraining
+from tests.lightning.modules import Plain, fit
 from tests.runs.tiny import TINY
 
 
@@ -63,3 +65,12 @@ def test_a_rival_reaches_the_budget(tmp_path: Path) -> None:
     report = rival.run([*line, "model=vgg", "prune.ratio=null", "prune.macs=0.5", "sparse.epochs=1"], tmp_path / "job")
     assert report["rows"]["finetuned"]["macs"] <= 0.5 * report["rows"]["dense"]["macs"]
     assert json.loads((tmp_path / "job" / "report.json").read_text()) == report
+
+
+def test_a_rival_presses_as_hard_as_l1() -> None:
+    for shrink in (0.3, None):
+        pruner, module = SimpleNamespace(reg=1e-4, regularize=lambda network: None), Plain()
+        ours = SparseTraining("l1", lam=1e-4, shrink=shrink)
+        fit(module, rival.Regularization(pruner, module.net, shrink), ours)
+        assert pruner.reg == pytest.approx(ours.law.lam)  # type: ignore[attr-defined]
+        assert (pruner.reg == 1e-4) == (shrink is None)
