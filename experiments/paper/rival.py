@@ -17,6 +17,7 @@ from slim.files import write_json
 from slim.lightning import Distillation
 from slim.lightning.rates import replay_learning_rates
 from slim.models import build
+from slim.report import latency
 from slim.runs.components import Components
 from slim.runs.failures import quiet
 from slim.runs.prepare import prepare
@@ -67,15 +68,14 @@ def run(overrides: list[str], directory: Path, teacher: Path | None = None) -> d
         thin = parts.module("finetune")
         thin.network = network
         thin._run = type(thin._run)(network, channels_last=parts.hardware.channels_last)
+        at_cut = _accuracy(parts, thin)
         _fit(parts, thin, "finetune", teaching)
-        (figures,) = _trainer(parts, 1).test(thin, datamodule=parts.data, verbose=False)
-    row = {
-        "accuracy": figures["test/accuracy"],
-        "macs": count_macs(network.cpu().eval(), parts.example),
-        "params": count_params(network),
-    }
-    report = {"status": "finished", "rows": {"dense": {"macs": dense}, "finetuned": row},
-              "reg": pruner.reg, "seconds": time.monotonic() - began}  # fmt: skip
+        accuracy = _accuracy(parts, thin)
+    seconds = time.monotonic() - began
+    rows = {"dense": {"macs": dense}, "rebuilt": {"metric": at_cut}, "finetuned": {"metric": accuracy}}
+    rows["finetuned"] |= {"macs": count_macs(network.cpu().eval(), parts.example), "params": count_params(network)}
+    _time(parts, network, rows)
+    report = {"status": "finished", "rows": rows, "reg": pruner.reg, "seconds": seconds}
     directory.mkdir(parents=True, exist_ok=True)
     write_json(path, report)
     return report
@@ -107,6 +107,21 @@ def _cut(network: nn.Module, pruner: Any, parts: Components, dense: int) -> None
 
 def _channels(network: nn.Module) -> int:
     return sum(layer.num_features for layer in network.modules() if isinstance(layer, nn.BatchNorm2d))
+
+
+def _accuracy(parts: Components, module: Any) -> float:
+    """Of the test images."""
+    (figures,) = _trainer(parts, 1).test(module, datamodule=parts.data, verbose=False)
+    return float(figures["test/accuracy"])
+
+
+def _time(parts: Components, network: nn.Module, rows: dict[str, dict[str, Any]]) -> None:
+    """Add the latency beside the dense network's, as the reports of our runs do."""
+    device = parts.hardware.device
+    networks = {"dense": parts.dense().to(device), "finetuned": network.to(device)}
+    found = latency.compare(networks, parts.example.to(device), seconds=parts.config.latency_seconds)
+    for name, millis in found.millis.items():
+        rows[name] |= {f"latency_ms_b{batch}": median for batch, median in millis.items()}
 
 
 def _teacher(parts: Components, file: Path) -> nn.Module:

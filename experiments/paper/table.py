@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,12 @@ from experiments.paper.jobs import SCALES, jobs
 
 PAGE = Path(__file__).parent / "README.md"
 MARKS = "<!-- table: python -m experiments.paper -->", "<!-- end of table -->"
-HEAD = "| network, budget | trained | seeds | accuracy | to dense | parameters | MACs | seconds | the teacher's |"
+HEAD = (
+    "network, budget", "trained", "seeds", "at the cut", "accuracy", "to dense", "parameters", "MACs",
+    "times as fast", "seconds", "the teacher's",
+)  # fmt: skip
+
+LATENCY = "latency_ms_b64"
 
 PUBLISHED = {
     "vgg19-c10/ratio-0.7": "paper 93.80, port 93.78",
@@ -48,17 +54,31 @@ def rows(output: Path, scale: str) -> list[str]:
     lines = []
     for (where, way), by_seed in found.items():
         dense = found.get((where.split("/")[0], "dense"), {})
-        gaps = [row["accuracy"] - dense[seed]["accuracy"] for seed, row in by_seed.items() if seed in dense]
+        gaps = [100 * (row["accuracy"] - dense[seed]["accuracy"]) for seed, row in by_seed.items() if seed in dense]
         each = list(by_seed.values())
-        accuracy = [100 * row["accuracy"] for row in each]
-        mean = {key: statistics.mean(row[key] for row in each) for key in ("params", "macs", "seconds", "teacher")}
-        published = f" ({PUBLISHED[where]})" if where in PUBLISHED and way == "paper" else ""
-        lines.append(
-            f"| {where}{published} | {way} | {len(each)} | {spread(accuracy)} | "
-            f"{'' if way == 'dense' else spread([100 * gap for gap in gaps], '+.2f')} | {mean['params'] / 1e6:.3f} M | "
-            f"{mean['macs'] / 1e6:.1f} M | {mean['seconds']:.0f} | {mean['teacher']:.0f} |"
-        )
+        cells = [
+            where + (f" ({PUBLISHED[where]})" if where in PUBLISHED and way == "paper" else ""),
+            way,
+            str(len(each)),
+            spread([100 * row["cut"] for row in each if "cut" in row]),
+            spread([100 * row["accuracy"] for row in each]),
+            "" if way == "dense" else spread(gaps, "+.2f"),
+            f"{_mean(each, 'params') / 1e6:.3f} M",
+            f"{_mean(each, 'macs') / 1e6:.1f} M",
+            f"{_mean(each, 'faster'):.2f}" if "faster" in each[0] else "",
+            f"{_mean(each, 'seconds'):.0f}",
+            f"{_mean(each, 'teacher'):.0f}",
+        ]
+        lines.append(_line(cells))
     return lines
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _mean(rows: list[dict[str, Any]], key: str) -> float:
+    return statistics.mean(row[key] for row in rows if key in row)
 
 
 def write(output: Path, page: Path = PAGE) -> None:
@@ -66,16 +86,21 @@ def write(output: Path, page: Path = PAGE) -> None:
     parts = []
     for scale in (name for name in SCALES if name != "smoke"):
         if lines := rows(output, scale):
-            parts.append("\n".join([f"Scale `{scale}`:", "", HEAD, "|---" * 9 + "|", *lines]))
+            parts.append("\n".join([f"Scale `{scale}`:", "", _line(HEAD), "|---" * len(HEAD) + "|", *lines]))
     body = "\n\n".join(parts) or "Nothing is finished yet."
     fill(page, MARKS, body)
 
 
 def _last(report: dict[str, Any]) -> dict[str, float]:
-    """The last network of a run; the accuracy in [0, 1]."""
-    name = next(name for name in ("finetuned", "recovered", "rebuilt", "sparse", "dense") if name in report["rows"])
-    row = report["rows"][name]
-    return {"accuracy": row.get("accuracy", row.get("metric")), "macs": row["macs"], "params": row["params"]}
+    """The last network of a run, and what it was at the cut; accuracies in [0, 1]."""
+    rows = report["rows"]
+    row = rows[next(name for name in ("finetuned", "recovered", "rebuilt", "sparse", "dense") if name in rows)]
+    found = {"accuracy": row["metric"], "macs": row["macs"], "params": row["params"]}
+    if cut := rows.get("recovered") or rows.get("rebuilt"):
+        found["cut"] = cut["metric"]
+    if LATENCY in row and row["macs"] < rows["dense"]["macs"]:
+        found["faster"] = rows["dense"][LATENCY] / row[LATENCY]
+    return found
 
 
 def _seconds(report: dict[str, Any]) -> float:

@@ -63,7 +63,9 @@ def test_a_rival_reaches_the_budget(tmp_path: Path) -> None:
     pytest.importorskip("torch_pruning")
     line = [item for item in TINY if not item.startswith("prune.")]
     report = rival.run([*line, "model=vgg", "prune.ratio=null", "prune.macs=0.5", "sparse.epochs=1"], tmp_path / "job")
-    assert report["rows"]["finetuned"]["macs"] <= 0.5 * report["rows"]["dense"]["macs"]
+    rows = report["rows"]
+    assert rows["finetuned"]["macs"] <= 0.5 * rows["dense"]["macs"]
+    assert rows["finetuned"]["latency_ms_b64"] > 0 and rows["dense"]["latency_ms_b64"] > 0
     assert json.loads((tmp_path / "job" / "report.json").read_text()) == report
 
 
