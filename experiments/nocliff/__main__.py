@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from experiments.nocliff import curves, jobs, store
+from experiments.nocliff import curves, jobs
 from experiments.nocliff.data import load
 
 Job = Callable[[jobs.Setting], dict[str, Any]]
@@ -64,14 +64,14 @@ def main() -> None:
     args = parser.parse_args()
     chosen = {name: job for name, job in every_job().items() if any(part in name for part in args.only)}
     if args.list:
-        done = store.read()
+        done = jobs.RESULTS.read()
         print("\n".join(f"{'done' if name in done else '    '} {name}" for name in chosen))
         return
     setting = jobs.Setting(*load(args.data, args.cache), args.cache)
     for name, job in chosen.items():
-        store.run(name, partial(job, setting))
+        jobs.RESULTS.run(name, partial(job, setting))
     if args.only == [""] or args.curves:
-        curves.run(setting, store)
+        curves.run(setting)
 
 
 if __name__ == "__main__":

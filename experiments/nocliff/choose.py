@@ -14,13 +14,14 @@ from typing import Any
 
 import torch
 
-from experiments.nocliff import jobs, network, store
+from experiments.nocliff import jobs, network
 from experiments.nocliff.data import held_out, load
 from experiments.nocliff.loop import accuracy, train
+from experiments.store import Store
 from slim.recovery import Distillation
 from slim.sparsity import build
 
-RESULTS = Path(__file__).parent / "choices.json"
+CHOICES = Store(Path(__file__).parent / "choices.json")
 SIXTY, HALF = {"ratio": 0.6}, {"macs": 0.5, "balance": 0.0}
 LATE = {"start": 0.28, "end": 0.7}
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -92,14 +93,14 @@ def main() -> None:
     setting = jobs.Setting(train_images, held_out(args.data, args.cache), args.cache)
     for label, name in (("dense", "vgg"), ("resnet20, dense", "resnet20")):
         model = jobs.trained(setting, name, args.seed)
-        store.run(f"{label}/s{args.seed}", lambda model=model: {"accuracy": accuracy(model, setting.test)}, RESULTS)
+        CHOICES.run(f"{label}/s{args.seed}", lambda model=model: {"accuracy": accuracy(model, setting.test)})
     for widths in SHAPES:
         name = f"scratch, {' '.join(map(str, widths))}"
         if any(part in name for part in args.only):
-            store.run(f"{name}/s{args.seed}", partial(shape, setting, args.seed, widths), RESULTS)
+            CHOICES.run(f"{name}/s{args.seed}", partial(shape, setting, args.seed, widths))
     for name, options in VARIANTS.items():
         if any(part in f"{name}/s{args.seed}" for part in args.only):
-            store.run(f"{name}/s{args.seed}", partial(variant, setting, args.seed, options), RESULTS)
+            CHOICES.run(f"{name}/s{args.seed}", partial(variant, setting, args.seed, options))
 
 
 if __name__ == "__main__":

@@ -105,10 +105,10 @@ def draw(results: dict[str, Any], path: Path) -> None:
     plt.close(figure)
 
 
-def run(setting: jobs.Setting, store: Any) -> None:
+def run(setting: jobs.Setting) -> None:
     """Curves that are missing and whose network has been trained, then the figure."""
     for network, curves in NETWORKS.items():
         for name, stored in curves.items():
             if (setting.cache / f"{stored}.pt").exists():
-                store.run(f"curve/{network}/{name}", partial(curve, setting, network, stored))
-    draw(store.read(), Path(__file__).parent / "cliff.png")
+                jobs.RESULTS.run(f"curve/{network}/{name}", partial(curve, setting, network, stored))
+    draw(jobs.RESULTS.read(), Path(__file__).parent / "cliff.png")

@@ -16,10 +16,12 @@ from experiments.nocliff import network
 from experiments.nocliff.data import Batches, Images
 from experiments.nocliff.loop import accuracy, train
 from experiments.nocliff.rival import BNScale
+from experiments.store import Store
 from slim.channels import count_macs, count_params
 from slim.recovery import Distillation, least_squares, recalibrate
 from slim.sparsity import build
 
+RESULTS = Store(Path(__file__).parent / "results.json")
 EPOCHS = 12
 SPARSE_EPOCHS = 8  # of the twelve, for laws that end with a cut; the rest is the fine-tune phase
 BRANCH = 3  # of the twelve, before anything is removed

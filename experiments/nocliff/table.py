@@ -6,7 +6,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from experiments.nocliff import store
+from experiments.nocliff.jobs import RESULTS
 from experiments.page import fill, spread
 
 MARKS = "<!-- table: python -m experiments.nocliff.table -->", "<!-- end of table -->"
@@ -66,7 +66,7 @@ def repair(results: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    found, page = store.read(), Path(__file__).parent / "README.md"
+    found, page = RESULTS.read(), Path(__file__).parent / "README.md"
     fill(page, MARKS, markdown(found))
     fill(page, REPAIR_MARKS, repair(found))
     print(markdown(found), repair(found), sep="\n\n")

@@ -1,4 +1,4 @@
-"""``python -m experiments.paper``: run what is not finished, resume what was killed, fill the table.
+"""``python -m experiments.paper``: run what is not finished, resume what was killed, fill table and figure.
 
 CIFAR is downloaded, or read from a folder of images: ``--data FOLDER`` (train/<class>/*.jpg, test/<class>/*.jpg).
 """
@@ -12,8 +12,9 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from experiments.paper import table
+from experiments.paper import figure, table
 from experiments.paper.jobs import SCALES, Job, jobs
+from experiments.paper.results import RESULTS, collect
 from slim.command.compose import quoted
 
 ROOT = Path(__file__).parents[2]
@@ -46,7 +47,9 @@ def main(argv: list[str] | None = None) -> int:
         with ThreadPoolExecutor(args.parallel) as pool:
             failed += sum(pool.map(lambda job: execute(job, place, args.data), batch))
     if args.scale != "smoke":
-        table.write(args.output)
+        RESULTS.write(collect(args.output, args.scale))
+        table.write(RESULTS.read())
+        figure.draw(RESULTS.read(), figure.PICTURE)
     return 1 if failed else 0
 
 

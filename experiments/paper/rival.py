@@ -17,7 +17,7 @@ from slim.files import write_json
 from slim.lightning import Distillation
 from slim.lightning.rates import replay_learning_rates
 from slim.models import build
-from slim.report import latency
+from slim.report import environment, latency
 from slim.runs.components import Components
 from slim.runs.failures import quiet
 from slim.runs.prepare import prepare
@@ -75,7 +75,8 @@ def run(overrides: list[str], directory: Path, teacher: Path | None = None) -> d
     rows = {"dense": {"macs": dense}, "rebuilt": {"metric": at_cut}, "finetuned": {"metric": accuracy}}
     rows["finetuned"] |= {"macs": count_macs(network.cpu().eval(), parts.example), "params": count_params(network)}
     _time(parts, network, rows)
-    report = {"status": "finished", "rows": rows, "reg": pruner.reg, "seconds": seconds}
+    report = {"status": "finished", "rows": rows, "reg": pruner.reg, "seconds": seconds,
+              "environment": environment.describe()}  # fmt: skip
     directory.mkdir(parents=True, exist_ok=True)
     write_json(path, report)
     return report

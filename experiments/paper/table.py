@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,6 @@ HEAD = (
     "network, budget", "trained", "seeds", "at the cut", "accuracy", "to dense", "parameters", "MACs",
     "times as fast", "seconds", "the teacher's",
 )  # fmt: skip
-
-LATENCY = "latency_ms_b64"
 
 PUBLISHED = {
     "vgg19-c10/ratio-0.7": "paper 93.80, port 93.78",
@@ -38,70 +35,60 @@ PUBLISHED = {
 """Liu et al. 2017, Table 1; Eric-mingjie/network-slimming; Torch-Pruning; Zhuang et al. 2020: accuracy %."""
 
 
-def rows(output: Path, scale: str) -> list[str]:
-    """One line per network, budget and way, of what is finished below ``output/scale``."""
+def by_way(results: Mapping[str, Any], scale: str) -> dict[tuple[str, str], dict[int, dict[str, Any]]]:
+    """(network and budget, way of training) -> seed -> figures, of what is finished, in the order of the jobs.
+
+    Beside a job's own figures: ``to_dense``, points of accuracy over the dense network of the same seed, and
+    ``teacher``, the seconds of the job that taught it.
+    """
     found: dict[tuple[str, str], dict[int, dict[str, Any]]] = defaultdict(dict)
     for job in jobs(SCALES[scale]):
-        path = output / scale / job.name / "report.json"
-        if path.is_file() and (report := json.loads(path.read_text()))["status"] == "finished":
-            *where, way, seed = job.name.split("/")
-            teacher = output / scale / (job.needs or "") / "report.json"
-            found["/".join(where), way][int(seed[1:])] = {
-                **_last(report),
-                "seconds": _seconds(report),
-                "teacher": _seconds(json.loads(teacher.read_text())) if job.needs and teacher.is_file() else 0.0,
-            }
+        if (own := results.get(f"{scale}/{job.name}")) is None:
+            continue
+        *where, way, seed = job.name.split("/")
+        dense = results.get(f"{scale}/{where[0]}/dense/{seed}")
+        more = {"teacher": results.get(f"{scale}/{job.needs}", {}).get("seconds", 0.0)}
+        if dense is not None and way != "dense":
+            more["to_dense"] = 100 * (own["accuracy"] - dense["accuracy"])
+        found["/".join(where), way][int(seed[1:])] = {**own, **more}
+    return found
+
+
+def rows(results: Mapping[str, Any], scale: str) -> list[str]:
+    """One line per network, budget and way."""
     lines = []
-    for (where, way), by_seed in found.items():
-        dense = found.get((where.split("/")[0], "dense"), {})
-        gaps = [100 * (row["accuracy"] - dense[seed]["accuracy"]) for seed, row in by_seed.items() if seed in dense]
+    for (where, way), by_seed in by_way(results, scale).items():
         each = list(by_seed.values())
-        cells = [
-            where + (f" ({PUBLISHED[where]})" if where in PUBLISHED and way == "paper" else ""),
+        published = f" ({PUBLISHED[where]})" if where in PUBLISHED and way == "paper" else ""
+        cells = (
+            where + published,
             way,
             str(len(each)),
-            spread([100 * row["cut"] for row in each if "cut" in row]),
-            spread([100 * row["accuracy"] for row in each]),
-            "" if way == "dense" else spread(gaps, "+.2f"),
-            f"{_mean(each, 'params') / 1e6:.3f} M",
-            f"{_mean(each, 'macs') / 1e6:.1f} M",
-            f"{_mean(each, 'faster'):.2f}" if "faster" in each[0] else "",
-            f"{_mean(each, 'seconds'):.0f}",
-            f"{_mean(each, 'teacher'):.0f}",
-        ]
+            spread([100 * value for value in _all(each, "at_cut")]),
+            spread([100 * value for value in _all(each, "accuracy")]),
+            spread(_all(each, "to_dense"), "+.2f"),
+            f"{statistics.mean(_all(each, 'params')) / 1e6:.3f} M",
+            f"{statistics.mean(_all(each, 'macs')) / 1e6:.1f} M",
+            spread(_all(each, "fast")),
+            f"{statistics.mean(_all(each, 'seconds')):.0f}",
+            f"{statistics.mean(_all(each, 'teacher')):.0f}",
+        )
         lines.append(_line(cells))
     return lines
+
+
+def write(results: Mapping[str, Any], page: Path = PAGE) -> None:
+    """Fill the page between its marks."""
+    parts = []
+    for scale in SCALES:
+        if lines := rows(results, scale):
+            parts.append("\n".join([f"Scale `{scale}`:", "", _line(HEAD), "|---" * len(HEAD) + "|", *lines]))
+    fill(page, MARKS, "\n\n".join(parts) or "Nothing is finished yet.")
 
 
 def _line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _mean(rows: list[dict[str, Any]], key: str) -> float:
-    return statistics.mean(row[key] for row in rows if key in row)
-
-
-def write(output: Path, page: Path = PAGE) -> None:
-    """Fill the page between its marks."""
-    parts = []
-    for scale in (name for name in SCALES if name != "smoke"):
-        if lines := rows(output, scale):
-            parts.append("\n".join([f"Scale `{scale}`:", "", _line(HEAD), "|---" * len(HEAD) + "|", *lines]))
-    body = "\n\n".join(parts) or "Nothing is finished yet."
-    fill(page, MARKS, body)
-
-
-def _last(report: dict[str, Any]) -> dict[str, float]:
-    """The last network of a run, and what it was at the cut; accuracies in [0, 1]."""
-    rows = report["rows"]
-    row = rows[next(name for name in ("finetuned", "recovered", "rebuilt", "sparse", "dense") if name in rows)]
-    found = {"accuracy": row["metric"], "macs": row["macs"], "params": row["params"]}
-    if cut := rows.get("recovered") or rows.get("rebuilt"):
-        found["cut"] = cut["metric"]
-    if LATENCY in row and row["macs"] < rows["dense"]["macs"]:
-        found["faster"] = rows["dense"][LATENCY] / row[LATENCY]
-    return found
-
-
-def _seconds(report: dict[str, Any]) -> float:
-    return float(report.get("seconds") or sum(phase.get("seconds", 0.0) for phase in report["phases"].values()))
+def _all(each: list[dict[str, Any]], key: str) -> list[float]:
+    return [row[key] for row in each if key in row]

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from experiments.nocliff.data import load
-from experiments.sparsity import jobs, measure, store, table
+from experiments.sparsity import jobs, measure, table
 from experiments.sparsity.training import Setting
 
 IMAGES = 5_000
@@ -33,19 +33,19 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     chosen = {name: job for name, job in jobs.every_job().items() if any(part in name for part in args.only)}
     if args.list:
-        done = store.read()
+        done = jobs.RESULTS.read()
         print("\n".join(f"{'done' if name in done else '    '} {name}" for name in chosen))
         return
     if args.data is not None:
         train, test = load(args.data, args.cache)
         setting = Setting(train[:IMAGES], test, args.cache)
         for name, job in chosen.items():
-            store.run(name, partial(job, setting))
+            jobs.RESULTS.run(name, partial(job, setting))
     elif not args.measure:
         parser.error("--data is needed to train. Got none. Give an ImageFolder tree, or --measure.")
-    if args.measure or (args.only == [""] and measure.missing(store.read())):
-        store.write("latency", measure.latency(store.read(), args.turns, args.threads))
-    table.write(store.read())
+    if args.measure or (args.only == [""] and measure.missing(jobs.RESULTS.read())):
+        jobs.RESULTS.write({"latency": measure.latency(jobs.RESULTS.read(), args.turns, args.threads)})
+    table.write(jobs.RESULTS.read())
 
 
 if __name__ == "__main__":

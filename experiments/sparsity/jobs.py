@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,9 +15,11 @@ import slim
 from experiments.nocliff.network import vgg
 from experiments.sparsity import int8, methods, sizes
 from experiments.sparsity.training import EXAMPLE, WIDTHS, Setting, accuracy, started, train
+from experiments.store import Store
 from slim.channels import count_macs
 from slim.sparsity import build
 
+RESULTS = Store(Path(__file__).parent / "results.json")
 Job = Callable[[Setting], dict[str, Any]]
 HALF, MORE = 0.5, 0.8  # of the weights removed: 2:4 allows nothing but one half
 L1 = {"lam": 1e-3}

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from experiments.paper import __main__ as program
-from experiments.paper import rival, table
+from experiments.paper import figure, results, rival, table
 from experiments.paper.jobs import SCALES, jobs
 from slim.command import run
 from slim.lightning import SparseTraining
@@ -46,17 +46,38 @@ def test_the_smallest_scale_runs_and_fills_a_table(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(program, "subprocess", SimpleNamespace(run=here, DEVNULL=None))
     only = ["--only", "taught"]
     assert program.main(["--scale", "smoke", "--output", str(tmp_path), *only]) == 0
-    lines = table.rows(tmp_path, "smoke")
+    found = results.collect(tmp_path, "smoke")
+    lines = table.rows(found, "smoke")
     assert [line.split("|")[2].strip() for line in lines] == ["dense", "dense-taught", "paper-taught"]
     # Finished jobs are not run again; a page is filled between its marks.
     never = SimpleNamespace(run=lambda *_, **__: pytest.fail("a finished job ran again"), DEVNULL=None)
     monkeypatch.setattr(program, "subprocess", never)
     assert program.main(["--scale", "smoke", "--output", str(tmp_path), *only]) == 0
-    (tmp_path / "processor").mkdir()
     page = tmp_path / "page.md"
     page.write_text(f"before {table.MARKS[0]} old {table.MARKS[1]} after")
-    table.write(tmp_path, page)
-    assert page.read_text().startswith("before") and page.read_text().endswith("after")
+    table.write(found, page)
+    text = page.read_text()
+    assert text.startswith("before") and text.endswith("after") and "old" not in text and lines[-1] in text
+
+
+def test_distances_are_to_the_dense_network_of_the_same_seed(tmp_path: Path) -> None:
+    network, cut = "core/narrow-vgg-c10", {"params": 1e6, "macs": 2e6, "seconds": 3.0, "at_cut": 0.3, "fast": 1.5}
+    found = {
+        f"{network}/dense/s0": {"accuracy": 0.70, **cut},
+        f"{network}/dense/s1": {"accuracy": 0.80, **cut},
+        f"{network}/macs-0.5/target/s0": {"accuracy": 0.69, **cut},
+        f"{network}/macs-0.5/target/s1": {"accuracy": 0.78, **cut},
+        f"{network}/macs-0.5/target-taught/s1": {"accuracy": 0.79, **cut},
+    }
+    _, target, taught = table.rows(found, "core")
+    assert (
+        "| target | 2 | 30.00 ± 0.00 | 73.50 ± 6.36 | -1.50 ± 0.71 | 1.000 M | 2.0 M | 1.50 ± 0.00 | 3 | 0 |" in target
+    )
+    assert "| 79.00 | -1.00 |" in taught and taught.endswith("| 3 |")
+    figure.draw(found, tmp_path / "paper.png")
+    assert (tmp_path / "paper.png").stat().st_size > 10_000
+    figure.draw({}, tmp_path / "nothing.png")
+    assert not (tmp_path / "nothing.png").exists()
 
 
 def test_a_rival_reaches_the_budget(tmp_path: Path) -> None:
