@@ -17,7 +17,7 @@ from slim.lightning.cut import Batches, Calibration, Cut, check_equal, figures, 
 from slim.lightning.example import packed, unpacked
 from slim.lightning.moments import END, Moment, moments
 from slim.lightning.network import Network, find_network, network_key, path_of
-from slim.lightning.options import BUDGETS, check_arguments
+from slim.lightning.options import BUDGETS, Recovery, check_arguments
 from slim.lightning.preview import preview
 from slim.lightning.random_state import preserved
 from slim.lightning.sparse import sparse_of
@@ -95,11 +95,11 @@ class ChannelPruning(pl.Callback):
     ) -> None:
         budget = dict(zip(BUDGETS, (ratio, macs, params, memory, latency), strict=True))
         self.budget = {kind: amount for kind, amount in budget.items() if amount is not None}
-        check_arguments(self.budget, zeros, every, recover, limits)
+        check_arguments(self.budget, zeros, every, limits)
         self.criterion, self.at, self.limits = criterion, at, limits
         self.cuts: list[Cut] = []
         self._every = every if zeros else None
-        self._recover: dict[str, Any] = {"absorb": True, "batches": 100} if recover is True else dict(recover or {})
+        self._recovery = Recovery.of(recover)
         self._network, self._copies, self._example, self._trace = network, tuple(copies), example, trace
         self._reset()
 
@@ -325,11 +325,11 @@ class ChannelPruning(pl.Callback):
                 network,
                 selection.removed,
                 traced.graph,
-                absorb=bool(self._recover.get("absorb", bool(self._recover))),
-                least_squares=int(self._recover.get("least_squares", 0)),
+                absorb=self._recovery.absorb,
+                least_squares=self._recovery.least_squares,
                 batches=calibration if calibration else None,
-                count=int(self._recover.get("batches", 100)) if self._recover else 0,
-                evaluate=evaluate or self._recover.get("evaluate"),
+                count=self._recovery.batches,
+                evaluate=evaluate or self._recovery.evaluate,
                 forward=calibration.forward,
                 rebuild=rebuild_in_place,
             )

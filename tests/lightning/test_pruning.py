@@ -331,6 +331,7 @@ def test_misuse_is_one_line() -> None:
         (lambda: ChannelPruning(zeros=True), "every=None"),
         (lambda: ChannelPruning(macs=0.5, min_chanels=2), "min_channels"),
         (lambda: ChannelPruning(macs=0.5, recover={"batch": 2}), "batches"),
+        (lambda: ChannelPruning(macs=0.5, recover=50), "batches"),  # type: ignore[arg-type]
         (lambda: fit(Plain(), ChannelPruning(macs=0.5, at=3)), "max_epochs=2"),
         (lambda: fit(Plain(), ChannelPruning(macs=0.5, at=[2, 1])), "ascending"),
         (lambda: fit(Bare(), ChannelPruning(macs=0.5)), "convolutions"),
