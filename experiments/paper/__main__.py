@@ -48,8 +48,9 @@ def main(argv: list[str] | None = None) -> int:
             failed += sum(pool.map(lambda job: execute(job, place, args.data), batch))
     if args.scale != "smoke":
         RESULTS.write(collect(args.output, args.scale))
-        table.write(RESULTS.read())
-        figure.draw(RESULTS.read(), figure.PICTURE)
+        finished = RESULTS.read()
+        table.write(finished)
+        figure.draw(finished, figure.PICTURE)
     return 1 if failed else 0
 
 
