@@ -1,6 +1,7 @@
 """``python -m experiments.paper``: run what is not finished, resume what was killed, fill table and figure.
 
-CIFAR is downloaded, or read from a folder of images: ``--data FOLDER`` (train/<class>/*.jpg, test/<class>/*.jpg).
+Data sets are downloaded to datasets/; CIFAR-10 may be a folder of images: ``--data FOLDER`` (train/<class>/*.jpg,
+test/<class>/*.jpg).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from experiments.paper import figure, table
-from experiments.paper.jobs import SCALES, Job, jobs
+from experiments.paper.jobs import CIFAR10, SCALES, Job, jobs
 from experiments.paper.results import RESULTS, collect
 from slim.command.compose import quoted
 
@@ -72,8 +73,10 @@ def command(job: Job, place: Path, data: Path | None) -> list[str]:
     """The command line of a job as it stands: from the start, or going on."""
     directory = (place / job.name).absolute()
     teacher = "" if job.needs is None else str((place / job.needs / "model.safetensors").absolute())
-    images = [] if data is None else ["data=image_folder", f"data.dir={quoted(data.absolute())}"]
-    given = [item for item in job.overrides if not (images and item.startswith("data=cifar"))]
+    given, images = list(job.overrides), []
+    if data is not None and CIFAR10 in given:
+        given.remove(CIFAR10)
+        images = ["data=image_folder", f"data.dir={quoted(data.absolute())}"]
     given = [item.format(teacher=quoted(Path(teacher))) if item.endswith("{teacher}") else item for item in given]
     if job.rival:
         given = [item for item in given if ".teacher=" not in item]

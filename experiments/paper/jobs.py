@@ -10,11 +10,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Network:
-    """One network on one data set, and the budgets it is cut to."""
+    """One network on one data set, the budgets it is cut to, and its epochs where they are not the scale's."""
 
     name: str
     overrides: tuple[str, ...]
     budgets: tuple[str, ...]
+    epochs: int | None = None
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Scale:
     """How much of it: the paper's size for a GPU, or what a processor finishes.
 
     Attributes:
-        epochs: of every way of training, sparse training and fine-tuning together.
+        epochs: of every way of training, sparse training and fine-tuning together, unless a network has its own.
         common: overrides of every job.
         networks: what is trained.
         ways: names in :data:`WAYS`.
@@ -82,7 +83,10 @@ PAPER = Scale(
                 ("prune.ratio=0.4", "prune.ratio=0.6")),
         Network("resnet56-c10", (CIFAR10, "model=resnet", "model.depth=56"), ("prune.ratio=null prune.macs=0.476",)),
         Network("vgg16-c10", (CIFAR10, "model=vgg", "model.depth=16"), (_HALF,)),
-        Network("mlp-mnist", ("data=mnist", "model=mlp"), ("prune.ratio=0.7",)),
+        # 30 + 30 epochs, and of each hidden layer the same share: a global threshold emptied layers (section 4.4).
+        Network("mlp-mnist",
+                ("data=mnist", "model=mlp", "scheduler=thirds", "data.augment=false", "trainer.precision=fp32"),
+                ("prune.ratio=0.8 prune.strategy=layer",), epochs=60),
     ),
     ways=_EVERY,
     seeds=3,
@@ -93,10 +97,10 @@ PROCESSOR = Scale(
     common=("sparse.shrink=0.6", "sparse.lr=0.1", "finetune.lr=0.05", "baseline.lr=0.1", "data.batch_size=128",
             "trainer.channels_last=true"),
     networks=(
-        Network("narrow-vgg-c10", ("model=vgg", _NARROW_VGG), (_HALF, _THIRD)),
-        Network("resnet20-c10", ("model=resnet", "model.depth=20"), (_HALF, _THIRD)),
-        Network("vgg-c10", ("model=vgg", _SMALL_VGG), (_HALF, _THIRD)),
-        Network("resnet56-c10", ("model=resnet", "model.depth=56"), (_HALF, _THIRD)),
+        Network("narrow-vgg-c10", (CIFAR10, "model=vgg", _NARROW_VGG), (_HALF, _THIRD)),
+        Network("resnet20-c10", (CIFAR10, "model=resnet", "model.depth=20"), (_HALF, _THIRD)),
+        Network("vgg-c10", (CIFAR10, "model=vgg", _SMALL_VGG), (_HALF, _THIRD)),
+        Network("resnet56-c10", (CIFAR10, "model=resnet", "model.depth=56"), (_HALF, _THIRD)),
     ),
     ways=_EVERY,
     seeds=2,
@@ -106,7 +110,7 @@ CORE = Scale(
     epochs=40,
     common=("sparse.shrink=0.6", "sparse.lr=0.1", "finetune.lr=0.05", "baseline.lr=0.1", "data.batch_size=64",
             "data.limit_train=5000", "trainer.precision=fp32", "figures=false", "latency_seconds=0.2"),
-    networks=(Network("narrow-vgg-c10", ("model=vgg", _NARROW_VGG), (_HALF, _THIRD)),),
+    networks=(Network("narrow-vgg-c10", (CIFAR10, "model=vgg", _NARROW_VGG), (_HALF, _THIRD)),),
     ways=_EVERY,
     seeds=2,
 )  # fmt: skip
@@ -130,13 +134,14 @@ def jobs(scale: Scale) -> list[Job]:
     found = []
     for seed in range(scale.seeds):
         for network in scale.networks:
-            common = (f"seed={seed}", *network.overrides, *scale.common)
+            common = _merged((f"seed={seed}",), scale.common, network.overrides)
+            epochs = network.epochs or scale.epochs
             dense = f"{network.name}/dense/s{seed}"
-            found.append(Job(dense, (*common, "phases=[baseline]", f"baseline.epochs={scale.epochs}")))
+            found.append(Job(dense, (*common, "phases=[baseline]", f"baseline.epochs={epochs}")))
             # A dense network taught by a dense one: the share of the gain that is the teacher's.
-            found.append(_dense_taught(network, common, scale.epochs, seed, dense))
+            found.append(_dense_taught(network, common, epochs, seed, dense))
             for budget in network.budgets:
-                found += [_cut(network, common, scale.epochs, seed, budget, way, dense) for way in scale.ways]
+                found += [_cut(network, common, epochs, seed, budget, way, dense) for way in scale.ways]
     return found
 
 
@@ -152,7 +157,7 @@ def _cut(network: Network, common: tuple[str, ...], epochs: int, seed: int, budg
     sparse = round(epochs * (0.75 if name == "target" else 0.5))
     phases = ("phases=[sparse,prune,finetune]", f"sparse.epochs={sparse}", f"finetune.epochs={epochs - sparse}")
     taught = tuple(f"{phase}.distill.teacher={{teacher}}" for phase in ("sparse", "finetune") if taught_way)
-    amount = budget.replace("prune.", "").replace("ratio=null ", "").replace("=", "-")
+    amount = budget.replace("prune.", "").replace("ratio=null ", "").replace(" strategy=layer", "").replace("=", "-")
     return Job(
         f"{network.name}/{amount}/{way}/s{seed}",
         _merged(common, tuple(budget.split()), WAYS.get(name, WAYS["paper"]), phases, taught),

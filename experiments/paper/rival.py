@@ -22,6 +22,8 @@ from slim.runs.components import Components
 from slim.runs.failures import quiet
 from slim.runs.prepare import prepare
 
+BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d
+
 
 class Regularization(pl.Callback):
     """``pruner.regularize`` before each optimizer step, as its examples do after ``backward``.
@@ -91,8 +93,9 @@ def _pruner(network: nn.Module, parts: Components) -> Any:
 
     last = [layer for layer in network.modules() if isinstance(layer, nn.Linear)][-1]
     return tp.pruner.BNScalePruner(
-        network, parts.example, importance=tp.importance.BNScaleImportance(), reg=1e-4, global_pruning=True,
-        pruning_ratio=0.95, iterative_steps=200, ignored_layers=[last],
+        network, parts.example, importance=tp.importance.BNScaleImportance(), reg=1e-4,
+        global_pruning=parts.config.prune.strategy != "layer", pruning_ratio=0.95, iterative_steps=200,
+        ignored_layers=[last],
     )  # fmt: skip
 
 
@@ -107,7 +110,7 @@ def _cut(network: nn.Module, pruner: Any, parts: Components, dense: int) -> None
 
 
 def _channels(network: nn.Module) -> int:
-    return sum(layer.num_features for layer in network.modules() if isinstance(layer, nn.BatchNorm2d))
+    return sum(layer.num_features for layer in network.modules() if isinstance(layer, BatchNorm))
 
 
 def _accuracy(parts: Components, module: Any) -> float:

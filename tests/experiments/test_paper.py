@@ -19,11 +19,12 @@ from tests.runs.tiny import TINY
 
 @pytest.mark.parametrize("scale", SCALES)
 def test_every_way_gets_the_same_epochs(scale: str) -> None:
+    own = {network.name: network.epochs or SCALES[scale].epochs for network in SCALES[scale].networks}
     for job in jobs(SCALES[scale]):
         keys = [item.partition("=")[0] for item in job.overrides]
         assert len(keys) == len(set(keys)), job.name
         epochs = [int(item.partition("=")[2]) for item in job.overrides if item.split("=")[0].endswith(".epochs")]
-        assert sum(epochs) == SCALES[scale].epochs, job.name
+        assert sum(epochs) == own[job.name.split("/")[0]], job.name
 
 
 def test_a_teacher_comes_first_and_is_a_dense_network_of_the_same_seed() -> None:
@@ -34,6 +35,14 @@ def test_a_teacher_comes_first_and_is_a_dense_network_of_the_same_seed() -> None
             if job.needs is not None:
                 assert names.index(job.needs) < names.index(job.name)
                 assert job.needs.split("/")[-1] == job.name.split("/")[-1]
+
+
+def test_a_folder_of_images_stands_in_for_cifar10_alone() -> None:
+    for scale in ("core", "processor", "paper"):
+        for job in jobs(SCALES[scale]):
+            (own,) = [item for item in job.overrides if item.startswith("data=")]
+            given = [item for item in program.command(job, Path("runs"), Path("photos")) if item.startswith("data=")]
+            assert given == ["data=image_folder" if own == "data=cifar10" else own], job.name
 
 
 def test_the_smallest_scale_runs_and_fills_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,6 +97,15 @@ def test_a_rival_reaches_the_budget(tmp_path: Path) -> None:
     assert rows["finetuned"]["macs"] <= 0.5 * rows["dense"]["macs"]
     assert rows["finetuned"]["latency_ms_b64"] > 0 and rows["dense"]["latency_ms_b64"] > 0
     assert json.loads((tmp_path / "job" / "report.json").read_text()) == report
+
+
+def test_a_rival_takes_the_same_share_of_each_layer(tmp_path: Path) -> None:
+    pytest.importorskip("torch_pruning")
+    line = [item for item in TINY if not item.startswith(("prune.", "model."))]
+    shape = ["model=mlp", "model.hidden=[40,20]", "prune.ratio=0.8", "prune.strategy=layer", "sparse.epochs=1"]
+    report = rival.run([*line, *shape], tmp_path / "job")
+    widest = 64 * 8 + 8 * 4 + 4 * 10
+    assert 0.7 * widest < report["rows"]["finetuned"]["macs"] <= widest
 
 
 def test_a_rival_presses_as_hard_as_l1() -> None:

@@ -106,6 +106,15 @@ def test_cifar10_gives_the_papers_setting() -> None:
     assert settings.data["batch_size"] == 64
 
 
+def test_mnist_gives_the_papers_perceptron() -> None:
+    """Section 4.3 for the training; section 4.4: 80% of the neurons in each of the two hidden layers."""
+    settings = read(composed("+experiment=mlp_slim", "data=mnist"))
+    assert settings.model["hidden"] == [500, 300]
+    assert (settings.sparse.epochs, settings.finetune.epochs, settings.sparse.lr) == (30, 30, 0.1)
+    assert (settings.prune.ratio, settings.prune.strategy, settings.data["batch_size"]) == (0.8, "layer", 256)
+    assert (settings.scheduler["milestones"], settings.scheduler["gamma"]) == (["33.3%", "66.7%"], 0.1)
+
+
 def test_dense_has_the_same_number_of_epochs() -> None:
     for data in ("digits", "cifar10", "cifar100", "svhn", "mnist"):
         slim = read(composed("+experiment=vgg_slim", f"data={data}"))
