@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 PICTURE = Path(__file__).parent / "paper.png"
 WAYS = {"target": "target", "paper": "L1, the paper's", "uniform": "uniform", "torch-pruning": "Torch-Pruning"}
 COLORS = {"": "darkorange", "-taught": "tab:blue"}
-SIZES = {"core": "5,000 images", "processor": "50,000 images", "paper": "50,000 images, 320 epochs"}
+SIZES = {"core": "5,000 images", "processor": "50,000 images", "paper": "the paper's size"}
 
 
 def draw(results: Mapping[str, Any], path: Path) -> None:

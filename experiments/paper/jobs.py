@@ -153,11 +153,12 @@ def _dense_taught(network: Network, common: tuple[str, ...], epochs: int, seed: 
 
 
 def _cut(network: Network, common: tuple[str, ...], epochs: int, seed: int, budget: str, way: str, dense: str) -> Job:
-    """Half of the epochs before the cut as in the paper; ``target`` needs few after it."""
+    """Half of the epochs before the cut as in the paper; all of them with ``target``, which needs none after it."""
     name, taught_way = way.removesuffix("-taught"), way.endswith("-taught")
-    sparse = round(epochs * (0.75 if name == "target" else 0.5))
-    phases = ("phases=[sparse,prune,finetune]", f"sparse.epochs={sparse}", f"finetune.epochs={epochs - sparse}")
-    taught = tuple(f"{phase}.distill.teacher={{teacher}}" for phase in ("sparse", "finetune") if taught_way)
+    length = {"sparse": epochs} if name == "target" else {"sparse": epochs // 2, "finetune": epochs - epochs // 2}
+    order = ",".join(("sparse", "prune", "finetune")[: len(length) + 1])
+    phases = (f"phases=[{order}]", *(f"{phase}.epochs={count}" for phase, count in length.items()))
+    taught = tuple(f"{phase}.distill.teacher={{teacher}}" for phase in length if taught_way)
     amount = budget.replace("prune.", "").replace("ratio=null ", "").replace(" strategy=layer", "").replace("=", "-")
     return Job(
         f"{network.name}/{amount}/{way}/s{seed}",
