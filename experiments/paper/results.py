@@ -14,12 +14,21 @@ LATENCY = "latency_ms_b64"
 
 
 def collect(output: Path, scale: str) -> dict[str, dict[str, Any]]:
-    """``<scale>/<job>`` -> its figures, of what is finished below ``output/scale``."""
+    """``<scale>/<job>`` -> its figures, of what is finished below ``output/scale``.
+
+    ``dense`` beside a row's own figures is the accuracy of the dense network of its seed below the same ``output``: on
+    another machine the same seed trains another network.
+    """
     found = {}
     for job in jobs(SCALES[scale]):
         path = output / scale / job.name / "report.json"
         if path.is_file() and (report := json.loads(path.read_text()))["status"] == "finished":
             found[f"{scale}/{job.name}"] = figures(report)
+    for name, row in found.items():
+        network, *_, way, seed = name.split("/")[1:]
+        dense = found.get(f"{scale}/{network}/dense/{seed}")
+        if dense is not None and way != "dense":
+            row["dense"] = dense["accuracy"]
     return found
 
 

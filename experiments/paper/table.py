@@ -39,18 +39,17 @@ PUBLISHED = {
 def by_way(results: Mapping[str, Any], scale: str) -> dict[tuple[str, str], dict[int, dict[str, Any]]]:
     """(network and budget, way of training) -> seed -> figures, of what is finished, in the order of the jobs.
 
-    Beside a job's own figures: ``to_dense``, points of accuracy over the dense network of the same seed, and
-    ``teacher``, the seconds of the job that taught it.
+    Beside a job's own figures: ``to_dense``, points of accuracy over the dense network of the same seed and machine,
+    and ``teacher``, the seconds of the job that taught it.
     """
     found: dict[tuple[str, str], dict[int, dict[str, Any]]] = defaultdict(dict)
     for job in jobs(SCALES[scale]):
         if (own := results.get(f"{scale}/{job.name}")) is None:
             continue
         *where, way, seed = job.name.split("/")
-        dense = results.get(f"{scale}/{where[0]}/dense/{seed}")
         more = {"teacher": results.get(f"{scale}/{job.needs}", {}).get("seconds", 0.0)}
-        if dense is not None and way != "dense":
-            more["to_dense"] = 100 * (own["accuracy"] - dense["accuracy"])
+        if "dense" in own:
+            more["to_dense"] = 100 * (own["accuracy"] - own["dense"])
         found["/".join(where), way][int(seed[1:])] = {**own, **more}
     return found
 
