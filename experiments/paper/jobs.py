@@ -10,12 +10,18 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Network:
-    """One network on one data set, the budgets it is cut to, and its epochs where they are not the scale's."""
+    """One network on one data set, and the budgets it is cut to.
+
+    Attributes:
+        epochs: where they are not the scale's.
+        target: overrides of ``target`` alone.
+    """
 
     name: str
     overrides: tuple[str, ...]
     budgets: tuple[str, ...]
     epochs: int | None = None
+    target: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -87,7 +93,9 @@ PAPER = Scale(
         # 30 + 30 epochs, and of each hidden layer the same share: a global threshold emptied layers (section 4.4).
         Network("mlp-mnist",
                 ("data=mnist", "model=mlp", "scheduler=thirds", "data.augment=false", "trainer.precision=fp32"),
-                ("prune.ratio=0.8 prune.strategy=layer",), epochs=60),
+                ("prune.ratio=0.8 prune.strategy=layer",), epochs=60,
+                # What goes is gone when the learning rate first falls: afterwards the rest cannot make up for it.
+                target=("penalty.start=0.1", "penalty.end=0.33")),
     ),
     ways=_EVERY,
     seeds=3,
@@ -156,13 +164,14 @@ def _cut(network: Network, common: tuple[str, ...], epochs: int, seed: int, budg
     """Half of the epochs before the cut as in the paper; all of them with ``target``, which needs none after it."""
     name, taught_way = way.removesuffix("-taught"), way.endswith("-taught")
     length = {"sparse": epochs} if name == "target" else {"sparse": epochs // 2, "finetune": epochs - epochs // 2}
+    own = network.target if name == "target" else ()
     order = ",".join(("sparse", "prune", "finetune")[: len(length) + 1])
     phases = (f"phases=[{order}]", *(f"{phase}.epochs={count}" for phase, count in length.items()))
     taught = tuple(f"{phase}.distill.teacher={{teacher}}" for phase in length if taught_way)
     amount = budget.replace("prune.", "").replace("ratio=null ", "").replace(" strategy=layer", "").replace("=", "-")
     return Job(
         f"{network.name}/{amount}/{way}/s{seed}",
-        _merged(common, tuple(budget.split()), WAYS.get(name, WAYS["paper"]), phases, taught),
+        _merged(common, tuple(budget.split()), WAYS.get(name, WAYS["paper"]), own, phases, taught),
         needs=dense if taught_way else None,
         rival=name in RIVALS,
     )
