@@ -198,7 +198,7 @@ class _Run:
             self.loggers,
             number=number,
             steps_before=steps,
-            note=self._note,
+            note=self.state.note,
         )
         self._keep(name, done.module, done.figures)
 

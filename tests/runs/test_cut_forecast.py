@@ -23,7 +23,9 @@ def test_every_law_tells_how_far_it_is(law: str, tmp_path: Path, capfd: pytest.C
     assert all(0 <= value <= 1 for tag in FAR for _, value in found[tag])
     said = capfd.readouterr().err
     assert said.count("after the cut") == len(epochs)
-    assert f"{law}: " in said, "what the law can do in this phase, before it begins"
+    before = said[: said.index("sparse    epoch   1/")]
+    assert f"{law}: " in before, "what the law can do in this phase, before it begins"
+    assert said.count(f"{law}: ") == 1
 
 
 def test_the_last_outlook_is_the_cut(tmp_path: Path) -> None:

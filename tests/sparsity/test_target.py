@@ -212,6 +212,20 @@ def test_a_budget_out_of_reach_is_said_before_training():
         build("target", macs=0.01, max_layer_ratio=0.5).attach(net, graph_of(net), TOTAL)
 
 
+@pytest.mark.parametrize(("falls", "late"), [((1 / 3, 2 / 3), True), ((1 / 2, 3 / 4), False), ((0.8, 0.9), False)])
+def test_channels_that_go_after_the_learning_rate_are_said_before_training(falls: tuple[float, float], late: bool):
+    net = started(chain)
+    penalty = build("target", ratio=0.5)
+    penalty.attach(net, graph_of(net), 300)
+    lrs = [0.1 * 0.1 ** sum(step >= share * 300 for share in falls) for step in range(300)]
+    line = penalty.forecast(lrs, 0.9).line
+    assert ("is then 0.01 of its highest" in line) == late
+    assert ("Set penalty.end to 0.33" in line) == late
+    sooner = build("target", ratio=0.5, start=0.1, end=0.33)
+    sooner.attach(net, graph_of(net), 300)
+    assert "highest" not in sooner.forecast(lrs, 0.9).line
+
+
 @pytest.mark.parametrize(
     ("make", "budget"),
     [(chain, {"ratio": 0.6}), (Residual, {"ratio": 0.6}), (Residual, {"macs": 0.3}), (chain, {"params": 0.4})],
