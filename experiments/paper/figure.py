@@ -40,7 +40,7 @@ def draw(results: Mapping[str, Any], path: Path) -> None:
         left.set_title(f"{network}, {_said(budget)}, {SIZES[scale]}", loc="left", fontsize=10)
     panels[0][0].set_ylim(len(WAYS) - 0.4, -0.6)
     panels[-1][0].set_xlabel("accuracy at the cut, before fine-tuning, %", fontsize=9)
-    panels[-1][1].set_xlabel("after fine-tuning: points to the dense network", fontsize=9)
+    panels[-1][1].set_xlabel("after all epochs: points to the dense network", fontsize=9)
     names = {"labels alone": COLORS[""], "with the dense network as teacher": COLORS["-taught"], "dense": "0.5"}
     shown = [
         Line2D([], [], color=color, marker="" if name == "dense" else "o", linestyle="-" if name == "dense" else "none")

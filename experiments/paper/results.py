@@ -16,19 +16,19 @@ LATENCY = "latency_ms_b64"
 def collect(output: Path, scale: str) -> dict[str, dict[str, Any]]:
     """``<scale>/<job>`` -> its figures, of what is finished below ``output/scale``.
 
-    ``dense`` beside a row's own figures is the accuracy of the dense network of its seed below the same ``output``: on
-    another machine the same seed trains another network.
+    Beside a row's own figures: ``dense``, the accuracy of the dense network of its seed, and ``teacher``, the seconds
+    of the job that taught it, both below the same ``output``: on another machine the same seed is another network.
     """
     found = {}
     for job in jobs(SCALES[scale]):
         path = output / scale / job.name / "report.json"
         if path.is_file() and (report := json.loads(path.read_text()))["status"] == "finished":
-            found[f"{scale}/{job.name}"] = figures(report)
-    for name, row in found.items():
-        network, *_, way, seed = name.split("/")[1:]
-        dense = found.get(f"{scale}/{network}/dense/{seed}")
-        if dense is not None and way != "dense":
-            row["dense"] = dense["accuracy"]
+            row = found[f"{scale}/{job.name}"] = figures(report)
+            network, *_, way, seed = job.name.split("/")
+            dense = found.get(f"{scale}/{network}/dense/{seed}")  # an earlier job
+            if dense is not None and way != "dense":
+                row["dense"] = dense["accuracy"]
+                row["teacher"] = 0.0 if job.needs is None else dense["seconds"]
     return found
 
 

@@ -39,18 +39,15 @@ PUBLISHED = {
 def by_way(results: Mapping[str, Any], scale: str) -> dict[tuple[str, str], dict[int, dict[str, Any]]]:
     """(network and budget, way of training) -> seed -> figures, of what is finished, in the order of the jobs.
 
-    Beside a job's own figures: ``to_dense``, points of accuracy over the dense network of the same seed and machine,
-    and ``teacher``, the seconds of the job that taught it.
+    Beside a job's own figures ``to_dense``, points of accuracy over the dense network of the same seed and machine.
     """
     found: dict[tuple[str, str], dict[int, dict[str, Any]]] = defaultdict(dict)
     for job in jobs(SCALES[scale]):
         if (own := results.get(f"{scale}/{job.name}")) is None:
             continue
         *where, way, seed = job.name.split("/")
-        more = {"teacher": results.get(f"{scale}/{job.needs}", {}).get("seconds", 0.0)}
-        if "dense" in own:
-            more["to_dense"] = 100 * (own["accuracy"] - own["dense"])
-        found["/".join(where), way][int(seed[1:])] = {**own, **more}
+        more = {"to_dense": 100 * (own["accuracy"] - own["dense"])} if "dense" in own else {}
+        found["/".join(where), way][int(seed[1:])] = {"teacher": 0.0, **own, **more}
     return found
 
 
@@ -68,7 +65,7 @@ def rows(results: Mapping[str, Any], scale: str) -> list[str]:
             spread([100 * value for value in _all(each, "accuracy")]),
             spread(_all(each, "to_dense"), "+.2f"),
             f"{statistics.mean(_all(each, 'params')) / 1e6:.3f} M",
-            f"{statistics.mean(_all(each, 'macs')) / 1e6:.1f} M",
+            _millions(statistics.mean(_all(each, "macs"))),
             spread(_all(each, "fast")),
             f"{statistics.mean(_all(each, 'seconds')):.0f}",
             f"{statistics.mean(_all(each, 'teacher')):.0f}",
@@ -88,6 +85,10 @@ def write(results: Mapping[str, Any], page: Path = PAGE) -> None:
 
 def _line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
+
+
+def _millions(count: float) -> str:
+    return f"{count / 1e6:.1f} M" if count >= 1e6 else f"{count / 1e6:.3f} M"
 
 
 def _all(each: list[dict[str, Any]], key: str) -> list[float]:
