@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 PICTURE = Path(__file__).parent / "paper.png"
 WAYS = {"target": "target", "paper": "L1, the paper's", "uniform": "uniform", "torch-pruning": "Torch-Pruning"}
 COLORS = {"": "darkorange", "-taught": "tab:blue"}
+LEAST = -8.0
+"""Points to the dense network; what lost more stands at the edge with its number."""
 SIZES = {"core": "5,000 images", "processor": "50,000 images", "paper": "the paper's size"}
 
 
@@ -62,8 +64,13 @@ def _points(axes: Axes, found: Mapping[tuple[str, str], Mapping[int, Any]], wher
             values = [unit * row[key] for row in found.get((where, way + taught), {}).values() if key in row]
             if values:
                 style = {"color": COLORS[taught], "linestyle": "none", "clip_on": False}
-                axes.plot(values, [height + down] * len(values), marker="o", markersize=3, alpha=0.5, **style)
-                axes.plot([statistics.mean(values)], [height + down], marker="o", markersize=8, **style)
+                mean, y = statistics.mean(values), height + down
+                if mean < LEAST:
+                    axes.plot([LEAST], [y], marker="<", markersize=8, **style)
+                    axes.text(LEAST + 0.25, y, f"{mean:.0f}", color=COLORS[taught], fontsize=9, va="center")
+                    continue
+                axes.plot(values, [y] * len(values), marker="o", markersize=3, alpha=0.5, **style)
+                axes.plot([mean], [y], marker="o", markersize=8, **style)
     axes.set_yticks(range(len(WAYS)), list(WAYS.values()), fontsize=9)
     axes.grid(axis="x", linewidth=0.4, alpha=0.6)
     axes.spines[["top", "right"]].set_visible(False)

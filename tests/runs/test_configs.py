@@ -115,6 +115,14 @@ def test_mnist_gives_the_papers_perceptron() -> None:
     assert (settings.scheduler["milestones"], settings.scheduler["gamma"]) == (["33.3%", "66.7%"], 0.1)
 
 
+@pytest.mark.parametrize("experiment", ["nocliff", "nocliff_taught"])
+def test_without_a_cliff_all_epochs_go_before_the_cut(experiment: str) -> None:
+    settings = read(composed(f"+experiment={experiment}", "data=cifar10"))
+    assert settings.phases[-2:] == ["sparse", "prune"]
+    assert (settings.sparse.epochs, settings.sparse.lr) == (settings.baseline.epochs, 0.1)
+    assert read(composed(f"+experiment={experiment}", "sparse.epochs=7")).sparse.epochs == 7
+
+
 def test_dense_has_the_same_number_of_epochs() -> None:
     for data in ("digits", "cifar10", "cifar100", "svhn", "mnist"):
         slim = read(composed("+experiment=vgg_slim", f"data={data}"))
