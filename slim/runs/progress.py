@@ -40,11 +40,11 @@ class Progress(Checkpoint):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin where the run begins, which is not zero for a resumed one; say what the law can do before it acts."""
         forecast = None if self._sparse is None else self._sparse.forecast
-        if forecast is not None and trainer.is_global_zero and not trainer.global_step:
-            # While it is still worth stopping. A run that goes on has said it already.
-            print(forecast.line, file=sys.stderr, flush=True)
         if not trainer.is_global_zero:
             self._style = "none"
+        elif forecast is not None and not trainer.global_step:
+            # While it is still worth stopping. A run that goes on has said it already.
+            print(forecast.line, file=sys.stderr, flush=True)
         self._steps = max(int(trainer.estimated_stepping_batches), 1)
         self._began = (time.monotonic(), trainer.global_step)
         if self._style == "bar":
