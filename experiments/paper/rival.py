@@ -95,18 +95,23 @@ def _pruner(network: nn.Module, parts: Components) -> Any:
     return tp.pruner.BNScalePruner(
         network, parts.example, importance=tp.importance.BNScaleImportance(), reg=1e-4,
         global_pruning=parts.config.prune.strategy != "layer", pruning_ratio=0.95, iterative_steps=200,
-        ignored_layers=[last],
+        max_pruning_ratio=parts.config.prune.max_layer_ratio, ignored_layers=[last],
     )  # fmt: skip
 
 
 def _cut(network: nn.Module, pruner: Any, parts: Components, dense: int) -> None:
-    """Step by step until the budget is met."""
+    """Step by step until the budget is met.
+
+    Raises:
+        RuntimeError: if it cannot be met.
+    """
     prune, width = parts.config.prune, _channels(network)
     for _ in range(200):
         pruner.step()
         left = count_macs(network, parts.example) / dense if prune.ratio is None else _channels(network) / width
         if left <= (prune.macs if prune.ratio is None else 1 - prune.ratio):
             return
+    raise RuntimeError(f"Torch-Pruning stopped at {left:.2%} of the dense network")
 
 
 def _channels(network: nn.Module) -> int:
