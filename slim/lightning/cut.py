@@ -1,32 +1,29 @@
-"""One cut of a module's network: rank, select, check, recover, rebuild in place, with everything that follows it."""
+"""One cut of a module's network: check, recover, rebuild in place, with everything that follows the network."""
 
 from __future__ import annotations
 
 import copy
-import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, is_dataclass
-from itertools import islice
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import pytorch_lightning as pl
 import torch
-from lightning_fabric.utilities.apply_func import move_data_to_device
-from pytorch_lightning.utilities.combined_loader import CombinedLoader
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from slim import criteria
-from slim.channels import ChannelGraph, Plan, mask, plan_of, rebuild
-from slim.criteria import Scores
-from slim.errors import RunFailed
-from slim.lightning.example import eager, inputs_of
-from slim.lightning.traced import TracedNetwork
-from slim.selection import Selection, select_groups, select_next_cut
+from slim.channels import ChannelGraph, Plan, mask, rebuild
+from slim.errors import RunFailed, SlimError
+from slim.lightning.calibration import Calibration
+from slim.lightning.checkpoint import averages
+from slim.lightning.example import eager
+from slim.lightning.network import Network, find_network, path_of
+from slim.lightning.options import Recovery
+from slim.lightning.surgery import after_surgery, broadcast_removed, cut_in_place, synchronize
+from slim.lightning.traced import TracedNetwork, callbacks_of
+from slim.recovery import Step, recover
+from slim.selection import Selection
 
-Batches = Iterable[Any] | Callable[[], Iterable[Any]]
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
 
 
@@ -66,36 +63,109 @@ def figures(graph: ChannelGraph) -> dict[str, int]:
     return {"macs": graph.macs(), "params": graph.params(), "channels": channels}
 
 
-def select(
-    traced: TracedNetwork, criterion: Any, budget: Mapping[str, Any], limits: Mapping[str, Any], loader: Any = None
-) -> Selection:
-    """Select the groups that a budget removes by one global ranking; budget, floors and caps are the dense network's.
+@dataclass(frozen=True)
+class CutContext:
+    """The network of one cut, and what must follow it.
+
+    Attributes:
+        module: Whose network it is.
+        traced: The network.
+        calibration: Batches for ranking and recovery; false where there are none.
+        trainer: Whose optimizers, averaged copies and processes follow; ``None`` outside of a fit.
+        copies: Further networks of the module with the same architecture.
+    """
+
+    module: pl.LightningModule
+    traced: TracedNetwork
+    calibration: Calibration
+    trainer: pl.Trainer | None
+    copies: Sequence[Network] = ()
+
+    def ensure_example(self) -> None:
+        """Record the network's inputs from the first batch where none are known.
+
+        Raises:
+            SlimError: There is no batch.
+        """
+        if self.traced.example is not None:
+            return
+        if not self.calibration:
+            raise SlimError("A cut needs to know the network's inputs. Got no example and no batches. Give example=.")
+        for batch in self.calibration():
+            self.traced.learn_example(self.module, batch)
+            return
+
+    @property
+    def decides(self) -> bool:
+        """Whether this process selects: rank 0 does, for all."""
+        return self.trainer is None or self.trainer.is_global_zero
+
+    def of_rank_zero(self, selection: Selection) -> Selection:
+        """The selection of rank 0, on every rank; see :func:`broadcast_removed`."""
+        removed = broadcast_removed(self.trainer, self.traced.graph, selection.removed)
+        return Selection(removed, selection.requested, selection.achieved, selection.notes)
+
+    def networks(self) -> list[nn.Module]:
+        """The network and those that are cut alike: the named ``copies``, and those of averaging callbacks."""
+        parts = [self.traced.network, *(find_network(self.module, copy) for copy in self.copies)]
+        paths = [path_of(self.module, part) for part in parts]
+        callbacks = [] if self.trainer is None else callbacks_of(self.trainer)
+        return parts + [find_network(average, path) for average in averages(callbacks) for path in paths]
+
+
+def execute(
+    context: CutContext,
+    selection: Selection,
+    recovery: Recovery,
+    *,
+    evaluate: Callable[[nn.Module], float] | None = None,
+    exact: bool = True,
+    epochs: int | None = None,
+) -> Cut:
+    """Remove what is selected: check, absorb, rebuild in place, recalibrate, on all networks of ``context``.
 
     Args:
-        traced: The network.
-        criterion: Name, function, or a dict with ``name`` and options.
-        budget: ``{kind: amount}``.
-        limits: Of :func:`slim.select`.
-        loader: From a number to that many batches, for criteria that look at data.
+        context: Where.
+        selection: What goes; the same on every rank.
+        recovery: What is repaired.
+        evaluate: Instead of that of ``recovery``.
+        exact: Check first that the masked and the rebuilt network compute the same.
+        epochs: For the record.
+
+    Raises:
+        RunFailed: They do not; then nothing was cut.
     """
-    graph = traced.graph
-    options = {**limits, **budget}
-    with eager(traced.network):
-        scores = score(graph, criterion, loader)
-        if plan_of(traced.network) is None:
-            return select_groups(graph, scores, **options)
-        return select_next_cut(traced.dense_graph(real="latency" in budget), graph, scores, **options)
+    traced, trainer = context.traced, context.trainer
+    plan, before, error = traced.graph.plan(selection.removed), figures(traced.graph), 0.0
+    if plan.is_identity:
+        return Cut(selection, plan, before, before, error, epochs=epochs)
+    if exact:
+        error = check_equal(traced.network, plan, traced.example)
+    optimizers = [] if trainer is None else trainer.optimizers
+    networks, steps = context.networks(), list[tuple[Step, ...]]()
 
+    def rebuild_in_place(thin: nn.Module) -> nn.Module:
+        cut_in_place(thin, plan, optimizers)
+        return thin
 
-def score(graph: ChannelGraph, criterion: Any, loader: Any = None) -> Scores:
-    """Rank the channels; ``loader`` as of :func:`select`."""
-    options = dict(criterion) if isinstance(criterion, Mapping) else {"name": criterion}
-    name = options.pop("name")
-    wants_data = "loader" in inspect.signature(criteria.find(name).rank).parameters
-    if wants_data and "loader" not in options and loader is not None:
-        count = options.get("batches", 8)
-        options["loader"] = loader(count if isinstance(count, int) else 1)
-    return criteria.score(graph, name, **options)
+    for network in networks:
+        found = recover(
+            network,
+            selection.removed,
+            traced.graph,
+            absorb=recovery.absorb,
+            least_squares=recovery.least_squares,
+            batches=context.calibration if context.calibration else None,
+            count=recovery.batches,
+            evaluate=evaluate or recovery.evaluate,
+            forward=context.calibration.forward,
+            rebuild=rebuild_in_place,
+        )
+        steps.append(found.steps)
+    synchronize(trainer, *networks)
+    after_surgery(trainer, context.module)
+    traced.graph = None
+    return Cut(selection, plan, before, figures(traced.graph), error, steps[0], epochs)
 
 
 def check_equal(network: nn.Module, plan: Plan, example: Any) -> float:
@@ -141,96 +211,3 @@ def difference(masked: nn.Module, thin: nn.Module, example: Any) -> float:
             a, b = a.double(), b.double()
             worst = max(worst, float((a - b).abs().max() / a.abs().max().clamp_min(1e-6)))
     return worst
-
-
-class Calibration:
-    """Batches for ranking and recovery, and how a network runs on them.
-
-    Args:
-        module: Whose step says what the network takes.
-        network: The network.
-        batches: As the module's training step takes them, or what returns them; default: those of the Trainer.
-        trainer: In a fit: its loader, its device, its precision.
-    """
-
-    def __init__(
-        self, module: pl.LightningModule, network: nn.Module, batches: Batches | None, trainer: pl.Trainer | None
-    ) -> None:
-        self._module, self._network, self._batches, self._trainer = module, network, batches, trainer
-
-    def __bool__(self) -> bool:
-        return self._batches is not None or (self._trainer is not None and self._trainer.train_dataloader is not None)
-
-    def __call__(self) -> Iterator[Any]:
-        """The batches, on the network's device; a fresh iteration each time."""
-        device = next((p.device for p in self._network.parameters()), torch.device("cpu"))
-        if self._batches is not None:
-            for batch in self._batches() if callable(self._batches) else self._batches:
-                yield move_data_to_device(batch, device)
-            return
-        assert self._trainer is not None
-        loaders = self._trainer.train_dataloader
-        states = [(loader, loader.state_dict()) for loader in tree_leaves(loaders) if _resumable(loader)]
-        try:
-            for batch, *_ in iter(CombinedLoader(loaders, "max_size_cycle")):
-                converted = self._trainer.precision_plugin.convert_input(batch)
-                converted = self._module._on_before_batch_transfer(converted, dataloader_idx=0)
-                yield self._trainer.strategy.batch_to_device(converted, dataloader_idx=0)
-        finally:
-            for loader, state in states:
-                loader.load_state_dict(state)
-
-    def forward(self, network: nn.Module, batch: Any) -> Any:
-        """Run the network on what the module's step would give it."""
-        args, kwargs = self._inputs(batch)
-        with torch.no_grad():
-            return network(*args, **kwargs)
-
-    def batches(self, count: int) -> list[Any]:
-        """``count`` batches as criteria take them: the network's input, and the target where a batch has one."""
-        return list(self._pairs(count))
-
-    def _pairs(self, count: int) -> Iterator[Any]:
-        for batch in islice(self(), count):
-            args, kwargs = self._inputs(batch)
-            target = target_in(batch, (args, kwargs))
-            if kwargs:
-                yield {**kwargs, **({} if target is None else {"target": target})}
-            else:
-                yield (args[0], target) if target is not None else args[0]
-
-    def _inputs(self, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        args, kwargs = inputs_of(self._module, self._network, batch)
-        floating = next((p.dtype for p in self._network.parameters() if p.is_floating_point()), torch.float32)
-
-        def as_weights(tensor: Tensor) -> Tensor:
-            return tensor.detach().to(floating) if tensor.is_floating_point() else tensor
-
-        found: tuple[tuple[Any, ...], dict[str, Any]] = tree_map_only(Tensor, as_weights, (args, kwargs))
-        return found
-
-
-def target_in(batch: Any, inputs: Any) -> Any:
-    """The target in a batch: its second part, or the one tensor that is no input of the network.
-
-    >>> x, y = torch.zeros(2, 3), torch.tensor([0, 1])
-    >>> all(target_in(batch, ((x,), {})) is y for batch in ((x, y), {"image": x, "label": y}))
-    True
-    >>> target_in({"image": x}, ((x,), {})) is None
-    True
-    """
-    if isinstance(batch, list | tuple):
-        return batch[1] if len(batch) > 1 else None
-    given = [leaf.shape for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
-    fields = vars(batch) if is_dataclass(batch) else batch
-    others = [leaf for leaf in tree_leaves(fields) if isinstance(leaf, Tensor) and leaf.shape not in given]
-    return others[0] if len(others) == 1 else None
-
-
-def _resumable(loader: Any) -> bool:
-    return callable(getattr(loader, "state_dict", None)) and callable(getattr(loader, "load_state_dict", None))
-
-
-def none_removed(graph: ChannelGraph) -> npt.NDArray[np.bool_]:
-    """An empty selection: False for every group, (groups,)."""
-    return np.zeros(len(graph), dtype=bool)

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from slim import criteria
 from slim.channels import ChannelGraph
-from slim.lightning.cut import select
+from slim.lightning.selecting import select
 from slim.lightning.traced import TracedNetwork
 
 NEAR_ZERO = 1e-2

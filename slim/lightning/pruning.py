@@ -10,27 +10,21 @@ import pytorch_lightning as pl
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import nn
 
-from slim.channels import ChannelGraph, Plan
+from slim.channels import ChannelGraph
 from slim.errors import SlimError
-from slim.lightning.checkpoint import averages, prepare
-from slim.lightning.cut import Batches, Calibration, Cut, check_equal, figures, none_removed, select
+from slim.lightning.calibration import Batches, Calibration
+from slim.lightning.checkpoint import prepare
+from slim.lightning.cut import Cut, CutContext, execute
 from slim.lightning.example import packed, unpacked
 from slim.lightning.moments import END, Moment, moments
-from slim.lightning.network import Network, find_network, network_key, path_of
+from slim.lightning.network import Network, find_network, network_key
 from slim.lightning.options import BUDGETS, Recovery, check_arguments
 from slim.lightning.preview import preview
 from slim.lightning.random_state import preserved
+from slim.lightning.selecting import none_removed, select
 from slim.lightning.sparse import sparse_of
-from slim.lightning.surgery import (
-    after_surgery,
-    broadcast_removed,
-    cut_in_place,
-    refuse_sharded,
-    refuse_spawned,
-    synchronize,
-)
+from slim.lightning.surgery import refuse_sharded, refuse_spawned
 from slim.lightning.traced import TracedNetwork, callbacks_of
-from slim.recovery import Step, recover
 from slim.selection import Selection, exact_zeros
 from slim.sparsity import Stochastic
 
@@ -270,94 +264,29 @@ class ChannelPruning(pl.Callback):
         self.traced = traced
         if graph is not None:
             traced.graph = graph
-        calibration = Calibration(module, traced.network, batches, trainer)
+        context = CutContext(
+            module, traced, Calibration(module, traced.network, batches, trainer), trainer, self._copies
+        )
         with preserved():
-            self._ensure_example(module, traced, calibration)
+            context.ensure_example()
             traced.remember_dense()
-            selection = self._selection(traced, calibration, trainer, amount)
-            plan = traced.graph.plan(selection.removed)
-            return self._execute(module, traced, selection, plan, calibration, evaluate, trainer, epochs)
+            selection = context.of_rank_zero(self._selection(context, amount))
+            exact = not self.limits.get("inexact")
+            done = execute(context, selection, self._recovery, evaluate=evaluate, exact=exact, epochs=epochs)
+        self.cuts.append(done)
+        return done
 
-    def _selection(
-        self, traced: TracedNetwork, calibration: Calibration, trainer: pl.Trainer | None, amount: float | None
-    ) -> Selection:
-        """The selection that rank 0 makes, on all ranks."""
-        graph = traced.graph
+    def _selection(self, context: CutContext, amount: float | None) -> Selection:
+        """What goes; without a budget the exact zeros, which every rank finds alike."""
+        graph = context.traced.graph
         if self._every is not None:
-            found = Selection(exact_zeros(graph, int(self.limits.get("min_channels", 1))), {}, {})
-        elif trainer is None or trainer.is_global_zero:
-            ((kind, whole),) = self.budget.items()
-            budget = {kind: whole if amount is None else amount}
-            loader = calibration.batches if calibration else None
-            found = select(traced, self.criterion, budget, self.limits, loader)
-        else:
-            found = Selection(none_removed(graph), {}, {})
-        removed = broadcast_removed(trainer, graph, found.removed)
-        return Selection(removed, found.requested, found.achieved, found.notes)
-
-    def _execute(
-        self,
-        module: pl.LightningModule,
-        traced: TracedNetwork,
-        selection: Selection,
-        plan: Plan,
-        calibration: Calibration,
-        evaluate: Callable[[nn.Module], float] | None,
-        trainer: pl.Trainer | None,
-        epochs: int | None,
-    ) -> Cut:
-        before = figures(traced.graph)
-        if plan.is_identity:
-            return self._record(Cut(selection, plan, before, before, 0.0, epochs=epochs))
-        error = 0.0
-        if not self.limits.get("inexact"):
-            error = check_equal(traced.network, plan, traced.example)
-        optimizers = [] if trainer is None else trainer.optimizers
-        networks = [traced.network, *self._twins(module, traced.network, trainer)]
-        steps: tuple[Step, ...] = ()
-        for index, network in enumerate(networks):
-
-            def rebuild_in_place(thin: nn.Module) -> nn.Module:
-                cut_in_place(thin, plan, optimizers)
-                return thin
-
-            found = recover(
-                network,
-                selection.removed,
-                traced.graph,
-                absorb=self._recovery.absorb,
-                least_squares=self._recovery.least_squares,
-                batches=calibration if calibration else None,
-                count=self._recovery.batches,
-                evaluate=evaluate or self._recovery.evaluate,
-                forward=calibration.forward,
-                rebuild=rebuild_in_place,
-            )
-            steps = found.steps if index == 0 else steps
-        synchronize(trainer, *networks)
-        after_surgery(trainer, module)
-        traced.graph = None
-        return self._record(Cut(selection, plan, before, figures(traced.graph), error, steps, epochs))
-
-    def _record(self, cut: Cut) -> Cut:
-        self.cuts.append(cut)
-        return cut
-
-    def _twins(self, module: pl.LightningModule, network: nn.Module, trainer: pl.Trainer | None) -> list[nn.Module]:
-        """Copies of the network that must be cut alike: the named ``copies``, and those of averaging callbacks."""
-        parts = [network, *(find_network(module, copy) for copy in self._copies)]
-        paths = [path_of(module, part) for part in parts]
-        callbacks = [] if trainer is None else callbacks_of(trainer)
-        return parts[1:] + [find_network(average, path) for average in averages(callbacks) for path in paths]
-
-    def _ensure_example(self, module: pl.LightningModule, traced: TracedNetwork, calibration: Calibration) -> None:
-        if traced.example is not None:
-            return
-        if not calibration:
-            raise SlimError("A cut needs to know the network's inputs. Got no example and no batches. Give example=.")
-        for batch in calibration():
-            traced.learn_example(module, batch)
-            return
+            return Selection(exact_zeros(graph, int(self.limits.get("min_channels", 1))), {}, {})
+        if not context.decides:
+            return Selection(none_removed(graph), {}, {})
+        ((kind, whole),) = self.budget.items()
+        loader = context.calibration.batches if context.calibration else None
+        budget = {kind: whole if amount is None else amount}
+        return select(context.traced, self.criterion, budget, self.limits, loader)
 
     def serves(self, trainer: pl.Trainer, traced: TracedNetwork) -> bool:
         """Whether this callback cuts the network of ``traced``."""

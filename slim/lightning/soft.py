@@ -11,10 +11,11 @@ from typing import Any
 import pytorch_lightning as pl
 
 from slim.errors import SlimError
-from slim.lightning.cut import Calibration, none_removed, select
+from slim.lightning.calibration import Calibration
 from slim.lightning.network import Network
 from slim.lightning.pruning import ChannelPruning
 from slim.lightning.random_state import preserved
+from slim.lightning.selecting import none_removed, select
 from slim.lightning.sparse import sparse_of
 from slim.lightning.surgery import broadcast_removed, refuse_sharded
 from slim.lightning.traced import TracedNetwork, callbacks_of

@@ -19,7 +19,7 @@ from slim import criteria
 from slim.channels import ChannelGraph, Plan, plan_of
 from slim.criteria import Scores
 from slim.lightning import ChannelPruning
-from slim.lightning.cut import Calibration
+from slim.lightning.calibration import Calibration
 from slim.recovery import Step
 from slim.runs import weights
 from slim.runs.components import Components

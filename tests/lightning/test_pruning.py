@@ -16,6 +16,7 @@ import slim
 from slim import SlimError
 from slim.channels import plan_of
 from slim.lightning import ChannelPruning, Distillation, SparseTraining
+from slim.lightning.cut import execute
 from slim.lightning.example import quiet
 
 from .averages import averages, needs_average
@@ -37,24 +38,22 @@ def held_once(module: nn.Module, optimizers: Any) -> bool:
 
 
 @needs_average
-def test_a_cut_in_the_middle_takes_everything_along() -> None:
+def test_a_cut_in_the_middle_takes_everything_along(monkeypatch: pytest.MonkeyPatch) -> None:
     module, seen = Adam(16), {}
     pruning = ChannelPruning(macs=0.5, at=1, recover=False)
     sparse, average = SparseTraining("l1", lam=0.01), *averages()
-
-    original = pruning._execute
 
     def watched(*args: Any, **kwargs: Any) -> Any:
         optimizer = args[0].trainer.optimizers[0]
         seen["before"] = {p: {k: v.clone() for k, v in s.items()} for p, s in optimizer.state.items()}
         seen["average"] = {k: v.clone() for k, v in average._average_model.module.net.state_dict().items()}
         seen["step"] = sparse.law.state_dict()["step"]
-        cut = original(*args, **kwargs)
+        cut = execute(*args, **kwargs)
         seen["after"] = {p: {k: v.clone() for k, v in s.items()} for p, s in optimizer.state.items()}
         seen["thin_average"] = {k: v.clone() for k, v in average._average_model.module.net.state_dict().items()}
         return cut
 
-    pruning._execute = watched  # type: ignore[method-assign]
+    monkeypatch.setattr("slim.lightning.pruning.execute", watched)
     run = fit(module, sparse, pruning, average, epochs=3)
     cut = pruning.cuts[0]
     assert cut.difference < 1e-5
