@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-MakeFolder = Callable[..., Path]
+from tests.data.folders import MakeFolder
 
 
 @pytest.fixture(autouse=True)

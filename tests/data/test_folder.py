@@ -1,11 +1,8 @@
-"""A user's own images: layouts, memory and streaming, the cache, and every way it can be wrong."""
+"""A user's own images: layouts, memory and streaming, splits, kinds of files."""
 
 from __future__ import annotations
 
 import logging
-import os
-import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,27 +12,14 @@ import torch
 from PIL import Image
 
 from slim.data import BatchLoader, ImageFolderData
-from slim.data.cache import load_or_decode, statistics
 from slim.data.decode import read_image
 from slim.data.listing import class_folders, listing
 from slim.data.splits import permutation
 from slim.errors import SlimError
+from tests.data.folders import MakeFolder, data, same
 
 # Python 3.12 and newer warn when a process with threads forks, which is how PyTorch starts its workers.
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-
-MakeFolder = Callable[..., Path]
-Batch = tuple[torch.Tensor, torch.Tensor]
-
-
-def data(folder: Path, **options: Any) -> ImageFolderData:
-    return ImageFolderData(dir=str(folder), **{"image_size": 16, "batch_size": 4, "num_workers": 0, **options})
-
-
-def same(first: list[Batch], second: list[Batch]) -> bool:
-    return len(first) == len(second) and all(
-        torch.equal(a[0], b[0]) and torch.equal(a[1], b[1]) for a, b in zip(first, second, strict=True)
-    )
 
 
 def test_classes_sizes_and_counts_are_inferred(make_folder: MakeFolder) -> None:
@@ -171,56 +155,6 @@ def _turned(picture: Image.Image) -> Image.Exif:
     return exif
 
 
-def test_the_cache_is_used_and_follows_the_files(make_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = make_folder()
-    first = data(folder)
-    batches = list(first.train_dataloader())
-    (cache,) = (folder / "train").glob(".slim-*.bin")
-    calls = []
-    real = load_or_decode.__globals__["decode_all"]
-    monkeypatch.setitem(load_or_decode.__globals__, "decode_all", lambda *args: calls.append(1) or real(*args))
-    again = data(folder)
-    assert same(list(again.train_dataloader()), batches) and again.mean == first.mean and not calls
-
-    content = bytearray(cache.read_bytes())
-    content[-1] ^= 1
-    cache.write_bytes(content)
-    assert same(list(data(folder).train_dataloader()), batches) and len(calls) == 1
-    cache.write_bytes(content[:100])
-    assert same(list(data(folder).train_dataloader()), batches) and len(calls) == 2
-    cache.write_bytes(b"\x80\x04pickle?\n")
-    assert same(list(data(folder).train_dataloader()), batches) and len(calls) == 3
-
-    Image.new("RGB", (16, 16)).save(folder / "train" / "cat" / "000.png")
-    data(folder).setup()
-    assert len(calls) == 4
-    data(folder, image_size=8).setup()
-    assert len(calls) == 5
-
-
-def test_the_cache_goes_elsewhere_where_it_must(
-    make_folder: MakeFolder, own_cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = make_folder()
-    # A folder in the cache's place: no user, root included, can write the file.
-    (folder / "train" / ".slim-16px-3ch-24.bin" / "full").mkdir(parents=True)
-    data(folder).setup()
-    assert len(list((own_cache / "slim").iterdir())) == 1
-    shutil.rmtree(own_cache)
-    own_cache.write_text("")
-    data(folder).setup()
-    own_cache.unlink()
-    own_cache.mkdir()
-
-
-def test_the_cache_is_no_class_to_torchvision(make_folder: MakeFolder) -> None:
-    from torchvision.datasets import ImageFolder
-
-    folder = make_folder()
-    data(folder).setup()
-    assert ImageFolder(folder / "train").classes == ["cat", "dog"]
-
-
 def test_hidden_files_and_strangers_are_ignored(make_folder: MakeFolder) -> None:
     folder = make_folder()
     (folder / "train" / "cat" / ".hidden.png").write_text("no image")
@@ -229,17 +163,6 @@ def test_hidden_files_and_strangers_are_ignored(make_folder: MakeFolder) -> None
     (folder / "train" / "cat" / "more").mkdir()
     Image.new("RGB", (16, 16)).save(folder / "train" / "cat" / "more" / "a.PNG")
     assert sum(data(folder).counts.values()) == 25
-
-
-def test_statistics_are_the_pixels(make_folder: MakeFolder) -> None:
-    images = torch.randint(0, 256, (7, 3, 5, 5), dtype=torch.uint8)
-    mean, std = statistics(images)
-    flat = images.double().div(255).transpose(0, 1).flatten(1)
-    torch.testing.assert_close(torch.tensor(mean).double(), flat.mean(1))
-    torch.testing.assert_close(torch.tensor(std).double(), flat.std(1, correction=0))
-    assert all(value > 0 for value in statistics(torch.zeros_like(images))[1])
-    own = data(make_folder(), mean=(0.5, 0.5, 0.5), std=(1, 1, 1))
-    assert own.mean == (0.5, 0.5, 0.5) and own.std == (1.0, 1.0, 1.0)
 
 
 def test_plain_batches_are_training_images_always_the_same(make_folder: MakeFolder) -> None:
@@ -279,139 +202,3 @@ def at(one: ImageFolderData, epoch: int) -> BatchLoader:
     loader = one.train_dataloader()
     loader.set_position(epoch, 0)
     return loader
-
-
-# Every way it can be wrong.
-
-
-def test_missing_empty_and_poor_folders(tmp_path: Path, make_folder: MakeFolder) -> None:
-    with pytest.raises(SlimError, match=r"No such file.*Set data\.dir"):
-        data(tmp_path / "nowhere")
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(SlimError, match="no subfolder"):
-        data(tmp_path / "empty")
-    (tmp_path / "file").write_text("")
-    with pytest.raises(SlimError, match="Not a directory"):
-        data(tmp_path / "file")
-    with pytest.raises(SlimError, match=r"two classes.*'cat'"):
-        data(make_folder(classes=("cat",), name="one"))
-    with pytest.raises(SlimError, match="needs test/ or val/"):
-        data(make_folder(parts=("train",), name="half"))
-    folder = make_folder(name="hollow")
-    (folder / "train" / "bird").mkdir()
-    (folder / "test" / "bird").mkdir()
-    with pytest.raises(SlimError, match=r"none in .*bird"):
-        data(folder).setup()
-    folder = make_folder(name="uneven")
-    (folder / "test" / "bird").mkdir()
-    with pytest.raises(SlimError, match=r"same classes.*bird"):
-        data(folder)
-
-
-@pytest.mark.parametrize("kind", ["truncated", "text", "empty", "bomb"])
-@pytest.mark.parametrize("budget", [4.0, 0.0])
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_corrupt_image_is_named(make_folder: MakeFolder, kind: str, budget: float, workers: int) -> None:
-    folder = make_folder(suffix="jpg")
-    victim = folder / "train" / "dog" / "003.jpg"
-    whole = victim.read_bytes()
-    broken = {"truncated": whole[: len(whole) // 2], "text": b"hello", "empty": b"", "bomb": _bomb()}[kind]
-    victim.write_bytes(broken)
-    with pytest.raises(SlimError, match=r"dog/003\.jpg") as caught:
-        one = data(folder, memory_budget_gb=budget, num_workers=workers, mean=(0.5,) * 3, std=(0.5,) * 3)
-        for _ in range(3):
-            list(one.train_dataloader())
-    assert "\n" not in str(caught.value) and "Traceback" not in str(caught.value)
-
-
-def _bomb() -> bytes:
-    """The header of a PNG with 4 * 10^9 pixels."""
-    import struct
-    import zlib
-
-    header = b"IHDR" + struct.pack(">IIBBBBB", 65_000, 65_000, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
-
-
-def test_a_folder_that_goes_away_is_named(make_folder: MakeFolder) -> None:
-    folder = make_folder()
-    one = data(folder)
-    shutil.rmtree(folder / "train" / "dog")
-    with pytest.raises(SlimError, match="train/dog"):
-        one.setup()
-    folder = make_folder(name="other")
-    streamed = data(folder, memory_budget_gb=0)
-    streamed.setup()
-    shutil.rmtree(folder)
-    with pytest.raises(SlimError, match="No such file"):
-        list(streamed.train_dataloader())
-
-
-def test_a_dead_worker_is_a_failed_run(make_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    from slim.data import stream
-    from slim.errors import RunFailed
-
-    one = data(make_folder(), memory_budget_gb=0, num_workers=1)
-    one.setup()
-    monkeypatch.setattr(stream, "read_image", lambda *_: os._exit(1))
-    with pytest.raises(RunFailed, match=r"data\.num_workers"):
-        list(one.train_dataloader())
-
-
-@pytest.mark.parametrize("error", [ConnectionResetError(104, "reset"), BrokenPipeError(32, "pipe"), EOFError()])
-def test_a_worker_that_dies_handing_over_is_a_failed_run(
-    make_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch, error: Exception
-) -> None:
-    """Whichever side of the pipe is noticed first; an error of the training itself keeps its name."""
-    from slim.data import stream
-    from slim.errors import RunFailed
-
-    def handing_over(*_: Any, **__: Any) -> Any:
-        raise error
-
-    folder = make_folder()
-    one, alone = (data(folder, memory_budget_gb=0, num_workers=workers) for workers in (1, 0))
-    one.setup(), alone.setup()
-    monkeypatch.setattr(stream, "DataLoader", lambda *_, **__: iter(handing_over, None))
-    with pytest.raises(RunFailed, match=r"data\.num_workers"):
-        list(one.train_dataloader())
-    with pytest.raises(type(error)):
-        list(alone.train_dataloader())
-
-
-BAD: list[tuple[dict[str, Any], str]] = [
-    ({"batch_size": 0}, "data.batch_size"),
-    ({"batch_size": 23}, "at most 22"),
-    ({"batch_size": "4"}, "data.batch_size"),
-    ({"eval_batch_size": 0}, "data.eval_batch_size"),
-    ({"seed": -1}, "data.seed"),
-    ({"seed": 1.5}, "data.seed"),
-    ({"val_fraction": 1.0}, "data.val_fraction"),
-    ({"val_fraction": -0.1}, "data.val_fraction"),
-    ({"val_fraction": float("nan")}, "data.val_fraction"),
-    ({"limit_train": 0}, "data.limit_train"),
-    ({"limit_test": -3}, "data.limit_test"),
-    ({"limit_train": 2}, "data.batch_size"),
-    ({"image_size": 0}, "data.image_size"),
-    ({"image_size": "big"}, "data.image_size"),
-    ({"in_channels": 2}, "data.in_channels"),
-    ({"num_workers": -1}, "data.num_workers"),
-    ({"memory_budget_gb": -1}, "data.memory_budget_gb"),
-    ({"memory_budget_gb": "all"}, "data.memory_budget_gb"),
-    ({"augment": "mixup"}, "data.augment"),
-    ({"padding": -1}, "data.padding"),
-    ({"mean": [0.5]}, "data.mean"),
-    ({"std": [0.5, 0.5, 0.0]}, "data.std"),
-    ({"mean": "grey"}, "data.mean"),
-    ({"batchsize": 4}, "Did you mean batch_size"),
-]
-
-
-@pytest.mark.parametrize("index", range(len(BAD)))
-def test_bad_options_are_one_line_and_leave_no_trace(make_folder: MakeFolder, index: int) -> None:
-    options, hint = BAD[index]
-    folder = make_folder()
-    with pytest.raises(SlimError) as caught:
-        data(folder, **options).setup()
-    assert hint in str(caught.value) and "\n" not in str(caught.value)
-    assert not list(folder.rglob(".slim*"))
