@@ -19,7 +19,6 @@ from torch.optim.swa_utils import AveragedModel
 
 from slim.channels import Plan
 from slim.errors import SlimError
-from slim.lightning.network import find_network
 from slim.lightning.traced import TracedNetwork, callbacks_of
 
 KEY = "slim"
@@ -109,20 +108,36 @@ def apply_plans(module: pl.LightningModule, checkpoint: Mapping[str, Any]) -> No
     plans = {**dict.fromkeys(plans_of(module)), **plans}
     callbacks = [] if module._trainer is None else callbacks_of(module.trainer)
     for path, plan in plans.items():
-        TracedNetwork.of(module, path, callbacks=callbacks).become(plan)
-        for average in averages(callbacks):
-            TracedNetwork(find_network(average, path)).become(plan)
+        copies = list(averages(callbacks, module, path))  # found by names, of which a cut may take some away
+        traced = TracedNetwork.of(module, path, callbacks=callbacks)
+        traced.become(plan)
+        traced.keep_dense(module)
+        for average in copies:
+            TracedNetwork(average).become(plan)
 
 
-def averages(callbacks: Any) -> Iterator[nn.Module]:
-    """The averaged copies of the module that callbacks keep (EMA, SWA)."""
+def averages(callbacks: Any, module: pl.LightningModule, path: str) -> Iterator[nn.Module]:
+    """The averaged copies of the network at ``path`` of ``module`` that callbacks keep (EMA, SWA).
+
+    Of the whole module, or of a part that has the network in it.
+    """
     for callback in callbacks:
         # Lightning's own callbacks (WeightAveraging, EMA, SWA) have it here; others hold an AveragedModel anywhere.
         for name, value in vars(callback).items():
-            if isinstance(value, AveragedModel):
-                yield value.module
-            elif name == "_average_model" and isinstance(value, nn.Module):
-                yield value
+            copied = value.module if isinstance(value, AveragedModel) else value if name == "_average_model" else None
+            if isinstance(copied, nn.Module) and (inside := _path_inside(copied, module, path)) is not None:
+                yield copied.get_submodule(inside)
+
+
+def _path_inside(copied: nn.Module, module: nn.Module, path: str) -> str | None:
+    """Where a copy of the module, or of a part of it, has the network that is at ``path`` of the module."""
+    parts = path.split(".") if path else []
+    for depth in range(len(parts) + 1):
+        part = module.get_submodule(".".join(parts[:depth]))
+        # Shapes may differ, as when a thin checkpoint is loaded.
+        if type(part) is type(copied) and (part is module or list(part.state_dict()) == list(copied.state_dict())):
+            return ".".join(parts[depth:])
+    return None
 
 
 def _load(module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:

@@ -64,6 +64,7 @@ class Distillation(pl.Callback):
         self._network = network
         self._calls: list[tuple[Any, Any, Any]] = []
         self._handle: Any = None
+        self._own_step: Any = None
         self._sum: Tensor | None = None
         self._count = 0
 
@@ -80,7 +81,7 @@ class Distillation(pl.Callback):
             )
         self.teacher.to(pl_module.device).eval().requires_grad_(False)
         self._handle = _outermost(pl_module, network).register_forward_hook(self._listener(), with_kwargs=True)
-        step = pl_module.training_step
+        step, self._own_step = pl_module.training_step, vars(pl_module).get("training_step")
 
         @functools.wraps(step)
         def with_teacher(*args: Any, **kwargs: Any) -> Any:
@@ -95,6 +96,9 @@ class Distillation(pl.Callback):
             self._handle.remove()
             self._handle = None
             pl_module.__dict__.pop("training_step", None)
+            if self._own_step is not None:  # one that was set on the instance
+                pl_module.training_step = self._own_step  # type: ignore[method-assign]
+                self._own_step = None
         self._calls.clear()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:

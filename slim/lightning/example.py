@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from slim.channels import trace
 from slim.errors import SlimError
+from slim.lightning.effects import without_effects
 from slim.lightning.network import Network, find_network
 from slim.lightning.random_state import preserved
 
@@ -97,7 +98,7 @@ def _stop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> N
 def inputs_of(module: pl.LightningModule, network: nn.Module, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The arguments that the module's own step would call ``network`` with, for one batch on its device.
 
-    The step is ended where it calls the network; optimizers, logging and the modes of all layers stay out of it.
+    The step is ended where it calls the network, and what it did to the module before is undone.
 
     Raises:
         SlimError: No step calls the network.
@@ -105,7 +106,12 @@ def inputs_of(module: pl.LightningModule, network: nn.Module, batch: Any) -> tup
     handle = network.register_forward_pre_hook(_stop, with_kwargs=True)
     modes = [(part, part.training) for part in module.modules()]
     try:
-        with torch.no_grad(), torch.compiler.set_stance("force_eager"), eager(network), _without_effects(module):
+        with (
+            torch.no_grad(),
+            torch.compiler.set_stance("force_eager"),
+            eager(network),
+            without_effects(module, network),
+        ):
             module.eval()
             for step in ("training_step", "validation_step", "forward"):
                 try:
@@ -132,33 +138,6 @@ def _call_step(step: Any, name: str, batch: Any) -> None:
         step(batch, 0)
     else:
         step(batch)
-
-
-@contextmanager
-def _without_effects(module: pl.LightningModule) -> Iterator[None]:
-    """Inside, logging and manual optimization do nothing; afterwards every ``requires_grad`` is as before."""
-    silent = dict.fromkeys(
-        ("log", "log_dict", "manual_backward", "toggle_optimizer", "untoggle_optimizer"), _do_nothing
-    )
-    trains = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
-    optimizers = [] if module._trainer is None else list(module.trainer.strategy._lightning_optimizers)
-    for name, nothing in silent.items():
-        object.__setattr__(module, name, nothing)
-    for optimizer in optimizers:
-        optimizer.step = _do_nothing  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        for name in silent:
-            object.__delattr__(module, name)
-        for optimizer in optimizers:
-            del optimizer.step
-        for parameter, trainable in trains:
-            parameter.requires_grad = trainable
-
-
-def _do_nothing(*args: Any, **kwargs: Any) -> None:
-    """Replaces a method whose effect is not wanted."""
 
 
 def as_example(network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

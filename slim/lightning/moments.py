@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+import pytorch_lightning as pl
+
 from slim.errors import SlimError, nearest
 from slim.selection import passes
 
@@ -64,6 +66,12 @@ def moments(at: Any, kind: str, amount: float, max_epochs: int | None) -> tuple[
     name = "iterative" if len(epochs) > 1 else "one_shot"
     amounts = [each.amount for each in passes(name, kind=kind, amount=amount, count=len(epochs), **growth)]
     return tuple(Moment(epoch, share) for epoch, share in zip(epochs, amounts, strict=True))
+
+
+def fit_ends(trainer: pl.Trainer, done: int) -> bool:
+    """Whether the fit ends after ``done`` epochs, by its epochs or its steps (-1 of either is no limit)."""
+    epochs, steps = trainer.max_epochs, trainer.max_steps
+    return (epochs is not None and 0 <= epochs <= done) or 0 <= steps <= trainer.global_step
 
 
 def _spread(at: Mapping[str, Any], max_epochs: int | None) -> tuple[list[int], dict[str, Any]]:

@@ -16,13 +16,13 @@ from slim.lightning.calibration import Batches, Calibration
 from slim.lightning.checkpoint import prepare
 from slim.lightning.cut import Cut, CutContext, execute
 from slim.lightning.example import packed, unpacked
-from slim.lightning.moments import END, Moment, moments
+from slim.lightning.moments import END, Moment, fit_ends, moments
 from slim.lightning.network import Network, find_network, network_key
 from slim.lightning.options import BUDGETS, Recovery, check_arguments
 from slim.lightning.preview import preview
 from slim.lightning.random_state import preserved
 from slim.lightning.selecting import none_removed, select
-from slim.lightning.sparse import sparse_of
+from slim.lightning.sparse import SparseTraining, sparse_of
 from slim.lightning.surgery import refuse_sharded, refuse_spawned
 from slim.lightning.traced import TracedNetwork, callbacks_of
 from slim.selection import Selection, exact_zeros
@@ -103,6 +103,7 @@ class ChannelPruning(pl.Callback):
         self.traced: TracedNetwork | None = None
         self._moments: tuple[Moment, ...] = ()
         self._done = 0
+        self._swept: int | None = None
         self._rehearsed = False
         self._saved_example: Any = None
 
@@ -160,7 +161,13 @@ class ChannelPruning(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Make a cut that was due when the resumed run was killed."""
-        self._cut_what_is_due(trainer, pl_module, trainer.current_epoch)
+        for callback in sparse_of(trainer, self.traced):
+            callback.on_train_start(trainer, pl_module)  # its saved state is of the network as it is before that cut
+        if self._every is None:
+            self._cut_what_is_due(trainer, pl_module, trainer.current_epoch)
+        elif self._swept is not None and trainer.current_epoch > self._swept:
+            self._sweep(trainer, pl_module, trainer.current_epoch)
+        self._swept = trainer.current_epoch
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -177,8 +184,8 @@ class ChannelPruning(pl.Callback):
         done = trainer.current_epoch + 1
         if self._every is None:
             self._cut_what_is_due(trainer, pl_module, done)
-        elif done % self._every == 0 and done < (trainer.max_epochs or 0):
-            self._cut(trainer, pl_module, None, done)
+        else:
+            self._sweep(trainer, pl_module, done)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Cut at the end, on the last epoch's weights (the best epoch of sparse training is its least sparse one)."""
@@ -192,6 +199,13 @@ class ChannelPruning(pl.Callback):
                 f"The network stays as it is: training ended after {trainer.current_epoch} epochs, before the cut "
                 f"after {moment.epochs}. Set at lower, or at='end'."
             )
+
+    def _sweep(self, trainer: pl.Trainer, module: pl.LightningModule, done: int) -> None:
+        """Remove exact zeros if it is time."""
+        assert self._every is not None
+        self._swept = done
+        if done % self._every == 0 and not fit_ends(trainer, done):
+            self._cut(trainer, module, None, done)
 
     def _cut_what_is_due(self, trainer: pl.Trainer, module: pl.LightningModule, done: int) -> None:
         due = [moment for moment in self._moments[self._done :] if moment.epochs is not None and moment.epochs <= done]
@@ -216,6 +230,7 @@ class ChannelPruning(pl.Callback):
         with contextlib.ExitStack() as stack:
             for callback in sparse_of(trainer, self.traced):
                 if last:
+                    _warn_of_missed_steps(callback)
                     callback.stop()
                 else:
                     stack.enter_context(callback.deterministic_scales())
@@ -312,11 +327,22 @@ class ChannelPruning(pl.Callback):
     # Checkpoints
 
     def state_dict(self) -> dict[str, Any]:
-        """Number and history of the cuts done, and the example inputs."""
+        """Number and history of the cuts done, epochs looked through for zeros, and the example inputs."""
         example = self._saved_example if self.traced is None else packed(self.traced.example)
-        return {"done": self._done, "history": [dict(entry) for entry in self.history], "example": example}
+        history = [dict(entry) for entry in self.history]
+        return {"done": self._done, "swept": self._swept, "history": history, "example": example}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Counterpart of :meth:`state_dict`."""
         self._done, self._saved_example = int(state_dict["done"]), state_dict["example"]
+        self._swept = state_dict.get("swept")  # not in checkpoints of older versions
         self.history = [dict(entry) for entry in state_dict["history"]]
+
+
+def _warn_of_missed_steps(callback: SparseTraining) -> None:
+    if missed := callback.missed_steps():
+        planned, made = missed
+        rank_zero_warn(
+            f"The law planned with {planned} optimizer steps and the cut comes after {made}: what goes is not at zero "
+            f"yet. Under manual optimization set SparseTraining(steps={made})."
+        )

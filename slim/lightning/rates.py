@@ -50,6 +50,9 @@ def replay_learning_rates(
         optimizer: One of its optimizers.
         steps: How many; by default all of the fit.
         group: Index of the parameter group.
+
+    Raises:
+        SlimError: A scheduler cannot be copied.
     """
     total = steps_of(trainer) if steps is None else steps
     automatic = trainer.lightning_module.automatic_optimization
@@ -60,7 +63,14 @@ def replay_learning_rates(
     ]
     if not automatic or not configs:
         return [float(optimizer.param_groups[group]["lr"])] * total
-    dummy, replayed = _copies(trainer, optimizer, [config.scheduler for config in configs])
+    try:
+        dummy, replayed = _copies(trainer, optimizer, [config.scheduler for config in configs])
+    except Exception as error:  # whatever the copy of a user's object raises
+        kinds = ", ".join(type(config.scheduler).__name__ for config in configs)
+        raise SlimError(
+            f"Learning rates are known beforehand from a copy of the scheduler. Got {kinds}, which cannot be copied "
+            f"({type(error).__name__}: {error}). Leave locks, files and the like out of it."
+        ) from error
     accumulate = trainer.accumulate_grad_batches
     batches = trainer.num_training_batches
     per_epoch = total if math.isinf(batches) else math.ceil(batches / accumulate)

@@ -12,6 +12,8 @@ import pytorch_lightning as pl
 
 from slim.errors import SlimError
 from slim.lightning.calibration import Calibration
+from slim.lightning.example import packed, unpacked
+from slim.lightning.moments import fit_ends
 from slim.lightning.network import Network
 from slim.lightning.pruning import ChannelPruning
 from slim.lightning.random_state import preserved
@@ -57,11 +59,16 @@ class SoftPruning(pl.Callback):
         self._own = ChannelPruning(**options) if options else None
         self._every, self._leak = every, leak
         self._network, self._example, self._trace = network, example, trace
+        self._softened: int | None = None
+        self._saved_example: Any = None
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Locate the network, which is complete and on its device by now."""
         refuse_sharded(trainer, "SoftPruning")
         self.watch(trainer, pl_module)
+        assert self.traced is not None
+        if self.traced.example is None:
+            self.traced.example = unpacked(self._saved_example)
         self._pruning(trainer)
         for callback in sparse_of(trainer, self.traced):
             if isinstance(callback.law, Stochastic):
@@ -76,6 +83,12 @@ class SoftPruning(pl.Callback):
             module, self._network, callbacks=callbacks_of(trainer), example=self._example, trace=self._trace
         )
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Make a soft cut that was due when the resumed run was killed."""
+        if self._softened is not None and trainer.current_epoch > self._softened:
+            self._soften(trainer, pl_module, trainer.current_epoch)
+        self._softened = trainer.current_epoch
+
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
@@ -85,11 +98,14 @@ class SoftPruning(pl.Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Make a soft cut if one is due. The epoch's checkpoint, written after this, has the silenced weights."""
+        self._soften(trainer, pl_module, trainer.current_epoch + 1)
+
+    def _soften(self, trainer: pl.Trainer, pl_module: pl.LightningModule, done: int) -> None:
         assert self.traced is not None
+        self._softened = done
         pruning = self._pruning(trainer)
         last = pruning.last_epoch(trainer) if pruning is not self._own else None
-        done = trainer.current_epoch + 1
-        if done % self._every or done >= (trainer.max_epochs or 0) or (last is not None and done >= last):
+        if done % self._every or fit_ends(trainer, done) or (last is not None and done >= last):
             return
         traced = self.traced
         removed = none_removed(traced.graph)
@@ -110,3 +126,12 @@ class SoftPruning(pl.Callback):
         raise SlimError(
             "SoftPruning needs a budget. Got none, and no ChannelPruning of the same network. Set macs=0.5 or another."
         )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Epochs after which a soft cut was due or made, and the example inputs."""
+        example = self._saved_example if self.traced is None else packed(self.traced.example)
+        return {"softened": self._softened, "example": example}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Counterpart of :meth:`state_dict`."""
+        self._softened, self._saved_example = state_dict["softened"], state_dict["example"]

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytorch_lightning as pl
-from lightning_utilities.core.rank_zero import rank_zero_info
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch.optim import Optimizer
 
 from slim import sparsity
@@ -37,6 +37,8 @@ class SparseTraining(pl.Callback):
         shrink: Instead of ``lam``: the most that a scale can lose in the phase, under the learning rates of the
             module's own schedulers; 1 takes a scale of 1 to zero. ``lam`` then only gives the default law.
         epochs: How long the law acts; by default until the last cut, or to the end.
+        steps: Optimizer steps in that time, which the law plans with. By default as the Trainer counts them: one per
+            batch or per so many accumulated. Under manual optimization only the training step knows.
         trace: Options of :func:`slim.trace` (``residual``, ``grouped``).
         options: Of the law, as of :func:`slim.sparsity.build`.
 
@@ -58,6 +60,7 @@ class SparseTraining(pl.Callback):
         example: Any = None,
         shrink: float | None = None,
         epochs: int | None = None,
+        steps: int | None = None,
         trace: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> None:
@@ -72,7 +75,7 @@ class SparseTraining(pl.Callback):
             )
         self.next_cut: Any = None
         self._network, self._example, self._trace = network, example, trace
-        self._shrink, self._epochs = shrink, epochs
+        self._shrink, self._epochs, self._law_steps, self._told = shrink, epochs, steps, 0
         self._handles: list[Any] = []
         self._reset()
 
@@ -99,6 +102,8 @@ class SparseTraining(pl.Callback):
         """Extend the module's checkpoint hooks; start anew where the module is another than in the last fit."""
         prepare(pl_module)
         if stage == "fit" and self.traced is not None and not self.traced.belongs_to(pl_module):
+            if isinstance(self._penalty, str):
+                self.law = sparsity.build(self._penalty, **self._options)
             self._reset()
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -119,10 +124,13 @@ class SparseTraining(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Attach the law now if the network's inputs are known already."""
         assert self.traced is not None
+        if self._handles:
+            return  # a cut that was due asked for it already
         if self.attached and self._saved is None and trainer.global_step:
             self._saved = self.state_dict()  # a second fit that goes on with the first
         if self._saved is not None and self.traced.example is None:
             self.traced.example = unpacked(self._saved.get("example"))
+        self._stop_when_due(trainer.current_epoch)  # a checkpoint of an epoch's last step is from before its end
         if self.traced.ready and not self.stopped:
             self._attach(trainer)
 
@@ -137,11 +145,16 @@ class SparseTraining(pl.Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Turn the law off after ``epochs`` epochs."""
-        if self._epochs is not None and trainer.current_epoch + 1 >= self._epochs:
+        self._stop_when_due(trainer.current_epoch + 1)
+
+    def _stop_when_due(self, done: int) -> None:
+        if self._epochs is not None and done >= self._epochs:
             self.stop()
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Remove the law's hooks from the optimizer."""
+        """Remove the law's hooks from the optimizer; random gates stay at their deterministic values."""
+        if stage == "fit" and self.attached and not self.stopped and isinstance(self.law, Stochastic):
+            self.law.use_deterministic_scales()
         for handle in self._handles:
             handle.remove()
         self._handles = []
@@ -163,7 +176,8 @@ class SparseTraining(pl.Callback):
         """Adapt the law's state to a network that was rebuilt in place."""
         assert self.traced is not None
         self._summary = (-1, {})
-        if self.attached and not self.stopped:
+        # A law that is off still says how far it came; one with random gates has none of the old shapes to go on with.
+        if self.attached and not (self.stopped and isinstance(self.law, Stochastic)):
             self.law.resize(self.traced.network, self.traced.graph)
 
     # The network without random gates: what is validated, ranked and kept
@@ -252,7 +266,7 @@ class SparseTraining(pl.Callback):
                 "(requires_grad=False) or has no scale. Unfreeze them, or leave SparseTraining out."
             )
         optimizer = _owner(trainer, gammas)
-        steps = self._steps(trainer)
+        steps = self._told = self._steps(trainer)
         if self._saved is not None:
             self._use_lam(self._saved["lam"])
             if "law" in self._saved:
@@ -263,7 +277,16 @@ class SparseTraining(pl.Callback):
         self.attached, self._saved = True, None
         self._handles.append(sparsity.install(self.law, optimizer))
 
+    def missed_steps(self) -> tuple[int, int] | None:
+        """Steps that the law planned with and those it made, where they were too few to finish; else ``None``."""
+        if not self.attached or self.law.summary().get("ready", 1.0):
+            return None
+        made = self.law.state_dict().get("step", self._told)
+        return (self._told, made) if made < self._told else None
+
     def _steps(self, trainer: pl.Trainer) -> int:
+        if self._law_steps is not None:
+            return self._law_steps
         epochs = self._epochs
         if epochs is None:
             ends = [callback.last_epoch(trainer) for callback in self._of_network(trainer, "last_epoch")]
@@ -274,7 +297,7 @@ class SparseTraining(pl.Callback):
         """Forecast what the law can do; with ``shrink``, first scale its lam to the learning rates."""
         assert self.traced is not None
         group = group_of(self.law, optimizer)
-        rates = replay_learning_rates(trainer, optimizer, steps, group=group)
+        rates = self._rates(trainer, optimizer, steps, group)
         momentum = float(optimizer.param_groups[group].get("momentum", 0.0))
         self.forecast = self.law.forecast(rates, momentum)
         if self._shrink is not None:
@@ -285,6 +308,15 @@ class SparseTraining(pl.Callback):
             self.law.attach(self.traced.network, self.traced.graph, steps)
             self.forecast = self.law.forecast(rates, momentum)
         rank_zero_info(self.forecast.line)
+
+    def _rates(self, trainer: pl.Trainer, optimizer: Optimizer, steps: int, group: int) -> list[float]:
+        try:
+            return replay_learning_rates(trainer, optimizer, steps, group=group)
+        except SlimError as error:
+            if self._shrink is not None:
+                raise
+            rank_zero_warn(f"{error} The forecast of the law assumes the learning rate of now.")
+            return [float(optimizer.param_groups[group]["lr"])] * steps
 
     def _use_lam(self, lam: float | None) -> None:
         self._lam = lam

@@ -49,7 +49,8 @@ def refuse_spawned(trainer: pl.Trainer, what: str) -> None:
 def cut_in_place(network: nn.Module, plan: Plan, optimizers: Iterable[Optimizer] = ()) -> None:
     """Rebuild ``network`` in place; every optimizer's state of its parameters is sliced with them.
 
-    A state that is not shaped like its parameter (the factors of Adafactor) cannot be sliced and starts anew.
+    A state that is not shaped like its parameter (the factors of Adafactor, the history of LBFGS) cannot be sliced and
+    starts anew.
     """
     optimizers = list(optimizers)
     named = {id(p): name for name, p in network.named_parameters()}
@@ -67,8 +68,12 @@ def cut_in_place(network: nn.Module, plan: Plan, optimizers: Iterable[Optimizer]
             else:
                 # One rebuild slices all states: those of a second optimizer come under keys of their own.
                 states.setdefault(parameter, {}).update({(id(optimizer), key): value for key, value in state.items()})
+    flat = [optimizer for optimizer in optimizers if hasattr(optimizer, "_numel_cache")]
     merged: Any = _Merged(states, [group for optimizer in optimizers for group in optimizer.param_groups])
     rebuild(network, plan, in_place=True, optimizer=merged)
+    for optimizer in flat:  # LBFGS: its history is of all parameters in one vector
+        optimizer.state.clear()
+        optimizer._numel_cache = None
     for optimizer in optimizers:
         stepped = {parameter for group in optimizer.param_groups for parameter in group["params"]}
         for parameter in [each for each in optimizer.state if isinstance(each, Tensor) and each not in stepped]:

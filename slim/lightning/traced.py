@@ -19,6 +19,9 @@ from slim.lightning.example import as_example, eager, inputs_of, usable
 from slim.lightning.network import Network, find_network, path_of, same_module
 from slim.lightning.random_state import preserved
 
+DENSE = "_slim_dense"
+"""Attribute of a module whose networks a checkpoint's plans thinned: their dense structures by path, on meta."""
+
 
 def callbacks_of(trainer: pl.Trainer) -> list[pl.Callback]:
     """Callbacks of a Trainer, in their order."""
@@ -65,11 +68,12 @@ class TracedNetwork:
             SlimError: See :func:`find_network`; or two callbacks want the network traced differently.
         """
         found = find_network(module, network)
-        path_of(module, found)
+        path = path_of(module, found)
         known = [getattr(callback, "traced", None) for callback in callbacks]
-        this = next(
-            (each for each in known if isinstance(each, cls) and same_module(each.network, found)), None
-        ) or cls(found)
+        this = next((each for each in known if isinstance(each, cls) and same_module(each.network, found)), None)
+        if this is None:
+            this = cls(found)
+            this._dense = vars(module).get(DENSE, {}).get(path)
         if example is not None and this.example is None:
             this.example = example
         if trace is not None and dict(trace) != this.options:
@@ -144,6 +148,11 @@ class TracedNetwork:
                 tensor.detach().zero_()
         with eager(dense):
             return trace(dense, self.example, **self.options)
+
+    def keep_dense(self, module: nn.Module) -> None:
+        """Leave the dense structure with the module, for callbacks that meet it later."""
+        if self._dense is not None:
+            vars(module).setdefault(DENSE, {})[path_of(module, self.network)] = self._dense
 
     def become(self, plan: Plan | None) -> None:
         """Give the network the structure of ``plan``, from the dense one (``None``); its weights are then to be loaded.

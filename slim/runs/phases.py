@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -218,7 +219,8 @@ class _Run:
             drawn = {key: cut.figures[key] for key in ("widths", "gammas", "cut", "removed")}
             log_cut(self.directory / name, **drawn, step=self._steps_before())
         figures = {"val": cut.validation[cut.row], "validation": cut.validation, "weights": cut.weights}
-        self._keep(name, cut.module, {**figures, "difference": cut.difference, **cut.figures})
+        figures["difference"] = None if math.isnan(cut.difference) else cut.difference
+        self._keep(name, cut.module, {**figures, **cut.figures})
 
     def _steps_before(self) -> int:
         """Optimizer steps of the phases that the next one goes on from."""

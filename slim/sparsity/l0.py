@@ -64,8 +64,9 @@ class L0:
 
     def attach(self, model: nn.Module, graph: ChannelGraph, total_steps: int) -> None:
         """See `Penalty.attach`; the first forward already sees sampled gates."""
-        if hasattr(self, "_theta") and not self._progress.pending:
-            self._load_plain_scales()
+        known = {id(parameter) for parameter in model.parameters()}
+        if hasattr(self, "_theta") and not self._progress.pending and all(id(w) in known for w in self._gammas.weights):
+            self._load_plain_scales()  # the same network again; another one is left as it is
         self._collect(model, graph)
         state = self._progress.attach(total_steps)
         device = self._gammas.device

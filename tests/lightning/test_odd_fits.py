@@ -1,0 +1,209 @@
+"""Fits that are unlike the usual one: lengths in steps, a second module, averaged parts, steps with side effects."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.loggers import CSVLogger
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel
+from torchmetrics import MeanMetric
+
+from slim import SlimError
+from slim.lightning import ChannelPruning, Distillation, GammaDashboard, SoftPruning, SparseTraining
+
+from .modules import Plain, convnet, fit, images, trainer
+
+
+def said(run: pl.Trainer, module: pl.LightningModule, data: Any = None) -> str:
+    """The warnings of a fit."""
+    with pytest.warns(Warning) as told:
+        run.fit(module, images() if data is None else data)
+    return "\n".join(str(each.message) for each in told)
+
+
+def test_the_dashboard_goes_on_after_the_cut(tmp_path: Any) -> None:
+    sparse = SparseTraining("target", ratio=0.5)
+    pruning = ChannelPruning(ratio=0.5, at=1)
+    run = fit(Plain(), sparse, pruning, GammaDashboard(), epochs=3, logger=CSVLogger(tmp_path))
+    assert sparse.summary(run)["zero"] == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("length", [{"epochs": 8}, {"epochs": None, "max_steps": 24}])
+def test_zeros_go_in_a_fit_of_so_many_steps(length: dict[str, Any]) -> None:
+    pruning = ChannelPruning(zeros=True, every=4, recover=False)
+    fit(Plain(), SparseTraining("target", ratio=0.5, start=0.0, end=0.4), pruning, **length)
+    assert [entry["epochs"] for entry in pruning.history] == [4]  # and not after the last epoch
+
+
+@pytest.mark.parametrize("length", [{"epochs": 4}, {"epochs": None, "max_steps": 12}])
+def test_soft_cuts_come_in_a_fit_of_so_many_steps(length: dict[str, Any]) -> None:
+    module, silenced = Plain(), []
+
+    class Watch(pl.Callback):
+        def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+            silenced.append(int((module.net[1].weight.abs() < 0.1).sum() + (module.net[4].weight.abs() < 0.1).sum()))
+
+    fit(module, SoftPruning(ratio=0.5, leak=0.0), Watch(), **length)
+    assert silenced[:3] == [8, 8, 8]
+
+
+def test_random_gates_meet_a_second_module_and_leave_the_first_alone() -> None:
+    sparse = SparseTraining("l0", lam=1.0, gate_lr=0.5)
+    pruning = ChannelPruning(ratio=0.5, at=1, recover=False)
+    for _ in range(2):
+        fit(module := Plain(), sparse, pruning)
+        assert module.net[1].weight.numel() < 8 or module.net[4].weight.numel() < 8
+    law = SparseTraining("l0", lam=1.0, gate_lr=0.5).law
+    fit(first := Plain(), SparseTraining(law))
+    before = copy.deepcopy(first.state_dict())
+    fit(Plain(), SparseTraining(law))
+    assert all(torch.equal(before[name], value) for name, value in first.state_dict().items())
+
+
+def test_after_a_fit_that_ends_early_gates_are_deterministic() -> None:
+    class Stop(pl.Callback):
+        def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+            trainer.should_stop = True
+
+    sparse, module = SparseTraining("l0", lam=3.0, gate_lr=0.5), Plain()
+    fit(module, sparse, Stop(), epochs=10)
+    kept = module.net[1].weight.clone()
+    sparse.law.use_deterministic_scales()  # type: ignore[attr-defined]
+    assert torch.equal(kept, module.net[1].weight)
+
+
+class Pair(Plain):
+    """A network that is cut and one that is not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.critic = nn.Linear(3, 1)
+
+
+class Average(pl.Callback):
+    """Averages of parts of the module."""
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.network, self.critic = AveragedModel(pl_module.net), AveragedModel(pl_module.critic)
+
+
+def test_an_average_of_the_network_alone_is_cut_and_one_of_another_part_is_not() -> None:
+    average, module = Average(), Pair()
+    fit(module, average, ChannelPruning(ratio=0.5, at=1, network="net"))
+    shapes = [value.shape for value in module.net.state_dict().values()]
+    assert shapes == [value.shape for value in average.network.module.state_dict().values()]
+    assert shapes[0][0] + shapes[7][0] == 8 and average.critic.module.weight.shape == (1, 3)
+
+
+def test_an_optimizer_with_one_vector_of_all_parameters_starts_anew() -> None:
+    class Newton(Plain):
+        def configure_optimizers(self) -> Any:
+            return torch.optim.LBFGS(self.parameters(), lr=0.1, max_iter=3)
+
+    module = Newton()
+    run = fit(module, ChannelPruning(ratio=0.5, at=1, recover=False), epochs=3)
+    assert run.current_epoch == 3 and module.net[1].weight.numel() + module.net[4].weight.numel() == 8
+
+
+class Noisy(nn.Module):
+    def __init__(self, where: int) -> None:
+        super().__init__()
+        self.layers, self.where = convnet(), where
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.layers[: self.where](x)
+        return self.layers[self.where :](x + torch.randn_like(x))
+
+
+@pytest.mark.parametrize("where", [9, 3])
+def test_a_network_that_draws_random_numbers_is_cut(where: int) -> None:
+    module, pruning = Plain(), ChannelPruning(ratio=0.5, at=1, recover=False)
+    module.net = Noisy(where)  # type: ignore[assignment]
+    if where == 9:  # the same noise for both networks
+        fit(module, pruning)
+        assert pruning.cuts[0].difference < 1e-5
+    else:  # in a width that was cut
+        assert "could not be checked" in said(trainer(pruning), module)
+        assert pruning.cuts[0].difference != pruning.cuts[0].difference
+
+
+class Manual(Plain):
+    """A step of the optimizer in every fourth step of training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
+        self.manual_backward(F.cross_entropy(self.net(batch[0]), batch[1]) / 4)
+        if (batch_idx + 1) % 4 == 0:
+            optimizer: Any = self.optimizers()
+            optimizer.step()
+            optimizer.zero_grad()
+
+
+def test_a_law_that_planned_with_too_many_steps_says_so() -> None:
+    pruning = ChannelPruning(ratio=0.5, at=2)
+    run = trainer(SparseTraining("target", ratio=0.5), pruning, epochs=3)
+    told = said(run, Manual(), images(64, 4))
+    assert "planned with 32 optimizer steps and the cut comes after 8" in told and "SparseTraining(steps=8)" in told
+    right = SparseTraining("target", ratio=0.5, steps=8)
+    fit(Manual(), right, ChannelPruning(ratio=0.5, at=2), data=images(64, 4), epochs=3)
+    assert right.missed_steps() is None and right.law.summary()["ready"] == 1
+
+
+def test_ranking_and_recovery_leave_no_trace_in_the_module() -> None:
+    class Counting(Plain):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mean, self.seen, self.calls = MeanMetric(), [0], 0
+            self.register_buffer("momentum", torch.zeros(1))
+
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            self.mean.update(batch[0].mean())
+            self.seen.append(len(self.seen))
+            self.calls += 1
+            self.momentum += 1
+            return super().training_step(batch, batch_idx)
+
+        def on_train_epoch_end(self) -> None:
+            counts.append((int(self.mean._update_count), len(self.seen) - 1, self.calls, int(self.momentum)))
+
+    counts: list[Any] = []
+    fit(Counting(), SparseTraining(), ChannelPruning(ratio=0.5, at=1, criterion="taylor"), epochs=2)
+    assert counts == [(3, 3, 3, 3), (6, 6, 6, 6)]
+
+
+class Locked:
+    """A schedule that holds what cannot be copied, as one with a logger does."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+
+    def __call__(self, epoch: int) -> float:
+        return 1.0
+
+
+def test_a_scheduler_that_cannot_be_copied_costs_the_forecast_alone() -> None:
+    class Scheduled(Plain):
+        def configure_optimizers(self) -> Any:
+            optimizer = super().configure_optimizers()
+            return [optimizer], [torch.optim.lr_scheduler.LambdaLR(optimizer, Locked())]
+
+    assert "LambdaLR, which cannot be copied" in said(trainer(SparseTraining("l1")), Scheduled())
+    with pytest.raises(SlimError, match="LambdaLR, which cannot be copied"):
+        fit(Scheduled(), SparseTraining("l1", shrink=1.0))
+
+
+def test_a_training_step_of_the_instance_is_put_back() -> None:
+    module = Plain()
+    module.training_step = own = lambda batch, batch_idx: Plain.training_step(module, batch, batch_idx)  # type: ignore[method-assign]
+    fit(module, Distillation(convnet(4)))
+    assert vars(module)["training_step"] is own
