@@ -87,6 +87,11 @@ def _spread(at: Mapping[str, Any], max_epochs: int | None) -> tuple[list[int], d
         raise SlimError(f"count must be a whole number of at least 1. Got at.count={count!r}. Set at.count.")
     if every is None:
         epochs = [max(1, round((max_epochs or 0) * (index + 1) / (count + 1))) for index in range(count)]
+        if len(set(epochs)) < count:
+            raise SlimError(
+                f"Each cut needs an epoch of its own. Got at.count={count} with max_epochs={max_epochs}. "
+                f"Set at.count lower, or max_epochs to at least {count + 1}."
+            )
     else:
         epochs = [every * (index + 1) for index in range(count)]
     return epochs, {key: at[key] for key in ("growth", "start") if key in at}

@@ -333,6 +333,7 @@ def test_misuse_is_one_line() -> None:
         (lambda: ChannelPruning(macs=0.5, recover=50), "batches"),  # type: ignore[arg-type]
         (lambda: fit(Plain(), ChannelPruning(macs=0.5, at=3)), "max_epochs=2"),
         (lambda: fit(Plain(), ChannelPruning(macs=0.5, at=[2, 1])), "ascending"),
+        (lambda: fit(Plain(), ChannelPruning(macs=0.5, at={"count": 3}), epochs=3), "max_epochs to at least 4"),
         (lambda: fit(Bare(), ChannelPruning(macs=0.5)), "convolutions"),
         (lambda: fit(Frozen(), SparseTraining("l1")), "frozen"),
         (lambda: fit(Plain(), SparseTraining("l0"), ChannelPruning(macs=0.5, at=[1, 2])), "random gates"),
