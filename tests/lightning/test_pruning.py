@@ -10,7 +10,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 
 import slim
 from slim import SlimError
@@ -243,6 +243,42 @@ def test_what_cannot_be_cut_is_refused_before_anything_is_trained() -> None:
     taylor = ChannelPruning(ratio=0.5, at=1, criterion="taylor", recover=False)
     fit(Named(), taylor, data=DataLoader(pairs, 8, collate_fn=named))
     assert taylor.history, "the labels of a dict are what the network was not given"
+
+
+class Shifted(nn.Module):
+    """Two inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net, self.shift = convnet(), nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return self.net(x) + self.shift(t)
+
+
+@pytest.mark.parametrize("criterion", ["taylor", "activation"])
+@pytest.mark.parametrize("call", [lambda net, x, t: net(x, t), lambda net, x, t: net(x, t=t)], ids=["place", "name"])
+def test_criteria_with_data_rank_a_network_of_two_inputs(call: Any, criterion: str) -> None:
+    class Conditioned(Plain):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = Shifted()  # type: ignore[assignment]
+
+        def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+            x, t, y = batch
+            return nn.functional.cross_entropy(call(self.net, x, t), y)
+
+    x, y = images().dataset.tensors  # type: ignore[attr-defined]
+    t = torch.rand(24, 4)
+    module = Conditioned()
+    graph = slim.trace(module.net, (x[:1], t[:1]))
+    scores = slim.score(graph, criterion, loader=[{"x": x, "t": t, "target": y}])
+    pruning = ChannelPruning(ratio=0.5, criterion=criterion)
+    removed = pruning.cut(module, batches=[(x, t, y)]).selection.removed
+    assert max(scores.values[removed]) <= min(scores.values[~removed & scores.covered])
+    again = ChannelPruning(ratio=0.5, criterion=criterion)
+    fit(Conditioned(), again, data=DataLoader(TensorDataset(x, t, y), 8))
+    assert again.history
 
 
 def test_a_cut_outside_of_a_fit() -> None:
