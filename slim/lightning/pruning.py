@@ -119,9 +119,10 @@ class ChannelPruning(pl.Callback):
         return planned[-1].epochs if planned else None
 
     def _planned(self, trainer: pl.Trainer) -> tuple[Moment, ...]:
-        if self._every is not None:
-            return ()
-        known = trainer.max_epochs is not None and trainer.max_epochs >= 0 and not trainer.fast_dev_run  # type: ignore[attr-defined]
+        quick = bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
+        if self._every is not None or (quick and isinstance(self.at, Mapping) and self.at.get("every") is None):
+            return ()  # cuts spread over the fit that is meant, of which a quick one knows nothing
+        known = trainer.max_epochs is not None and trainer.max_epochs >= 0 and not quick
         epochs = trainer.max_epochs if known else None
         ((kind, amount),) = self.budget.items()
         return moments(self.at, kind, amount, epochs)
