@@ -65,7 +65,7 @@ class Calibration:
     def batches(self, count: int) -> list[Any]:
         """``count`` batches as criteria take them: the network's input, and the target where a batch has one.
 
-        Of a network that is called with anything but one tensor, a dict of its arguments by name.
+        Of a network that is called with more than one argument, or by keywords, a dict of its arguments by name.
         """
         return list(self._pairs(count))
 
@@ -73,7 +73,7 @@ class Calibration:
         for batch in islice(self(), count):
             args, kwargs = self._inputs(batch)
             target = target_in(batch, (args, kwargs))
-            if kwargs or len(args) != 1 or not isinstance(args[0], Tensor):
+            if kwargs or len(args) != 1:
                 named = named_inputs(self._network, args, kwargs)
                 yield {**named, **({} if target is None else {"target": target})}
             else:

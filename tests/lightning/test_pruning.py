@@ -6,6 +6,7 @@ import copy
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
@@ -391,3 +392,63 @@ def test_misuse_is_one_line() -> None:
         with pytest.raises(SlimError, match=words) as caught:
             misuse()
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        *(({"recover": {"batches": wrong}}, "recover.batches=") for wrong in ("x", 1.5, -1, True)),
+        *(({"recover": {"least_squares": wrong}}, "recover.least_squares=") for wrong in ("x", 1.5, -1, True)),
+        ({"recover": {"evaluate": 3}}, "recover.evaluate=3"),
+        ({"recover": {"absorb": "x"}}, "recover.absorb="),
+        ({"copies": "teacher"}, r"Set copies=\['teacher'\]"),
+        *(({"copies": wrong}, "list of networks") for wrong in (5, None, nn.Sequential())),
+        ({"copies": [5]}, "network=5"),
+        ({"network": 5}, "network=5"),
+        *(({"ratio": wrong}, "ratio must be") for wrong in ("half", [0.5], True)),
+        *(({"ratio": None, kind: "x"}, f"{kind}='x'") for kind in ("macs", "params", "memory", "latency")),
+        ({"at": {"start": "x"}}, "start='x'"),
+        ({"at": {"every": "x"}}, "at.every='x'"),
+        ({"at": "ende"}, "at='ende'"),
+        ({"criterion": {"nam": "gamma"}}, "dict of name"),
+        ({"criterion": 5}, "criterion=5"),
+        ({"criterion": {"name": "taylor", "batches": -1}}, "criterion.batches=-1"),
+        ({"trace": {"foo": 1}}, "trace.foo=1"),
+        ({"trace": "keep"}, "trace='keep'"),
+        ({"overrides": ["0"]}, "overrides"),
+        ({"inexact": "x"}, "inexact='x'"),
+        ({"ratio": None, "zeros": True, "every": True}, "every=True"),
+        ({"ratio": None, "zeros": True, "every": 1, "min_channels": "x"}, "min_channels='x'"),
+        ({"ratio": None, "zeros": "x", "every": 1}, "zeros='x'"),
+    ],
+    ids=str,
+)
+def test_a_wrong_value_is_refused_when_the_callback_is_made(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(SlimError, match=words):
+        ChannelPruning(**{"ratio": 0.5, **options})
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"copies": ["techer"], "at": 2}, "techer"),
+        ({"criterion": lambda graph: 5}, "pairs of groups and values. Got int"),
+        ({"criterion": lambda graph: [1, 2]}, "pairs of groups and values. Got int"),
+        ({"network": lambda module: module.nett}, "AttributeError"),
+        ({"network": lambda module: None}, "NoneType"),
+    ],
+)
+def test_what_only_a_fit_can_know_is_refused_before_its_first_step(options: dict[str, Any], words: str) -> None:
+    run = trainer(ChannelPruning(ratio=0.5, **options))
+    with pytest.raises(SlimError, match=words), quiet():
+        run.fit(Plain(), images())
+    assert run.global_step == 0
+
+
+def test_numbers_of_numpy_are_numbers_and_a_figure_must_be_one() -> None:
+    whole = {"absorb": True, "batches": np.int64(1), "least_squares": np.int64(1)}
+    pruning = ChannelPruning(ratio=np.float32(0.5), min_channels=np.int64(2), recover=whole)
+    fit(Plain(), pruning, SparseTraining("l1", shrink=np.float32(0.5), epochs=np.int64(1)))
+    assert pruning.history
+    with pytest.raises(SlimError, match="a figure, higher is better"):
+        ChannelPruning(ratio=0.5, recover={"evaluate": lambda net: None}).cut(Plain(), batches=images())
