@@ -6,6 +6,7 @@ Every message is a single line: *rule. Got name=value (where). What to change, w
 from __future__ import annotations
 
 import difflib
+import numbers
 from collections.abc import Iterable
 from typing import Any
 
@@ -59,9 +60,34 @@ def expect(name: str, value: Any, kind: type, hint: str) -> None:
     slim.errors.SlimError: plan must be a dict. Got plan=3. Give one.
     """
     if not isinstance(value, kind):
-        got = (
-            f"{name}={value!r}"
-            if value is None or isinstance(value, (str, int, float))
-            else f"{name} of type {type(value).__name__}"
-        )
-        raise SlimError(f"{name} must be a {kind.__name__}. Got {got}. {hint}")
+        raise SlimError(f"{name} must be a {kind.__name__}. Got {_shown(name, value)}. {hint}")
+
+
+def expect_whole(name: str, value: Any, least: int, hint: str) -> None:
+    """Refuse anything but a whole number of at least ``least``; True and False are none.
+
+    >>> expect_whole("every", 1.5, 1, "Set it to 1.")
+    Traceback (most recent call last):
+    slim.errors.SlimError: every must be a whole number of at least 1. Got every=1.5. Set it to 1.
+    """
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or int(value) < least:
+        raise SlimError(f"{name} must be a whole number of at least {least}. Got {_shown(name, value)}. {hint}")
+
+
+def expect_number(name: str, value: Any, interval: str, hint: str) -> None:
+    """Refuse anything but a number in ``interval``, which is written like ``[0, 1)``; True and False are none.
+
+    >>> expect_number("weight", "half", "[0, 1]", "Set it to 0.5.")
+    Traceback (most recent call last):
+    slim.errors.SlimError: weight must be a number in [0, 1]. Got weight='half'. Set it to 0.5.
+    """
+    low, high = (float(bound) for bound in interval[1:-1].split(","))
+    number = float(value) if isinstance(value, numbers.Real) and not isinstance(value, bool) else float("nan")
+    inside = low < number < high or (number == low and interval[0] == "[") or (number == high and interval[-1] == "]")
+    if not inside:
+        raise SlimError(f"{name} must be a number in {interval}. Got {_shown(name, value)}. {hint}")
+
+
+def _shown(name: str, value: Any) -> str:
+    plain = value is None or isinstance(value, (str, numbers.Number))
+    return f"{name}={value!r}" if plain else f"{name} of type {type(value).__name__}"

@@ -101,7 +101,13 @@ def reduce_evidence(
     (array([3., 1., 0.]), array([ True,  True, False]))
     """
     ids, values = [np.empty(0, np.int64)], [np.empty(0, np.float64)]
-    for groups, numbers in evidence:
+    if not isinstance(evidence, Iterable):
+        raise _no_evidence(evidence)
+    for pair in evidence:
+        try:
+            groups, numbers = pair
+        except (TypeError, ValueError):
+            raise _no_evidence(pair) from None
         ids.append(np.asarray(groups, dtype=np.int64).ravel())
         values.append(as_float64(numbers).ravel())
     index, number = np.concatenate(ids), np.concatenate(values)
@@ -119,6 +125,12 @@ def reduce_evidence(
         if how == "mean":
             result = result / np.maximum(count, 1)
     return result, covered
+
+
+def _no_evidence(given: Any) -> SlimError:
+    return SlimError(
+        f"A criterion must yield pairs of groups and values. Got {type(given).__name__}. See slim.criteria.criterion."
+    )
 
 
 def _inherit_scores(graph: ChannelGraph, values: npt.NDArray[np.float64], covered: npt.NDArray[np.bool_]) -> None:

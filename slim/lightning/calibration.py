@@ -14,7 +14,7 @@ from pytorch_lightning.utilities.combined_loader import CombinedLoader
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from slim.lightning.example import inputs_of
+from slim.lightning.example import inputs_of, named_inputs
 
 Batches = Iterable[Any] | Callable[[], Iterable[Any]]
 
@@ -63,15 +63,19 @@ class Calibration:
             return network(*args, **kwargs)
 
     def batches(self, count: int) -> list[Any]:
-        """``count`` batches as criteria take them: the network's input, and the target where a batch has one."""
+        """``count`` batches as criteria take them: the network's input, and the target where a batch has one.
+
+        Of a network that is called with more than one argument, or by keywords, a dict of its arguments by name.
+        """
         return list(self._pairs(count))
 
     def _pairs(self, count: int) -> Iterator[Any]:
         for batch in islice(self(), count):
             args, kwargs = self._inputs(batch)
             target = target_in(batch, (args, kwargs))
-            if kwargs:
-                yield {**kwargs, **({} if target is None else {"target": target})}
+            if kwargs or len(args) != 1:
+                named = named_inputs(self._network, args, kwargs)
+                yield {**named, **({} if target is None else {"target": target})}
             else:
                 yield (args[0], target) if target is not None else args[0]
 
@@ -87,20 +91,26 @@ class Calibration:
 
 
 def target_in(batch: Any, inputs: Any) -> Any:
-    """The target in a batch: its second part, or the one tensor that is no input of the network.
+    """The target in a batch: its second part that is no input of the network, or the one tensor that is none.
 
     >>> x, y = torch.zeros(2, 3), torch.tensor([0, 1])
     >>> all(target_in(batch, ((x,), {})) is y for batch in ((x, y), {"image": x, "label": y}))
     True
-    >>> target_in({"image": x}, ((x,), {})) is None
-    True
+    >>> target_in({"image": x}, ((x,), {})) is None, target_in((x, x + 1, y), ((x, x + 1), {})) is y
+    (True, True)
     """
+    leaves = [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
     if isinstance(batch, list | tuple):
-        return batch[1] if len(batch) > 1 else None
-    given = [leaf.shape for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
+        others = [part for part in batch[1:] if not any(_equal(part, leaf) for leaf in leaves)]
+        return next(iter([*others, *batch[1:]]), None)  # what an autoencoder is to give back is its input
+    given = [leaf.shape for leaf in leaves]
     fields = vars(batch) if is_dataclass(batch) else batch
     others = [leaf for leaf in tree_leaves(fields) if isinstance(leaf, Tensor) and leaf.shape not in given]
     return others[0] if len(others) == 1 else None
+
+
+def _equal(part: Any, leaf: Tensor) -> bool:
+    return isinstance(part, Tensor) and part.shape == leaf.shape and torch.equal(part.to(leaf), leaf)
 
 
 def _resumable(loader: Any) -> bool:

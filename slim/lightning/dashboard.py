@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from slim.errors import SlimError
-from slim.lightning.network import Network
+from slim.errors import SlimError, expect_number, expect_whole
+from slim.lightning.network import Network, check_network
 from slim.lightning.sparse import sparse_of
 from slim.lightning.traced import TracedNetwork, callbacks_of
 
@@ -40,6 +40,9 @@ class GammaDashboard(pl.Callback):
         every_n_steps: Optimizer steps between two looks at the device.
         histogram_every_n_epochs: Epochs between two histograms; the start and the last epoch always have theirs.
         example: Inputs of the network; by default those that the training step gives it in the first batch.
+
+    Raises:
+        SlimError: A value out of range, or of another type.
     """
 
     def __init__(
@@ -51,6 +54,10 @@ class GammaDashboard(pl.Callback):
         histogram_every_n_epochs: int = 1,
         example: Any = None,
     ) -> None:
+        check_network(network)
+        expect_number("threshold", threshold, "[0, inf)", "Set it to 0.01.")
+        expect_whole("every_n_steps", every_n_steps, 0, "Set it to 50.")
+        expect_whole("histogram_every_n_epochs", histogram_every_n_epochs, 0, "Set it to 1.")
         self.traced: TracedNetwork | None = None
         self._network, self._example = network, example
         self._threshold = threshold

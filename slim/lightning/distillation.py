@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves
 
-from slim.errors import SlimError
-from slim.lightning.network import Network, find_network
+from slim.errors import SlimError, expect_number
+from slim.lightning.network import Network, check_network, find_network
 
 Loss = Callable[[Any, Any], Tensor]
 
@@ -55,10 +55,13 @@ class Distillation(pl.Callback):
     ) -> None:
         if not isinstance(teacher, nn.Module):
             raise SlimError(f"teacher must be a torch.nn.Module. Got {type(teacher).__name__}. Pass a trained network.")
-        if not temperature > 0:
-            raise SlimError(f"temperature must be > 0. Got temperature={temperature}. Set it to 4.")
-        if not 0 <= weight <= 1:
-            raise SlimError(f"weight must be in [0, 1]. Got weight={weight}. Set the teacher's share of the loss.")
+        expect_number("temperature", temperature, "(0, inf)", "Set it to 4.")
+        expect_number("weight", weight, "[0, 1]", "Set the teacher's share of the loss.")
+        if loss is not None and not callable(loss):
+            raise SlimError(
+                f"loss must be a function of both outputs. Got loss={loss!r}. Leave it out for the default."
+            )
+        check_network(network)
         self.teacher, self.weight, self.value = teacher, weight, torch.zeros(())
         self._loss = loss or functools.partial(soft_targets, temperature=temperature)
         self._network = network
@@ -142,7 +145,7 @@ class Distillation(pl.Callback):
         for args, kwargs, output in self._calls:
             with torch.no_grad():
                 answer = self.teacher(*args, **kwargs)
-            losses.append(self._loss(output, answer))
+            losses.append(_scalar(self._loss(output, answer)))
         self._calls.clear()
         soft = losses[0] if len(losses) == 1 else torch.stack(losses).mean()
         self.value = soft.detach()
@@ -179,6 +182,14 @@ def soft_targets(student: Any, teacher: Any, *, temperature: float = 4.0) -> Ten
         reduction="batchmean",
         log_target=True,
     )
+
+
+def _scalar(loss: Any) -> Tensor:
+    """A loss of one number, ()."""
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        got = f"one of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+        raise SlimError(f"loss must return a tensor of one number. Got {got}. Return its mean.")
+    return loss.reshape(())
 
 
 def _logits(output: Any) -> Iterator[Tensor]:

@@ -146,21 +146,35 @@ def as_example(network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     Returns:
         A tensor, a tuple of positional or a dict of keyword arguments.
     """
-    if kwargs:
-        bound = inspect.signature(network.forward).bind(*args, **kwargs)
-        named = dict(bound.arguments)
-        for name, parameter in inspect.signature(network.forward).parameters.items():
-            if parameter.kind is inspect.Parameter.VAR_KEYWORD:
-                named.update(named.pop(name, {}))
-        example: Any = named
-    else:
-        example = args[0] if len(args) == 1 else tuple(args)
+    example: Any = named_inputs(network, args, kwargs) if kwargs else args[0] if len(args) == 1 else tuple(args)
     floating = next((p.dtype for p in network.parameters() if p.is_floating_point()), torch.float32)
 
     def zeros(tensor: Tensor) -> Tensor:
         return torch.zeros(tensor.shape, dtype=floating if tensor.is_floating_point() else tensor.dtype)
 
     return tree_map_only(Tensor, zeros, example)
+
+
+def named_inputs(network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a call as keyword arguments.
+
+    Raises:
+        SlimError: Some of them have no name.
+
+    >>> named_inputs(nn.Bilinear(2, 3, 1), ("one",), {"input2": "two"})
+    {'input1': 'one', 'input2': 'two'}
+    """
+    signature = inspect.signature(network.forward)
+    named = dict(signature.bind(*args, **kwargs).arguments)
+    for name, parameter in signature.parameters.items():
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            named.update(named.pop(name, {}))
+        elif parameter.kind in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.VAR_POSITIONAL) and name in named:
+            raise SlimError(
+                f"A network of several inputs must have a name for each. Got forward{signature} of a "
+                f"{type(network).__name__}. Give its forward named parameters."
+            )
+    return named
 
 
 def usable(network: nn.Module, example: Any, **options: Any) -> Any:

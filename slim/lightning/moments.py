@@ -9,7 +9,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from slim.errors import SlimError, nearest
+from slim.errors import SlimError, expect_whole, nearest
 from slim.selection import passes
 
 END = "end"
@@ -43,7 +43,7 @@ def moments(at: Any, kind: str, amount: float, max_epochs: int | None) -> tuple[
     >>> [round(moment.amount, 2) for moment in moments([1, 2], "ratio", 0.5, 8)]
     [0.25, 0.5]
     """
-    if at == END:
+    if isinstance(at, str) and at == END:
         return (Moment(None, amount),)
     growth: dict[str, Any] = {}
     if isinstance(at, Mapping):
@@ -74,6 +74,17 @@ def fit_ends(trainer: pl.Trainer, done: int) -> bool:
     return (epochs is not None and 0 <= epochs <= done) or 0 <= steps <= trainer.global_step
 
 
+def check_moments(at: Any, budget: Mapping[str, Any]) -> None:
+    """Check a schedule as far as it is wrong for a fit of any length.
+
+    Raises:
+        SlimError: See :func:`moments`.
+    """
+    for kind, amount in budget.items():
+        # So many epochs that all cuts are within, and cuts spread over them have one each.
+        moments(at, kind, amount, 10**9)
+
+
 def _spread(at: Mapping[str, Any], max_epochs: int | None) -> tuple[list[int], dict[str, Any]]:
     for key in at:
         if key not in KEYS:
@@ -83,8 +94,7 @@ def _spread(at: Mapping[str, Any], max_epochs: int | None) -> tuple[list[int], d
         raise SlimError(
             "Cuts are spread over a known number of epochs. Got max_epochs=None. Set at.every, or max_epochs."
         )
-    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-        raise SlimError(f"count must be a whole number of at least 1. Got at.count={count!r}. Set at.count.")
+    expect_whole("at.count", count, 1, "Set the number of cuts.")
     if every is None:
         epochs = [max(1, round((max_epochs or 0) * (index + 1) / (count + 1))) for index in range(count)]
         if len(set(epochs)) < count:
@@ -93,5 +103,6 @@ def _spread(at: Mapping[str, Any], max_epochs: int | None) -> tuple[list[int], d
                 f"Set at.count lower, or max_epochs to at least {count + 1}."
             )
     else:
+        expect_whole("at.every", every, 1, "Set the epochs between two cuts.")
         epochs = [every * (index + 1) for index in range(count)]
     return epochs, {key: at[key] for key in ("growth", "start") if key in at}

@@ -33,10 +33,11 @@ def find_network(module: nn.Module, network: Network = None) -> nn.Module:
     >>> find_network(mine) is mine.net, find_network(mine, "net.0") is mine.net[0]
     (True, True)
     """
+    check_network(network)
     if isinstance(network, str):
         found: Any = _by_path(module, network)
     elif network is not None and not isinstance(network, nn.Module):
-        found = network(module)
+        found = _called(network, module)
     else:
         found = network if network is not None else _only_candidate(module)
     if not isinstance(found, nn.Module):
@@ -45,6 +46,19 @@ def find_network(module: nn.Module, network: Network = None) -> nn.Module:
             "Set network to the attribute that holds the network."
         )
     return unwrap(found)
+
+
+def check_network(network: Any) -> None:
+    """Check that ``network`` can name one.
+
+    Raises:
+        SlimError: It is neither a path, nor a function, nor ``None``.
+    """
+    if network is not None and not isinstance(network, str) and (isinstance(network, type) or not callable(network)):
+        raise SlimError(
+            f"A network must be given as the path of an attribute, or as a function of the module. "
+            f"Got network={network!r}. Set for example network='net'."
+        )
 
 
 def network_key(network: Network) -> str | None:
@@ -83,6 +97,18 @@ def path_of(module: nn.Module, network: nn.Module) -> str:
         f"The network must be a registered part of the module. Got a {type(network).__name__} that "
         f"{type(module).__name__}.named_modules() does not list. Assign it as an attribute of the module."
     )
+
+
+def _called(network: Callable[[Any], nn.Module], module: nn.Module) -> Any:
+    try:
+        return network(module)
+    except SlimError:
+        raise
+    except Exception as error:
+        raise SlimError(
+            f"network must be a function from the module to its network. Got network={_shown(network)}, which raised "
+            f"{type(error).__name__}: {error}. Set network to the attribute that holds the network."
+        ) from error
 
 
 def _by_path(module: nn.Module, path: str) -> Any:

@@ -1,16 +1,19 @@
-"""Arguments of :class:`slim.lightning.ChannelPruning`, checked when it is constructed."""
+"""Arguments of the callbacks, checked when they are constructed: better refused now than after hours."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
 from torch import nn
 
-from slim.errors import SlimError, nearest
-from slim.selection import select_groups
+from slim.channels import trace
+from slim.errors import SlimError, expect, expect_whole, nearest
+from slim.lightning.network import Network, check_network
+from slim.selection import check_options, target_of
+from slim.sparsity import LAWS
 
 BUDGETS = ("ratio", "macs", "params", "memory", "latency")
 
@@ -30,6 +33,16 @@ class Recovery:
     least_squares: int = 0
     batches: int = 100
     evaluate: Callable[[nn.Module], float] | None = None
+
+    def __post_init__(self) -> None:
+        expect("recover.absorb", self.absorb, bool, "Set it to True or False.")
+        expect_whole("recover.least_squares", self.least_squares, 0, "Set the number of batches, 0 for none.")
+        expect_whole("recover.batches", self.batches, 0, "Set the number of batches, 0 for none.")
+        if self.evaluate is not None and not callable(self.evaluate):
+            raise SlimError(
+                f"evaluate must be a function of a network. Got recover.evaluate={self.evaluate!r}. "
+                "Set one that returns a figure, higher is better."
+            )
 
     @classmethod
     def of(cls, given: bool | Mapping[str, Any]) -> Recovery:
@@ -62,7 +75,8 @@ def check_arguments(budget: Mapping[str, Any], zeros: bool, every: int | None, l
         SlimError: Otherwise.
     """
     shown = ", ".join(f"{kind}={amount}" for kind, amount in budget.items()) or "none"
-    if zeros and (budget or not isinstance(every, int) or every < 1):
+    expect("zeros", zeros, bool, "Set zeros=True with every=1, or a budget alone.")
+    if zeros and (budget or every is None):
         raise SlimError(
             f"zeros removes exact zeros every so many epochs and takes no budget. Got every={every}, budget: {shown}. "
             "Set zeros=True with every=1, or a budget alone."
@@ -72,9 +86,71 @@ def check_arguments(budget: Mapping[str, Any], zeros: bool, every: int | None, l
             f"ChannelPruning needs exactly one budget of {', '.join(BUDGETS)}. Got {shown}, every={every}. "
             "Set one of them, like macs=0.5; every belongs to zeros=True."
         )
-    known = [name for name in list(inspect.signature(select_groups).parameters)[2:] if name not in BUDGETS]
-    for name in limits:
+    if zeros:
+        expect_whole("every", every, 1, "Set it to 1.")
+    target_of(**budget)
+    check_options(limits)
+
+
+def check_criterion(criterion: Any) -> None:
+    """Check that a criterion is a name, a function, or a dict of its name and options.
+
+    Raises:
+        SlimError: Otherwise.
+    """
+    options = criterion if isinstance(criterion, Mapping) else {"name": criterion}
+    if not isinstance(options.get("name"), str) and not callable(options.get("name")):
+        raise SlimError(
+            f"criterion must be a name, a function, or a dict of name and options. Got criterion={criterion!r}. "
+            'Set for example criterion={"name": "taylor", "batches": 8}.'
+        )
+    if "batches" in options:
+        expect_whole("criterion.batches", options["batches"], 1, "Set it to 8.")
+
+
+def check_place(network: Any, tracing: Any = None) -> None:
+    """Check what says where a callback works: which network, and the options of :func:`slim.trace`.
+
+    Raises:
+        SlimError: Neither a path nor a function, or an unknown option.
+    """
+    check_network(network)
+    known = list(inspect.signature(trace).parameters)[2:]
+    if tracing is not None and not isinstance(tracing, Mapping):
+        raise SlimError(
+            f"trace must be a dict of {', '.join(known)}. Got trace={tracing!r}. "
+            'Set for example trace={"residual": "keep"}.'
+        )
+    for name, value in (tracing or {}).items():
         if name not in known:
-            raise SlimError(
-                f"Options must be those of slim.select. Got {name}={limits[name]!r}. {nearest(name, known)}"
-            )
+            raise SlimError(f"trace takes {', '.join(known)}. Got trace.{name}={value!r}. {nearest(str(name), known)}")
+
+
+def networks_of(copies: Any) -> tuple[Network, ...]:
+    """The ``copies`` of a callback.
+
+    Raises:
+        SlimError: They are no list, or one of them cannot name a network.
+    """
+    if isinstance(copies, str | nn.Module) or not isinstance(copies, Iterable):
+        example = copies if isinstance(copies, str) else "teacher"
+        raise SlimError(f"copies must be a list of networks. Got copies={copies!r}. Set copies=[{example!r}].")
+    found = tuple(copies)
+    for each in found:
+        check_network(each)
+    return found
+
+
+def check_law(penalty: Any) -> None:
+    """Check that a penalty is the name of a law or a law; :func:`slim.sparsity.build` knows the names.
+
+    Raises:
+        SlimError: Otherwise, also of a class of laws.
+    """
+    methods = ("attach", "before_step", "after_step")
+    acts = all(callable(getattr(penalty, name, None)) for name in methods)
+    if not isinstance(penalty, str) and (isinstance(penalty, type) or not acts):
+        raise SlimError(
+            f"penalty must be the name of a law, or a law. Got penalty={penalty!r}. "
+            f"Set one of {', '.join(LAWS)}, or what slim.sparsity.build returns."
+        )

@@ -16,9 +16,9 @@ from slim.lightning.calibration import Batches, Calibration
 from slim.lightning.checkpoint import prepare
 from slim.lightning.cut import Cut, CutContext, execute
 from slim.lightning.example import packed, unpacked
-from slim.lightning.moments import END, Moment, fit_ends, moments
-from slim.lightning.network import Network, find_network, network_key
-from slim.lightning.options import BUDGETS, Recovery, check_arguments
+from slim.lightning.moments import END, Moment, check_moments, fit_ends, moments
+from slim.lightning.network import Network, find_network, network_key, path_of
+from slim.lightning.options import BUDGETS, Recovery, check_arguments, check_criterion, check_place, networks_of
 from slim.lightning.preview import preview
 from slim.lightning.random_state import preserved
 from slim.lightning.selecting import none_removed, select
@@ -65,7 +65,7 @@ class ChannelPruning(pl.Callback):
         history: One entry per cut of the whole training, resumed or not: epochs, macs, params, channels.
 
     Raises:
-        SlimError: No budget, or two; an unknown option.
+        SlimError: No budget, or two; an unknown option; a value out of range, or of another type.
     """
 
     def __init__(
@@ -90,11 +90,14 @@ class ChannelPruning(pl.Callback):
         budget = dict(zip(BUDGETS, (ratio, macs, params, memory, latency), strict=True))
         self.budget = {kind: amount for kind, amount in budget.items() if amount is not None}
         check_arguments(self.budget, zeros, every, limits)
+        check_criterion(criterion)
+        check_place(network, trace)
+        check_moments(at, self.budget)
         self.criterion, self.at, self.limits = criterion, at, limits
         self.cuts: list[Cut] = []
         self._every = every if zeros else None
         self._recovery = Recovery.of(recover)
-        self._network, self._copies, self._example, self._trace = network, tuple(copies), example, trace
+        self._network, self._copies, self._example, self._trace = network, networks_of(copies), example, trace
         self._reset()
 
     def _reset(self) -> None:
@@ -120,9 +123,10 @@ class ChannelPruning(pl.Callback):
         return planned[-1].epochs if planned else None
 
     def _planned(self, trainer: pl.Trainer) -> tuple[Moment, ...]:
-        if self._every is not None:
-            return ()
-        known = trainer.max_epochs is not None and trainer.max_epochs >= 0 and not trainer.fast_dev_run  # type: ignore[attr-defined]
+        quick = bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
+        if self._every is not None or (quick and isinstance(self.at, Mapping) and self.at.get("every") is None):
+            return ()  # cuts spread over the fit that is meant, of which a quick one knows nothing
+        known = trainer.max_epochs is not None and trainer.max_epochs >= 0 and not quick
         epochs = trainer.max_epochs if known else None
         ((kind, amount),) = self.budget.items()
         return moments(self.at, kind, amount, epochs)
@@ -143,6 +147,8 @@ class ChannelPruning(pl.Callback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Locate the network, which is complete and on its device by now."""
         self.watch(trainer, pl_module)
+        for twin in self._copies:
+            path_of(pl_module, find_network(pl_module, twin))
         assert self.traced is not None
         if self.traced.example is None:
             self.traced.example = unpacked(self._saved_example)

@@ -10,11 +10,12 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from slim.errors import SlimError
+from slim.errors import SlimError, expect_number, expect_whole
 from slim.lightning.calibration import Calibration
 from slim.lightning.example import packed, unpacked
 from slim.lightning.moments import fit_ends
 from slim.lightning.network import Network
+from slim.lightning.options import check_place
 from slim.lightning.pruning import ChannelPruning
 from slim.lightning.random_state import preserved
 from slim.lightning.selecting import none_removed, select
@@ -53,8 +54,9 @@ class SoftPruning(pl.Callback):
         trace: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> None:
-        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-            raise SlimError(f"every must be a whole number of at least 1. Got every={every!r}. Set it to 1.")
+        expect_whole("every", every, 1, "Set it to 1.")
+        expect_number("leak", leak, "[0, 1)", "Set it to 0.001.")
+        check_place(network, trace)
         self.traced: TracedNetwork | None = None
         self._own = ChannelPruning(**options) if options else None
         self._every, self._leak = every, leak

@@ -12,10 +12,11 @@ from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch.optim import Optimizer
 
 from slim import sparsity
-from slim.errors import SlimError
+from slim.errors import SlimError, expect_number, expect_whole
 from slim.lightning.checkpoint import prepare
 from slim.lightning.example import packed, unpacked
 from slim.lightning.network import Network, find_network, network_key, same_module
+from slim.lightning.options import check_law, check_place
 from slim.lightning.rates import replay_learning_rates, steps_of
 from slim.lightning.surgery import refuse_sharded
 from slim.lightning.traced import TracedNetwork, callbacks_of
@@ -50,6 +51,9 @@ class SparseTraining(pl.Callback):
         stopped: Whether the law's time is over.
         next_cut: The :class:`ChannelPruning` that will cut after this fit, where it is none of this Trainer's; previews
             are its.
+
+    Raises:
+        SlimError: A value out of range, or of another type; in a fit: scales that none or several optimizers step.
     """
 
     def __init__(
@@ -64,15 +68,24 @@ class SparseTraining(pl.Callback):
         trace: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> None:
+        check_law(penalty)
+        check_place(network, trace)
+        if epochs is not None:
+            expect_whole("epochs", epochs, 1, "Set the epochs that the law acts, or leave it out.")
+        if steps is not None:
+            expect_whole("steps", steps, 1, "Set the optimizer steps of that time, or leave it out.")
         if not isinstance(penalty, str) and options:
             raise SlimError(f"Options belong to a law given by name. Got {', '.join(options)}. Set them on the law.")
         self._penalty, self._options = penalty, options
         self.law: Penalty = sparsity.build(penalty, **options) if isinstance(penalty, str) else penalty
-        if shrink is not None and not (shrink > 0 and isinstance(penalty, str) and _shrinks_by_lam(penalty, self.law)):
-            raise SlimError(
-                f"shrink must be above 0 and scale a lam. Got shrink={shrink}, penalty={penalty!r}. "
-                "Give the name of a law that shrinks scales by its lam (l1, prox, ...), or leave shrink out."
-            )
+        if shrink is not None:
+            expect_number("shrink", shrink, "(0, inf)", "Set it to 1, or leave it out.")
+            if not isinstance(penalty, str) or not _shrinks_by_lam(penalty, self.law) or options.get("lam") == 0:
+                raise SlimError(
+                    f"shrink must scale a lam above 0. Got shrink={shrink}, penalty={penalty!r}, "
+                    f"lam={options.get('lam', 'default')}. "
+                    "Give the name of a law that shrinks scales by its lam (l1, prox, ...), or leave shrink out."
+                )
         self.next_cut: Any = None
         self._network, self._example, self._trace = network, example, trace
         self._shrink, self._epochs, self._law_steps, self._told = shrink, epochs, steps, 0
@@ -303,6 +316,11 @@ class SparseTraining(pl.Callback):
         if self._shrink is not None:
             assert isinstance(self._penalty, str)
             lam = self._options.get("lam", inspect.signature(sparsity.LAWS[self._penalty]).parameters["lam"].default)
+            if not self.forecast.shrink_budget > 0:
+                raise SlimError(
+                    f"shrink needs learning rates with which the law acts. Got shrink={self._shrink} and a law that "
+                    "takes nothing off a scale in this fit. Raise the learning rate, or leave shrink out."
+                )
             # What a law can take off a gamma is proportional to its lam.
             self._use_lam(lam * self._shrink / self.forecast.shrink_budget)
             self.law.attach(self.traced.network, self.traced.graph, steps)

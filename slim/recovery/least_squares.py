@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from slim.channels import unwrap
-from slim.errors import SlimError
+from slim.errors import SlimError, expect_whole
 from slim.recovery.isolated import isolated
 from slim.recovery.normal_equations import NormalEquations
 from slim.recovery.readers import Reader, readers
@@ -88,10 +88,7 @@ def least_squares(
     Raises:
         SlimError: ``n`` is negative, or there is no batch.
     """
-    if isinstance(n, bool) or not isinstance(n, int) or n < 0:
-        raise SlimError(
-            f"batches for least squares must be a whole number >= 0. Got n={n!r}. Set recovery.least_squares_batches."
-        )
+    expect_whole("n", n, 0, "Set recovery.least_squares_batches.")
     thin, dense = unwrap(thin), unwrap(dense)
     if n == 0 or plan.is_identity:
         return []

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from slim.errors import SlimError
+from slim.errors import SlimError, expect_whole
 from slim.recovery.isolated import Saved, isolated, put_back, saved
 
 
@@ -57,8 +57,7 @@ def recalibrate(
     >>> net[0].running_mean
     tensor([4.])
     """
-    if n < 0:
-        raise SlimError(f"batches to recalibrate on must be >= 0. Got n={n}. Set recovery.recalibrate_batches.")
+    expect_whole("n", n, 0, "Set recovery.recalibrate_batches.")
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
     if not norms or n == 0:
         return 0

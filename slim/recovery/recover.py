@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from slim.channels import Plan, unwrap
 from slim.channels import rebuild as rebuilt
+from slim.errors import SlimError
 from slim.recovery.absorb import absorb as absorbed
 from slim.recovery.absorb import constants
 from slim.recovery.isolated import Saved, isolated, put_back, saved
@@ -261,4 +262,10 @@ class _Figure:
     def __call__(self, network: nn.Module) -> float:
         assert self.evaluate is not None
         with isolated(network, self._seed), torch.no_grad():
-            return float(self.evaluate(network.eval()))
+            figure: Any = self.evaluate(network.eval())
+        try:
+            return float(figure)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise SlimError(
+                f"evaluate must return a figure, higher is better. Got {type(figure).__name__}. Return a number."
+            ) from error

@@ -1,10 +1,11 @@
 """Selection: scores, a budget and constraints make a plan."""
 
+from slim.selection.budget import target_of
 from slim.selection.iterative import remaining_budget, select_next_cut
 from slim.selection.limits import Limits, limits
 from slim.selection.losses import losses
 from slim.selection.schedules import SCHEDULES, Pass, passes, relative
-from slim.selection.selection import Selection, select, select_groups
+from slim.selection.selection import Selection, check_options, select, select_groups
 from slim.selection.soft import soften
 from slim.selection.zeros import exact_zeros
 
@@ -13,6 +14,7 @@ __all__ = [
     "Limits",
     "Pass",
     "Selection",
+    "check_options",
     "exact_zeros",
     "limits",
     "losses",
@@ -23,4 +25,5 @@ __all__ = [
     "select_groups",
     "select_next_cut",
     "soften",
+    "target_of",
 ]

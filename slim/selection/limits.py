@@ -52,18 +52,24 @@ def limits(
     Raises:
         SlimError: A value out of range, an unknown override, or a pattern that matches nothing.
     """
+    check_limits(
+        min_channels=min_channels,
+        max_layer_ratio=max_layer_ratio,
+        round_to=round_to,
+        ignore=ignore,
+        overrides=overrides,
+    )
     n = len(graph.spaces)
     width = np.array([len(s.groups) for s in graph.spaces], dtype=np.int64)
     settings: dict[str, list[Any]] = {
-        "min_channels": [_integer("min_channels", min_channels)] * n,
-        "max_layer_ratio": [_share("max_layer_ratio", max_layer_ratio)] * n,
-        "round_to": [_integer("round_to", round_to)] * n,
+        "min_channels": [min_channels] * n,
+        "max_layer_ratio": [max_layer_ratio] * n,
+        "round_to": [round_to] * n,
         "ratio": [math.nan] * n,
         "ignore": [False] * n,
     }
     if isinstance(ignore, str):
         ignore = (ignore,)
-    expect("ignore", ignore, Iterable, "Set prune.ignore to a list of patterns.")
     patterns: list[tuple[str, Mapping[str, Any], str]] = [(p, {"ignore": True}, "ignore") for p in ignore]
     patterns += [(p, values, f"overrides[{p!r}]") for p, values in (overrides or {}).items()]
     for pattern, values, where in patterns:
@@ -79,6 +85,26 @@ def limits(
         np.asarray(settings["ratio"], dtype=np.float64),
         np.asarray(settings["ignore"], dtype=bool),
     )
+
+
+def check_limits(
+    *,
+    min_channels: Any = 1,
+    max_layer_ratio: Any = 1.0,
+    round_to: Any = 1,
+    ignore: Any = (),
+    overrides: Any = None,
+) -> None:
+    """Check the arguments of :func:`limits` as far as they are wrong for any network.
+
+    Raises:
+        SlimError: A value out of range, or of another type.
+    """
+    _integer("min_channels", min_channels)
+    _share("max_layer_ratio", max_layer_ratio)
+    _integer("round_to", round_to)
+    expect("ignore", ignore, Iterable, "Set prune.ignore to a list of patterns.")
+    expect("overrides", {} if overrides is None else overrides, Mapping, "Write {pattern: {ratio: 0.3}}.")
 
 
 def _apply_override(
@@ -108,6 +134,7 @@ def matching(graph: ChannelGraph, pattern: str, where: str) -> list[int]:
     Raises:
         SlimError: It names none; the nearest module names are in the message.
     """
+    expect("pattern", pattern, str, f"Change prune.{where.split('[')[0]}.")
     indices = [
         i
         for i, space in enumerate(graph.spaces)

@@ -19,7 +19,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from slim.errors import SlimError, nearest
+from slim.errors import SlimError, expect_number, nearest
 
 SCHEDULES = ("one_shot", "iterative", "soft", "rewind", "scratch")
 GROWTHS = ("linear", "cubic")
@@ -85,10 +85,11 @@ def passes(
     if count == 1 and start is None and kind != "ratio" and amount > 1:
         return (Pass(float(amount), **after),)
     gone = _removed_share(kind, amount)
-    if start is not None and not 0 < start <= gone:
+    if start is not None:
+        expect_number("start", start, "(0, 1)", "Set schedule.start.")
+    if start is not None and start > gone:
         raise SlimError(
-            f"start must be above 0 and at most what the run removes, {gone:g}. Got start={start!r}."
-            " Set schedule.start."
+            f"start must be at most what the run removes, {gone:g}. Got start={start!r}. Set schedule.start."
         )
     first = gone / count if start is None and growth == "linear" else start
     # The last amount is the budget as given; 1 - (1 - amount) could differ in the last bit.

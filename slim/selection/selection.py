@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -14,8 +15,8 @@ from slim.criteria.scores import Scores
 from slim.errors import SlimError, expect, nearest
 from slim.selection import latency as latency_tables
 from slim.selection.block_steps import GRANULARITIES
-from slim.selection.budget import Target, cost_of, nearest_count, smallest_prefix, target_of
-from slim.selection.limits import limits
+from slim.selection.budget import COSTS, Target, cost_of, nearest_count, smallest_prefix, target_of
+from slim.selection.limits import check_limits, limits
 from slim.selection.ranking import Ranking, Removed, rank
 from slim.selection.reasons import as_lines, reasons
 
@@ -98,7 +99,7 @@ def select_groups(
     expect("graph", graph, ChannelGraph, "Use slim.trace.")
     expect("scores", scores, Scores, "Use slim.score.")
     target = target_of(ratio=ratio, macs=macs, params=params, memory=memory, latency=latency)
-    _check_choices(strategy, granularity)
+    _check_choices(strategy, granularity, inexact)
     if target is not None and target.kind == "latency" and table is None:
         table = latency_tables.measure(graph)
     _check_scores(graph, scores)
@@ -192,13 +193,30 @@ def _out_of_reach(target: Target, limit: float, whole: float, least: float) -> S
     )
 
 
-def _check_choices(strategy: str, granularity: str) -> None:
+def check_options(options: Mapping[str, Any]) -> None:
+    """Check the options of :func:`select_groups` but for the budget, as far as they are wrong for any network.
+
+    Raises:
+        SlimError: An unknown name, or a value out of range.
+    """
+    known = [name for name in list(inspect.signature(select_groups).parameters)[2:] if name not in ("ratio", *COSTS)]
+    for name in options:
+        if name not in known:
+            raise SlimError(
+                f"Options must be those of slim.select. Got {name}={options[name]!r}. {nearest(str(name), known)}"
+            )
+    _check_choices(**{name: options[name] for name in ("strategy", "granularity", "inexact") if name in options})
+    check_limits(**{name: options[name] for name in inspect.signature(check_limits).parameters if name in options})
+
+
+def _check_choices(strategy: str = "global", granularity: str = "channel", inexact: bool = False) -> None:
     for name, value, known in (("strategy", strategy, STRATEGIES), ("granularity", granularity, GRANULARITIES)):
         if value not in known:
             raise SlimError(
                 f"{name} must be one of {', '.join(known)}. Got {name}={value!r}."
                 f" {nearest(str(value), known)} Set prune.{name}."
             )
+    expect("inexact", inexact, bool, "Set prune.inexact to true or false.")
     if granularity != "channel" and strategy != "global":
         raise SlimError(
             f"Whole layers are ranked by score. Got strategy={strategy!r} with granularity={granularity!r}."

@@ -9,7 +9,7 @@ import numpy as np
 
 from slim.criteria import Scores
 from slim.errors import SlimError
-from slim.selection import Selection, select_groups
+from slim.selection import Selection, check_options, select_groups
 
 if TYPE_CHECKING:
     from slim.channels import ChannelGraph
@@ -47,6 +47,7 @@ class DenseBudget:
         if not 0 < max_layer_ratio <= 1:
             raise SlimError(f"max_layer_ratio must be in (0, 1]. Got max_layer_ratio={max_layer_ratio}. "
                             "Set penalty.max_layer_ratio.")  # fmt: skip
+        check_options(select)
         self.max_layer_ratio = max_layer_ratio
         # Not by score per MAC: re-ranked as it goes, that takes a first layer down to its floor (experiments/nocliff).
         self.options = {"strategy": "global", **select}

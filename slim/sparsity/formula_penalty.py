@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from slim.errors import expect_number
 from slim.sparsity.forecast import Forecast, shrink_forecast
 from slim.sparsity.gammas import Gammas, collect_gammas
 from slim.sparsity.lam_schedule import LamSchedule
@@ -47,6 +48,7 @@ class FormulaPenalty:
     def __init__(self, law: str, formula: Callable[[Gammas], Formula], lam_schedule: LamSchedule, *, norms: str,
                  prunable_only: bool, threshold: float = 0.0, exact_zeros: bool = False, slope: float = 1.0,
                  momentum: bool = True) -> None:  # fmt: skip
+        expect_number("threshold", threshold, "[0, inf)", "Set penalty.threshold.")
         self.law, self.lam_schedule, self.exact_zeros = law, lam_schedule, exact_zeros
         self._make, self._norms, self._prunable_only = formula, norms, prunable_only
         self._threshold, self._slope, self._momentum = threshold, slope, momentum

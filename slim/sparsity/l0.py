@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from slim.errors import SlimError
+from slim.errors import SlimError, expect_whole
 from slim.sparsity.forecast import Forecast, round_up
 from slim.sparsity.gammas import Gammas, collect_gammas, member_table
 from slim.sparsity.lam_schedule import LamSchedule
@@ -56,8 +56,9 @@ class L0:
                             "Set penalty.open_at_start.")  # fmt: skip
         if not gate_lr > 0:
             raise SlimError(f"gate_lr must be > 0. Got gate_lr={gate_lr}. Set penalty.gate_lr.")
+        expect_whole("seed", seed, 0, "Set penalty.seed.")
         self.lam_schedule = LamSchedule(lam, warmup, schedule)
-        self.gate_lr, self.open_at_start, self.seed = gate_lr, open_at_start, seed
+        self.gate_lr, self.open_at_start, self.seed = gate_lr, open_at_start, int(seed)
         self.norms, self.prunable_only = norms, prunable_only
         self._progress = Progress("l0")
         self._gammas: Gammas

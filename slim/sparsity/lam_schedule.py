@@ -29,7 +29,7 @@ class LamSchedule:
     schedule: str = "constant"
 
     def __post_init__(self) -> None:
-        if not (self.lam >= 0 and math.isfinite(self.lam)):
+        if isinstance(self.lam, bool) or not (self.lam >= 0 and math.isfinite(self.lam)):
             raise SlimError(f"lam must be a finite number >= 0. Got lam={self.lam}. Set penalty.lam.")
         if not 0 <= self.warmup < 1:
             raise SlimError(f"warmup must be in [0, 1). Got warmup={self.warmup}. Set penalty.warmup, a fraction.")

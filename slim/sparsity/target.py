@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from slim.channels import plan_of
 from slim.criteria import Scores
-from slim.errors import SlimError
+from slim.errors import SlimError, expect_number, expect_whole
 from slim.sparsity.dense_budget import DenseBudget
 from slim.sparsity.forecast import Forecast
 from slim.sparsity.gammas import Gammas, collect_gammas, member_table
@@ -68,6 +68,10 @@ class Target:
             )
         if not power > 0:
             raise SlimError(f"power must be above 0. Got power={power}. Set penalty.power to 3.")
+        expect_whole("rankings", rankings, 1, "Set penalty.rankings to 40.")
+        expect_number("memory", memory, "[0, inf)", "Set penalty.memory to 0.02.")
+        if balance is not None:
+            expect_number("balance", balance, "[0, inf)", "Set penalty.balance to 0 or 1.")
         if criterion not in CRITERIA:
             raise SlimError(f"criterion must be one of {', '.join(CRITERIA)}. Got criterion={criterion}. "
                             "Set penalty.criterion.")  # fmt: skip

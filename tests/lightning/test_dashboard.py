@@ -11,6 +11,7 @@ import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import TensorBoardLogger
 
+from slim import SlimError
 from slim.lightning import ChannelPruning, GammaDashboard, SparseTraining
 
 from .modules import Plain, fit
@@ -91,3 +92,17 @@ def test_a_resumed_fit_has_every_point_once(tmp_path: Path) -> None:
         steps = Counter(step for step, _ in values)
         assert set(steps.values()) == {1}, tag
         assert max(steps) == 9, tag
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"every_n_steps": "x"}, {"every_n_steps": 1.5}, {"histogram_every_n_epochs": "x"}, {"threshold": "x"},
+        {"threshold": -1}, {"network": 5},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_wrong_value_is_refused_when_the_callback_is_made(wrong: dict[str, Any]) -> None:
+    ((name, value),) = wrong.items()
+    with pytest.raises(SlimError, match=f"{name}={value!r}"):
+        GammaDashboard(**wrong)

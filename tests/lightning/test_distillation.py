@@ -91,7 +91,14 @@ def test_misuse_is_one_line() -> None:
     for misuse, words in (
         (lambda: Distillation(3), "teacher"),  # type: ignore[arg-type]
         (lambda: Distillation(convnet(), weight=2), "weight=2"),
+        (lambda: Distillation(convnet(), weight="x"), "weight='x'"),  # type: ignore[arg-type]
+        (lambda: Distillation(convnet(), weight=True), "weight=True"),
         (lambda: Distillation(convnet(), temperature=0), "temperature=0"),
+        (lambda: Distillation(convnet(), temperature="x"), "temperature='x'"),  # type: ignore[arg-type]
+        (lambda: Distillation(convnet(), loss=5), "loss=5"),  # type: ignore[arg-type]
+        (lambda: Distillation(convnet(), network=5), "network=5"),  # type: ignore[arg-type]
+        (lambda: fit(Plain(), Distillation(convnet(), loss=lambda a, b: a - b)), r"shape \(8, 3\)"),
+        (lambda: fit(Plain(), Distillation(convnet(), loss=lambda a, b: None)), "NoneType"),  # type: ignore[arg-type,return-value]
         (lambda: fit(Manual(), Distillation(convnet())), "automatic_optimization"),
         (lambda: fit(Unused(), Distillation(convnet(), network="net")), "does not call it"),
         (lambda: fit(plain, Distillation(plain.net)), "a part of it"),

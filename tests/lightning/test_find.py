@@ -10,7 +10,8 @@ from torch import nn
 
 from slim import SlimError
 from slim.lightning import SparseTraining, capture_example, find_network
-from slim.lightning.example import as_example
+from slim.lightning.example import as_example, named_inputs
+from slim.sparsity import L0, LAWS
 
 from .modules import Plain, convnet, fit, images, same
 
@@ -36,7 +37,10 @@ def test_a_network_is_a_path_a_function_or_the_only_one() -> None:
     assert find_network(pair, lambda module: module.generator) is pair.generator
     plain.net = torch.compile(plain.net)  # type: ignore[assignment]
     assert find_network(plain) is plain.net._orig_mod
-    for network, words in [(None, "generator, discriminator"), ("generatr", "generator"), (lambda module: 3, "int")]:
+    for network, words in [
+        (None, "generator, discriminator"), ("generatr", "generator"), (lambda module: 3, "int"), (5, "network=5"),
+        (lambda module: module.generatr, "AttributeError"), (Plain, "path"),
+    ]:  # fmt: skip
         with pytest.raises(SlimError, match=words):
             find_network(pair, network)  # type: ignore[arg-type]
     with pytest.raises(SlimError, match="no attribute with"):
@@ -148,6 +152,7 @@ def test_shrink_is_what_a_scale_can_lose_and_misuse_is_one_line() -> None:
     assert sparse.forecast.shrink_budget == pytest.approx(0.5)
     assert "lam" in sparse.forecast.line
     for misuse in (
+        lambda: fit(Still(), SparseTraining("l1", shrink=1.0)),
         lambda: SparseTraining("l0", shrink=1.0),
         lambda: SparseTraining("l1", lamb=1.0),
         lambda: fit(Plain(), SparseTraining("l1"), epochs=-1, max_steps=-1),
@@ -158,9 +163,44 @@ def test_shrink_is_what_a_scale_can_lose_and_misuse_is_one_line() -> None:
         assert "\n" not in str(caught.value)
 
 
+class Still(Plain):
+    """Its learning rate is 0."""
+
+    def __init__(self) -> None:
+        super().__init__(lr=0.0)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        *(({"penalty": wrong}, "the name of a law") for wrong in (None, 5, L0, LAWS["l1"])),
+        *(({name: wrong}, f"{name}=") for name in ("epochs", "steps") for wrong in ("x", 1.5, 0, True)),
+        *(({"shrink": wrong}, "shrink") for wrong in ("x", 0, True, [1])),
+        ({"shrink": 1, "lam": 0}, "lam=0"),
+        ({"lam": True}, "lam=True"),
+        ({"trace": {"foo": 1}}, "trace.foo=1"),
+        ({"trace": "keep"}, "trace='keep'"),
+        ({"network": 5}, "network=5"),
+    ],
+)
+def test_a_wrong_value_of_sparse_training_is_refused_when_it_is_made(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(SlimError, match=words):
+        SparseTraining(**options)
+
+
 def test_an_example_has_the_precision_of_the_network() -> None:
     """What autocast turns into bfloat16 arrives in the parameters' precision; indices stay what they are."""
     network = convnet().bfloat16()
     image, index = as_example(network, (torch.ones(2, 3, 4, 4), torch.ones(2, dtype=torch.int64)), {})
     assert (image.dtype, index.dtype) == (torch.bfloat16, torch.int64)
     assert image.shape == (2, 3, 4, 4) and not image.any() and not index.any()
+
+
+def test_inputs_have_the_names_of_parameters_or_none() -> None:
+    class Net(nn.Module):
+        def forward(self, x: Any, *rest: Any, flag: bool = True, **more: Any) -> None:
+            """Takes anything."""
+
+    assert named_inputs(Net(), (1,), {"flag": False, "y": 2}) == {"x": 1, "flag": False, "y": 2}
+    with pytest.raises(SlimError, match="name for each"):
+        named_inputs(Net(), (1, 2), {})

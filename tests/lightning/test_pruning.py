@@ -6,11 +6,12 @@ import copy
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 
 import slim
 from slim import SlimError
@@ -245,6 +246,42 @@ def test_what_cannot_be_cut_is_refused_before_anything_is_trained() -> None:
     assert taylor.history, "the labels of a dict are what the network was not given"
 
 
+class Shifted(nn.Module):
+    """Two inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net, self.shift = convnet(), nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return self.net(x) + self.shift(t)
+
+
+@pytest.mark.parametrize("criterion", ["taylor", "activation"])
+@pytest.mark.parametrize("call", [lambda net, x, t: net(x, t), lambda net, x, t: net(x, t=t)], ids=["place", "name"])
+def test_criteria_with_data_rank_a_network_of_two_inputs(call: Any, criterion: str) -> None:
+    class Conditioned(Plain):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = Shifted()  # type: ignore[assignment]
+
+        def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+            x, t, y = batch
+            return nn.functional.cross_entropy(call(self.net, x, t), y)
+
+    x, y = images().dataset.tensors  # type: ignore[attr-defined]
+    t = torch.rand(24, 4)
+    module = Conditioned()
+    graph = slim.trace(module.net, (x[:1], t[:1]))
+    scores = slim.score(graph, criterion, loader=[{"x": x, "t": t, "target": y}])
+    pruning = ChannelPruning(ratio=0.5, criterion=criterion)
+    removed = pruning.cut(module, batches=[(x, t, y)]).selection.removed
+    assert max(scores.values[removed]) <= min(scores.values[~removed & scores.covered])
+    again = ChannelPruning(ratio=0.5, criterion=criterion)
+    fit(Conditioned(), again, data=DataLoader(TensorDataset(x, t, y), 8))
+    assert again.history
+
+
 def test_a_cut_outside_of_a_fit() -> None:
     module = Plain()
     pruning = ChannelPruning(macs=0.5)
@@ -306,7 +343,17 @@ def test_a_fit_that_ends_before_its_cut_says_so_and_one_that_fails_leaves_the_mo
         fit(module, sparse, Distillation(convnet()))
     assert "training_step" not in vars(module)
     assert not module.net._forward_hooks
-    fit(Plain(), ChannelPruning(macs=0.5, at=9), fast_dev_run=True)
+
+
+@pytest.mark.parametrize("at", [9, [8, 9], {"count": 3}, {"count": 3, "every": 2}], ids=str)
+def test_a_fast_dev_run_leaves_the_network_as_it_is(at: Any) -> None:
+    module, pruning = Plain(), ChannelPruning(ratio=0.5, at=at)
+    run = fit(module, SparseTraining("l1"), pruning, fast_dev_run=True)
+    assert plan_of(module.net) is None
+    assert not pruning.history
+    assert at != {"count": 3} or pruning.last_epoch(run) is None
+    fit(module, ChannelPruning(ratio=0.5), fast_dev_run=True)
+    assert plan_of(module.net) is not None, "its end is one, too"
 
 
 def test_misuse_is_one_line() -> None:
@@ -346,3 +393,63 @@ def test_misuse_is_one_line() -> None:
         with pytest.raises(SlimError, match=words) as caught:
             misuse()
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        *(({"recover": {"batches": wrong}}, "recover.batches=") for wrong in ("x", 1.5, -1, True)),
+        *(({"recover": {"least_squares": wrong}}, "recover.least_squares=") for wrong in ("x", 1.5, -1, True)),
+        ({"recover": {"evaluate": 3}}, "recover.evaluate=3"),
+        ({"recover": {"absorb": "x"}}, "recover.absorb="),
+        ({"copies": "teacher"}, r"Set copies=\['teacher'\]"),
+        *(({"copies": wrong}, "list of networks") for wrong in (5, None, nn.Sequential())),
+        ({"copies": [5]}, "network=5"),
+        ({"network": 5}, "network=5"),
+        *(({"ratio": wrong}, "ratio must be") for wrong in ("half", [0.5], True)),
+        *(({"ratio": None, kind: "x"}, f"{kind}='x'") for kind in ("macs", "params", "memory", "latency")),
+        ({"at": {"start": "x"}}, "start='x'"),
+        ({"at": {"every": "x"}}, "at.every='x'"),
+        ({"at": "ende"}, "at='ende'"),
+        ({"criterion": {"nam": "gamma"}}, "dict of name"),
+        ({"criterion": 5}, "criterion=5"),
+        ({"criterion": {"name": "taylor", "batches": -1}}, "criterion.batches=-1"),
+        ({"trace": {"foo": 1}}, "trace.foo=1"),
+        ({"trace": "keep"}, "trace='keep'"),
+        ({"overrides": ["0"]}, "overrides"),
+        ({"inexact": "x"}, "inexact='x'"),
+        ({"ratio": None, "zeros": True, "every": True}, "every=True"),
+        ({"ratio": None, "zeros": True, "every": 1, "min_channels": "x"}, "min_channels='x'"),
+        ({"ratio": None, "zeros": "x", "every": 1}, "zeros='x'"),
+    ],
+    ids=str,
+)
+def test_a_wrong_value_is_refused_when_the_callback_is_made(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(SlimError, match=words):
+        ChannelPruning(**{"ratio": 0.5, **options})
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"copies": ["techer"], "at": 2}, "techer"),
+        ({"criterion": lambda graph: 5}, "pairs of groups and values. Got int"),
+        ({"criterion": lambda graph: [1, 2]}, "pairs of groups and values. Got int"),
+        ({"network": lambda module: module.nett}, "AttributeError"),
+        ({"network": lambda module: None}, "NoneType"),
+    ],
+)
+def test_what_only_a_fit_can_know_is_refused_before_its_first_step(options: dict[str, Any], words: str) -> None:
+    run = trainer(ChannelPruning(ratio=0.5, **options))
+    with pytest.raises(SlimError, match=words), quiet():
+        run.fit(Plain(), images())
+    assert run.global_step == 0
+
+
+def test_numbers_of_numpy_are_numbers_and_a_figure_must_be_one() -> None:
+    whole = {"absorb": True, "batches": np.int64(1), "least_squares": np.int64(1)}
+    pruning = ChannelPruning(ratio=np.float32(0.5), min_channels=np.int64(2), recover=whole)
+    fit(Plain(), pruning, SparseTraining("l1", shrink=np.float32(0.5), epochs=np.int64(1)))
+    assert pruning.history
+    with pytest.raises(SlimError, match="a figure, higher is better"):
+        ChannelPruning(ratio=0.5, recover={"evaluate": lambda net: None}).cut(Plain(), batches=images())

@@ -52,6 +52,14 @@ def test_a_soft_cut_silences_what_the_cut_would_take_until_it_comes() -> None:
         fit(Plain(), SparseTraining("l0"), SoftPruning(ratio=0.5))
 
 
+@pytest.mark.parametrize(
+    "wrong", [*({"leak": leak} for leak in ("x", 2, -1, True)), {"every": True}, {"trace": {"foo": 1}}], ids=str
+)
+def test_a_wrong_value_is_refused_when_the_callback_is_made(wrong: dict[str, Any]) -> None:
+    with pytest.raises(SlimError, match=f"Got {next(iter(wrong))}"):
+        SoftPruning(**{"ratio": 0.5, **wrong})
+
+
 def _by_gamma(ranked: list[int], graph: Any) -> Any:
     ranked.append(1)
     return criteria.find("gamma").rank(graph)

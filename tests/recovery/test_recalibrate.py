@@ -105,6 +105,6 @@ def test_edges():
         recalibrate(net, [torch.zeros(1, 3, 8, 8)])
     assert torch.equal(net[1].running_mean, before)
     assert net[1].momentum == 0.3
-    with pytest.raises(SlimError, match="must be >= 0"):
+    with pytest.raises(SlimError, match="at least 0"):
         recalibrate(net, batches(), -1)
     assert recalibrate(net, [*batches(1), torch.zeros(1, 3, 8, 8)]) == 1

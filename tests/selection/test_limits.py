@@ -82,6 +82,9 @@ def test_rounding_that_nothing_meets_is_reported(case):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"overrides": ["a.0"]}, "overrides must be a Mapping"),
+        ({"ignore": [5]}, "Got pattern=5"),
+        ({"inexact": "x"}, "Got inexact='x'"),
         ({"ratio": 1.0}, r"ratio must be in \[0, 1\). Got ratio=1.0. Set prune.ratio below 1."),
         ({"ratio": -0.1}, "ratio must be in"),
         ({"ratio": True}, "ratio must be in"),

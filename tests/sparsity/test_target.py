@@ -284,6 +284,15 @@ def test_mistakes():
     for bad in ({}, {"ratio": 0.5, "macs": 0.5}, {"ratio": 1.0}, {"macs": 0.0}, late, {"ratio": 0.5, "criterion": "b"}):
         with pytest.raises(SlimError, match="Set penalty"):
             build("target", **bad)
+    for name, values in (("rankings", ("x", 0, 2.5)), ("balance", ("x", -1)), ("memory", ("x", -1)), ("seed", ("x",))):
+        for value in values:
+            with pytest.raises(SlimError, match=f"Got {name}="):
+                build(
+                    "l0" if name == "seed" else "target", **({} if name == "seed" else {"ratio": 0.5}), **{name: value}
+                )
+    for select in ({"foo": 1}, {"ratio": 0.3}, {"min_channels": "x"}, {"overrides": ["0"]}):
+        with pytest.raises(SlimError, match=f"Got {next(iter(select))}"):
+            build("target", ratio=0.5, select=select)
     _, penalty = trained(chain, {"ratio": 0.5}, until=2)
     state = penalty.state_dict()
     other = torch.nn.Sequential(
