@@ -213,6 +213,55 @@ def test_constants_do_not_depend_on_the_example():
         torch.testing.assert_close(value, b.state_dict()[name], rtol=1e-3, atol=1e-4)
 
 
+class Stacked(nn.Module):
+    """Takes a list of images, as detectors do."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = Chain()
+
+    def forward(self, images: list[Tensor]) -> Tensor:
+        return self.net(torch.stack(images))
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_a_list_is_one_argument(given):
+    net, _, _ = dead(Chain)
+    whole, images = Stacked().eval(), list(torch.randn(3, 3, 12, 12))
+    whole.net.load_state_dict(net.state_dict())
+    graph = trace(whole, images)
+    gone = np.zeros(len(graph), bool)
+    gone[graph.axes["net.net.0.weight", 0][(net.net[1].weight == 0).numpy()]] = True
+    plan = graph.plan(gone)
+    better = absorb(whole, plan, graph, example_inputs=images if given else None)
+    torch.testing.assert_close(rebuild(better, plan)(images), whole(images), rtol=1e-3, atol=1e-4)
+
+
+class Noisy(nn.Module):
+    """Draws random numbers in eval mode too, as the sampling of an autoencoder does."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(conv(3, 8), nn.BatchNorm2d(8), nn.ReLU(), conv(8, 6, bias=True), nn.ReLU())
+        self.head = conv(6, 4, bias=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.net(x + torch.randn_like(x))
+        return self.head(torch.nn.functional.dropout(x) + float(np.random.rand()))
+
+
+def test_a_forward_that_draws_random_numbers_leaves_no_noise_where_every_beta_is_zero():
+    net = Noisy().eval()
+    graph = trace(net, torch.zeros(2, 3, 12, 12))
+    gone = np.zeros(len(graph), bool)
+    gone[graph.axes["net.0.weight", 0][:4]] = True
+    net.net[1].weight.data[:4] = 0
+    state = torch.get_rng_state()
+    same = absorb(net, gone, graph)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(value, same.state_dict()[name]) for name, value in net.state_dict().items())
+
+
 def test_nothing_removed_nothing_changed():
     net, graph, _ = dead(Chain)
     same = absorb(net, np.zeros(len(graph), bool), graph)
