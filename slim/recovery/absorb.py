@@ -16,7 +16,6 @@ with replicated borders.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -29,6 +28,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from slim.channels import Plan, mask, unwrap
+from slim.channels.duplicate import deep_copy
 from slim.channels.meta_forward import call_arguments
 from slim.errors import SlimError
 from slim.recovery.isolated import Saved, isolated, saved
@@ -66,7 +66,7 @@ def absorb(
     """
     model = unwrap(model)
     gone = _removed_groups(removed, graph)
-    result = model if in_place else copy.deepcopy(model)
+    result = model if in_place else deep_copy(model)
     if not gone.any():
         return result
     plan = graph.plan(gone)
@@ -117,7 +117,7 @@ def _removed_groups(removed: Plan | npt.NDArray[np.bool_], graph: ChannelGraph) 
 
 def _with_constants(model: nn.Module, graph: ChannelGraph, gone: npt.NDArray[np.bool_]) -> nn.Module:
     """The network in which removed channels have gamma 0 and keep beta; those without a scale are zero altogether."""
-    twin = copy.deepcopy(model)
+    twin = deep_copy(model)
     tensors = dict(twin.named_parameters())
     scaled = np.zeros(len(graph), bool)
     with torch.no_grad():
