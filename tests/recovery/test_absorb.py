@@ -92,8 +92,21 @@ class Gated(nn.Module):
         return self.head(torch.relu(self.bn3(self.grouped(x))).mean((2, 3)))
 
 
+class Instance(nn.Module):
+    """Scales of an InstanceNorm: what follows takes the constants all the same."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.norm, self.b = conv(3, 8), nn.InstanceNorm2d(8, affine=True), conv(8, 6, bias=True)
+        self.head = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.relu(self.b(torch.relu(self.norm(self.a(x))))).mean((2, 3)))
+
+
 NETWORKS = [
     Chain,
+    Instance,
     Residual,
     PreActivation,
     Concat,
@@ -108,10 +121,10 @@ def dead(make, *, share: float = 0.5, seed: int = 0):
     torch.manual_seed(seed)
     net = make().eval()
     for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d | nn.InstanceNorm2d):
+            nn.init.normal_(module.weight), nn.init.normal_(module.bias)
         if isinstance(module, nn.BatchNorm2d):
-            for tensor in (module.weight, module.bias, module.running_mean):
-                nn.init.normal_(tensor)
-            nn.init.uniform_(module.running_var, 0.5, 2)
+            nn.init.normal_(module.running_mean), nn.init.uniform_(module.running_var, 0.5, 2)
     graph = trace(net, torch.zeros(1, 3, 12, 12))
     rng = np.random.default_rng(seed)
     scaled = np.zeros(len(graph), bool)
