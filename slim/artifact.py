@@ -6,7 +6,6 @@ how the dense network is built (:mod:`slim.recipe`), and the caller's metadata. 
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import hashlib
 import json
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 
 from slim import recipe
 from slim.channels import Plan, plan_of, rebuild, unwrap
+from slim.channels.duplicate import deep_copy
 from slim.errors import SlimError
 from slim.files import write_atomic
 
@@ -165,7 +165,7 @@ def load(path: str | Path, model: nn.Module | None = None, *, trust: bool = Fals
     """
     header, tensors = read(path)
     model = dense(path, header, trust=trust) if model is None else model
-    thin = rebuild(model, header.plan) if header.plan is not None else copy.deepcopy(unwrap(model))
+    thin = rebuild(model, header.plan) if header.plan is not None else deep_copy(unwrap(model))
     _check_shapes(
         path, {k: tuple(v.shape) for k, v in tensors.items()}, {k: tuple(v.shape) for k, v in thin.state_dict().items()}
     )

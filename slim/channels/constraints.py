@@ -30,7 +30,7 @@ def resolve_shared_streams(record: TraceRecord, model: nn.Module, residual: str)
     if residual == "group":
         return
     ids = record.ids
-    reads = [n.read for n in record.norms if n.read is not None and n.kind == "batch"]
+    reads = [n.read for n in record.norms if n.read is not None]
     if residual == "keep":
         producers = _touch_counts(record, (p for _, p in record.producers))
         shared = _touch_counts(record, reads)

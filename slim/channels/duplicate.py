@@ -1,4 +1,4 @@
-"""Copy a tree of modules with given new tensors: a faster ``copy.deepcopy``."""
+"""Copy a tree of modules, with given new tensors where wanted, and without what autograd holds on to."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import collections
 import copy
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
+from torch.overrides import TorchFunctionMode
 
 _PLAIN = {bool, int, float, complex, str, bytes, type(None)}
 # A convolution's own only fills in what files of old versions lack.
@@ -26,13 +27,36 @@ def _has_own_copy(kind: type[nn.Module]) -> bool:
     )
 
 
+class _Detaching(TorchFunctionMode):
+    """Copies results of a forward as plain tensors; ``copy.deepcopy`` refuses those that have a graph.
+
+    A module may keep one as an attribute: an activation, or what the hook of an older ``weight_norm`` computed.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is Tensor.__deepcopy__ and not args[0].is_leaf:
+            return args[0].detach().clone()
+        return func(*args, **(kwargs or {}))
+
+
+def deep_copy(module: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
+    """``copy.deepcopy`` of a module that may have run; what it keeps of its forward is copied without its graph."""
+    with _Detaching():
+        return copy.deepcopy(module, memo)
+
+
 def duplicate(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
-    """A copy of ``module`` and its submodules.
+    """A copy of ``module`` and its submodules: a faster :func:`deep_copy`.
 
     Args:
         module: Not changed.
         memo: As in :func:`copy.deepcopy`, id of an object -> its copy; holds the new tensors.
     """
+    with _Detaching():
+        return _duplicated(module, memo)
+
+
+def _duplicated(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
     found = memo.get(id(module))
     if found is not None:
         return found  # type: ignore[no-any-return]
@@ -52,7 +76,7 @@ def duplicate(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
             copies = ((n, memo[id(t)] if id(t) in memo else copy.deepcopy(t, memo)) for n, t in value.items())
             state[key] = type(value)(copies)
         elif key == "_modules":
-            state[key] = type(value)((n, None if m is None else duplicate(m, memo)) for n, m in value.items())
+            state[key] = type(value)((n, None if m is None else _duplicated(m, memo)) for n, m in value.items())
         elif type(value) in _CONTAINERS and not value:
             state[key] = type(value)()
         else:

@@ -6,7 +6,6 @@ changes in all of its entries when one input channel goes. Stored as the plain w
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
@@ -14,11 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
-from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.spectral_norm import SpectralNorm, SpectralNormLoadStateDictPreHook, SpectralNormStateDictHook
 from torch.nn.utils.weight_norm import WeightNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
+from slim.channels.duplicate import deep_copy
 from slim.channels.meta_forward import call_arguments, unwrap
 
 Call = tuple[Tensor, Tensor, list[tuple[Any, ...]]]
@@ -55,14 +55,11 @@ def fold(model: nn.Module, example_inputs: Any = None) -> nn.Module:
     >>> sorted(name for name, _ in fold(net).named_parameters())
     ['0.bias', '0.weight', '1.bias', '1.weight']
     """
-    folded = copy.deepcopy(unwrap(model))
+    folded = deep_copy(unwrap(model))
     for module in folded.modules():
         if parametrize.is_parametrized(module):
             _remove_parametrizations(module)
-        for key, hook in list(module._forward_pre_hooks.items()):
-            if isinstance(hook, (WeightNorm, SpectralNorm)):
-                hook.remove(module)
-                del module._forward_pre_hooks[key]
+        _remove_hooks(module)
     if example_inputs is None:
         return folded
     with torch.random.fork_rng(devices=[]):  # new layers draw weights before they get theirs
@@ -77,6 +74,19 @@ def _remove_parametrizations(module: Any) -> None:
     module.__class__ = type(module).__bases__[0]
     for name, value in values.items():
         module.register_parameter(name, nn.Parameter(value))
+
+
+def _remove_hooks(module: nn.Module) -> None:
+    """Take off the older ``weight_norm`` and ``spectral_norm``, and what the latter does to files."""
+    for key, hook in list(module._forward_pre_hooks.items()):
+        if isinstance(hook, (WeightNorm, SpectralNorm)):
+            hook.remove(module)
+            del module._forward_pre_hooks[key]
+    hooks: Any
+    for hooks in (module._state_dict_hooks, module._load_state_dict_pre_hooks):
+        for key, hook in list(hooks.items()):  # PyTorch wraps those of loading, so its own removal misses them
+            if isinstance(getattr(hook, "hook", hook), (SpectralNormStateDictHook, SpectralNormLoadStateDictPreHook)):
+                del hooks[key]
 
 
 class _Convolutions(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,7 +13,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from slim.channels.branches import Branch, is_original, replacement
 from slim.channels.check import check_forward
-from slim.channels.duplicate import duplicate
+from slim.channels.duplicate import deep_copy, duplicate
 from slim.channels.ids import IntArray
 from slim.channels.meta_forward import unwrap
 from slim.channels.plan import Keep, Plan
@@ -128,7 +127,7 @@ def mask(model: nn.Module, plan: Plan, *, in_place: bool = False) -> nn.Module:
     model = unwrap(model)
     expect("plan", plan, Plan, "Use slim.select, or Plan.from_json.")
     plan.validate(model)
-    masked = model if in_place else copy.deepcopy(model)
+    masked = model if in_place else deep_copy(model)
     with torch.no_grad():
         cuts = _cuts(plan)
         for name, tensor in _named(masked):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._pytree import tree_map_only
 
 from slim.criteria.progress import progress
 from slim.errors import SlimError
@@ -29,8 +30,8 @@ class Batch(NamedTuple):
 
     @property
     def size(self) -> int:
-        """Samples in the batch."""
-        return next(len(t) for t in (*self.args, *self.kwargs.values()) if isinstance(t, Tensor))
+        """Samples in the batch; a list of tensors has one each."""
+        return next(len(x) for x in (*self.args, *self.kwargs.values()) if isinstance(x, Tensor | list))
 
 
 @contextmanager
@@ -107,12 +108,14 @@ def loss_of(output: Any, batch: Batch, loss: Loss | None) -> Tensor:
 
 
 def _to_batch(raw: Any, device: torch.device) -> Batch:
+    def move(value: Any) -> Any:
+        return tree_map_only(Tensor, lambda tensor: tensor.to(device), value)
+
     if isinstance(raw, Mapping):
-        inputs = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in raw.items()}
+        inputs = {k: move(v) for k, v in raw.items()}
         target = inputs.pop("target", inputs.pop("labels", None))
         return Batch((), inputs, target)
     if isinstance(raw, (list, tuple)):
         x, *rest = raw
-        y = rest[0] if rest else None
-        return Batch((x.to(device),), {}, y.to(device) if isinstance(y, Tensor) else y)
-    return Batch((raw.to(device),), {}, None)
+        return Batch((move(x),), {}, move(rest[0]) if rest else None)
+    return Batch((move(raw),), {}, None)

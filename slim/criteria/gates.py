@@ -10,11 +10,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from slim.criteria.tensors import out_groups, weights
 
 if TYPE_CHECKING:
-    from slim.channels import ChannelGraph
+    from slim.channels import ChannelGraph, Scale
 
 Ints = npt.NDArray[np.int64]
 
@@ -27,8 +28,9 @@ def gated(graph: ChannelGraph, *, beta: bool) -> Iterator[list[tuple[Ints, Tenso
     unchanged. With ``beta`` false a gate scales gamma's part alone, so that its gradient is gamma * dL/dgamma.
     """
     places: list[tuple[str, int, str | None, Ints]] = []
+    modules = dict(graph.model.named_modules())
     for scale in graph.scales:
-        if scale.weight is not None:
+        if scale.weight is not None and _is_norm(modules.get(scale.module), scale):
             places.append((scale.module, -1 if scale.kind == "layer" else 1, scale.bias, scale.groups))
     if not places:
         for layer, weight, dim in weights(graph):
@@ -64,3 +66,10 @@ def gated(graph: ChannelGraph, *, beta: bool) -> Iterator[list[tuple[Ints, Tenso
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _is_norm(module: nn.Module | None, scale: Scale) -> bool:
+    """Whether a module gives out what the scale scales; a normalization that is called as a function runs in any."""
+    if module is None or isinstance(module, (_NormBase, nn.GroupNorm, nn.LayerNorm)):
+        return module is not None
+    return {f"{scale.module}.{name}" for name, _ in module.named_parameters()} <= {scale.weight, scale.bias}

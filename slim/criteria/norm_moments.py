@@ -30,6 +30,7 @@ def output_moments(graph: ChannelGraph, name: str) -> Iterator[tuple[npt.NDArray
             f"Criterion {name} reads the statistics of normalization layers. Got a network without any."
             " Set criterion=l1."
         )
+    modules = dict(graph.model.named_modules())
     for scale in scales:
         assert scale.weight is not None
         gamma = tensor(graph, scale.weight).double()
@@ -37,7 +38,7 @@ def output_moments(graph: ChannelGraph, name: str) -> Iterator[tuple[npt.NDArray
         variance = gamma.square()
         if scale.var is not None:
             running = tensor(graph, scale.var).double()
-            eps = float(getattr(graph.model.get_submodule(scale.module), "eps", 0.0))
+            eps = float(getattr(modules.get(scale.module), "eps", 0.0))  # none where it is a function's
             variance = variance * running / (running + eps)
         yield scale.groups, beta, variance
 

@@ -14,6 +14,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 from torch.utils._pytree import tree_map
 
 from slim.channels import unwrap
+from slim.channels.duplicate import deep_copy
 from slim.errors import RunFailed
 
 _CONVOLUTIONS = ("conv1d.default", "conv2d.default", "conv3d.default", "conv2d.padding", "conv1d.padding")
@@ -30,7 +31,7 @@ def capture(network: nn.Module, example: Any) -> ExportedProgram:
     Raises:
         RunFailed: ``torch.export`` cannot follow the network; the reason in one line.
     """
-    network = copy.deepcopy(unwrap(network)).cpu().float().eval().to(memory_format=torch.contiguous_format)
+    network = deep_copy(unwrap(network)).cpu().float().eval().to(memory_format=torch.contiguous_format)
     try:
         program = _export(network, *arguments(example, 2))
         graph = graph_of(program)

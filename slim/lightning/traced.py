@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import nn
 
 from slim.channels import ChannelGraph, plan_of, rebuild, trace
 from slim.channels.branches import Pass, Zero
+from slim.channels.duplicate import deep_copy
 from slim.channels.plan import Plan
 from slim.channels.surgery import assign
 from slim.errors import SlimError
@@ -183,7 +183,7 @@ def on_meta(network: nn.Module) -> nn.Module:
         floating = tensor.is_floating_point() or tensor.is_complex()
         other = torch.empty_like(tensor, device="meta") if floating else tensor.detach().clone()
         memo[id(tensor)] = nn.Parameter(other, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else other
-    twin: nn.Module = copy.deepcopy(network, memo)
+    twin = deep_copy(network, memo)
     for part in twin.modules():
         part._compiled_call_impl = None
     return twin

@@ -16,7 +16,6 @@ with replicated borders.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -29,8 +28,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from slim.channels import Plan, mask, unwrap
+from slim.channels.duplicate import deep_copy
+from slim.channels.meta_forward import call_arguments
 from slim.errors import SlimError
-from slim.recovery.isolated import Saved, saved
+from slim.recovery.isolated import Saved, isolated, saved
 
 if TYPE_CHECKING:
     from slim.channels import ChannelGraph
@@ -65,7 +66,7 @@ def absorb(
     """
     model = unwrap(model)
     gone = _removed_groups(removed, graph)
-    result = model if in_place else copy.deepcopy(model)
+    result = model if in_place else deep_copy(model)
     if not gone.any():
         return result
     plan = graph.plan(gone)
@@ -74,8 +75,11 @@ def absorb(
     for twin in (constant, masked):
         twin.eval()
     with torch.no_grad(), _replicated_borders(constant, masked):
-        seen = _record(constant, inputs)
-        moved = _correct(masked, inputs, seen)
+        # Seeded alike: a forward that draws random numbers draws the same ones in both.
+        with isolated(constant, 0):
+            seen = _record(constant, inputs)
+        with isolated(masked, 0):
+            moved = _correct(masked, inputs, seen)
     stays = {name: keep.kept for (name, _), keep in plan.axes.items()}
     targets = {**dict(result.named_parameters()), **dict(result.named_buffers())}
     with torch.no_grad():
@@ -113,7 +117,7 @@ def _removed_groups(removed: Plan | npt.NDArray[np.bool_], graph: ChannelGraph) 
 
 def _with_constants(model: nn.Module, graph: ChannelGraph, gone: npt.NDArray[np.bool_]) -> nn.Module:
     """The network in which removed channels have gamma 0 and keep beta; those without a scale are zero altogether."""
-    twin = copy.deepcopy(model)
+    twin = deep_copy(model)
     tensors = dict(twin.named_parameters())
     scaled = np.zeros(len(graph), bool)
     with torch.no_grad():
@@ -254,6 +258,4 @@ def _inputs(example: Any, graph: ChannelGraph, model: nn.Module) -> tuple[tuple[
                 "absorb needs an input. Got a graph traced on inputs that are not plain tensors. Pass example_inputs."
             )
         example = draw(graph.inputs)
-    if isinstance(example, dict):
-        return (), example
-    return (tuple(example) if isinstance(example, tuple | list) else (example,)), {}
+    return call_arguments(example)

@@ -127,11 +127,15 @@ def _refit(
     equations, energy = None, 0.0
     for number, batch in enumerate(batches):
         generator = torch.Generator().manual_seed((seed * 1_000_003 + number) % 2**63)
-        whole = _calls_on(batch, dense, reader, run)
+        # Seeded alike: a forward that draws random numbers draws the same ones in both networks.
+        with isolated(dense, seed + number):
+            whole = _calls_on(batch, dense, reader, run)
         places = [reader.places(output, positions, generator) for _, output in whole]
         wanted = [reader.wanted(x, output, where) for (x, output), where in zip(whole, places, strict=True)]
         del whole
-        for (x, output), where, y in zip(_calls_on(batch, thin, reader, run), places, wanted, strict=False):
+        with isolated(thin, seed + number):
+            cut = _calls_on(batch, thin, reader, run)
+        for (x, output), where, y in zip(cut, places, wanted, strict=False):
             if equations is None:
                 device = "cpu" if x.device.type == "mps" else x.device
                 equations = NormalEquations(*reader.sizes, constant=reader.constant, device=device)

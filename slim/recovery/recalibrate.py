@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from slim.errors import SlimError, expect_whole
 from slim.recovery.isolated import Saved, isolated, put_back, saved
@@ -134,7 +135,7 @@ def arguments(
     """Positional and keyword arguments that a batch stands for, on ``device``."""
 
     def move(value: Any) -> Any:
-        return value.to(device) if isinstance(value, Tensor) else value
+        return tree_map_only(Tensor, lambda tensor: tensor.to(device), value)
 
     if inputs is not None:
         return tuple(move(a) for a in inputs(batch)), {}
@@ -145,9 +146,11 @@ def arguments(
 
 
 def _samples(value: Any) -> int | None:
-    """Length of the first tensor in nested ``value``."""
+    """Length of the first tensor in nested ``value``, or of a list of images ``(C, H, W)`` that comes before it."""
     if isinstance(value, Tensor):
         return len(value) if value.dim() else None
+    if isinstance(value, list) and value and all(isinstance(part, Tensor) and part.dim() == 3 for part in value):
+        return len(value)
     nested = value.values() if isinstance(value, dict) else value if isinstance(value, tuple | list) else ()
     return next((found for part in nested if (found := _samples(part)) is not None), None)
 

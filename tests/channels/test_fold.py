@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -32,6 +33,29 @@ def test_folding_keeps_the_function_and_frees_the_channels(kind: str) -> None:
     free = slim.trace(folded, x)
     assert free.prunable.sum() == 16 > slim.trace(net, x).prunable.sum()
     check_all(folded, x, 0.5, 0)
+
+
+OLDER = {"weight norm": nn.utils.weight_norm, "spectral norm": nn.utils.spectral_norm}
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+@pytest.mark.parametrize("kind", OLDER)
+def test_the_older_hooks_fold_after_a_step_of_training(kind: str) -> None:
+    """Their weight is then a result of the forward, which autograd holds."""
+    norm = OLDER[kind]
+    net = nn.Sequential(norm(nn.Conv2d(4, 8, 3)), nn.ReLU(), norm(nn.Conv2d(8, 8, 3)), nn.ReLU(), nn.Conv2d(8, 2, 1))
+    net, x = net.double(), torch.randn(3, 4, 8, 8, dtype=torch.float64)
+    net(x).square().mean().backward()
+    torch.optim.SGD(net.parameters(), 0.1).step()
+    before = snapshot(net)
+    slim.rebuild(net, (graph := slim.trace(net, x)).plan(np.zeros(len(graph), bool)))
+    assert_unchanged(net, before)
+    folded = slim.fold(net)
+    assert_unchanged(net, before)
+    close(folded.eval()(x), net.eval()(x), "folded", 1e-7)
+    check_all(folded, x, 0.5, 0)
+    # Files without metadata, such as safetensors, load into it.
+    folded.load_state_dict(dict(folded.state_dict()))
 
 
 def test_reasons_name_the_way_out() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -194,6 +196,54 @@ def test_obeys_every_law(name: str, grouped: str) -> None:
     graph, _ = check_all(net, torch.randn(3, 4, 8, 8, dtype=torch.float64), 0.5, 0, grouped=grouped)
     if grouped == "balance":
         assert graph.prunable.any() == prunable
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("statistics", [True, False])
+@pytest.mark.parametrize("axes", [1, 2, 3])
+def test_instance_norms_have_scales(axes: int, statistics: bool, training: bool, batch: int) -> None:
+    """PyTorch runs them as batch norms whose parameters it repeats for every sample."""
+    conv = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[axes - 1]
+    kind = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)[axes - 1]
+    norm = kind(8, affine=True, track_running_stats=statistics)
+    nn.init.uniform_(norm.weight)
+    net = nn.Sequential(conv(4, 8, 3), norm, nn.ReLU(), conv(8, 4, 1)).double().train(training)
+    x = torch.randn(batch, 4, *[5] * axes, dtype=torch.float64)
+    (scale,) = slim.trace(net, x).scales
+    assert (scale.weight, scale.bias, scale.kind) == ("1.weight", "1.bias", "instance")
+    assert (scale.mean, scale.var) == (("1.running_mean", "1.running_var") if statistics else (None, None))
+    plan = slim.prune(net, x, ratio=0.5).plan
+    assert plan.axes["1.weight", 0].kept.tolist() == norm.weight.argsort()[4:].sort().values.tolist()
+    check_all(net, x, 0.5, 0)
+
+
+class Functional(nn.Module):
+    """A normalization as a function, its parameters under names of their own."""
+
+    def __init__(self, norm: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.conv, self.head, self.norm = nn.Conv2d(4, 8, 3), nn.Conv2d(8, 2, 1), norm
+        self.gamma, self.beta = nn.Parameter(torch.rand(8)), nn.Parameter(torch.rand(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.relu(self.norm(self.conv(x), self.gamma, self.beta)))
+
+
+NORMS = {
+    "instance": lambda x, gamma, beta: F.instance_norm(x, weight=gamma, bias=beta),
+    "group": lambda x, gamma, beta: F.group_norm(x, 4, gamma, beta),
+    "layer": lambda x, gamma, beta: F.layer_norm(x.movedim(1, -1), (8,), gamma, beta).movedim(-1, 1),
+}
+
+
+@pytest.mark.parametrize("kind", NORMS)
+def test_a_scale_knows_its_shift_by_any_name(kind: str) -> None:
+    x = torch.randn(2, 4, 8, 8)
+    (scale,) = slim.trace(Functional(NORMS[kind]), x).scales
+    assert (scale.weight, scale.bias, scale.kind) == ("gamma", "beta", kind)
+    (scale,) = slim.trace(Functional(lambda x, gamma, beta: NORMS[kind](x, gamma, None)), x).scales
+    assert (scale.weight, scale.bias) == ("gamma", None)
 
 
 def test_scale_by_the_width_keeps_the_width() -> None:

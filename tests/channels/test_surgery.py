@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import slim
 from slim.channels import ChannelGraph, ChannelSelect, Plan, plan_of
 from slim.errors import SlimError
 from slim.models import densenet, preresnet, resnet, vgg
-from tests.channels.laws import assert_unchanged, check_all, removal, snapshot
+from tests.channels.laws import assert_unchanged, check_all, close, removal, snapshot
 
 X = torch.zeros(2, 3, 32, 32)
 
@@ -197,6 +197,34 @@ def test_optimizer_needs_in_place() -> None:
     net = small_resnet()
     with pytest.raises(SlimError, match="in_place"):
         slim.rebuild(net, cut(net)[1], optimizer=torch.optim.SGD(net.parameters(), lr=0.1))
+
+
+class Keeping(nn.Module):
+    """Keeps activations as attributes, as networks with losses on features do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 2, 1)
+        self.kept: dict[str, Any] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.feature = torch.relu(self.norm(self.conv(x)))
+        self.kept["all"] = [2 * self.feature, (self.feature,)]
+        return self.head(self.feature)
+
+
+def test_what_a_forward_keeps_with_its_graph_is_copied_without_it() -> None:
+    net, x = Keeping().double(), torch.randn(2, 3, 6, 6, dtype=torch.float64)
+    net(x).sum().backward()
+    feature, before = net.feature, snapshot(net)
+    result = slim.prune(net, x, ratio=0.5, recover={"absorb": True})
+    masked, thin = slim.mask(net, result.plan), slim.rebuild(net, result.plan)
+    assert_unchanged(net, before)
+    assert net.feature is feature and feature.grad_fn is not None
+    copied = masked.feature
+    assert torch.equal(copied, feature) and copied.grad_fn is None and copied.data_ptr() != feature.data_ptr()
+    assert thin.conv.out_channels == result.model.conv.out_channels == 4
+    close(thin.eval()(x), masked.eval()(x), "rebuilt")
 
 
 def test_mask_zeroes_producers_and_consumers() -> None:

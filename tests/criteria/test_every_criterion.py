@@ -61,6 +61,26 @@ def test_a_shuffling_loader_follows_the_seed(name):
     assert (a != c).any()
 
 
+class Stacked(nn.Module):
+    """Takes a list of images, as detectors do."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, images):
+        return self.net(torch.stack(images))
+
+
+@pytest.mark.parametrize("name", DATA)
+def test_a_list_of_images_counts_as_a_batch_of_them(name):
+    model, graph = residual()
+    stacked = slim.trace(Stacked(model), [torch.zeros(3, 8, 8)])
+    want = slim.score(graph, name, loader=batches()).values
+    got = slim.score(stacked, name, loader=[(list(x), y) for x, y in batches()]).values
+    np.testing.assert_array_equal(got, want)
+
+
 @pytest.mark.parametrize("name", DATA)
 def test_without_data_there_is_one_clear_error(name):
     model, graph = residual()

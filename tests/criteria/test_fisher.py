@@ -64,6 +64,23 @@ def test_without_scales_the_gates_stand_behind_the_layers():
     assert values[space(graph, "first")] == pytest.approx(per_sample(model, data, free), rel=1e-3, abs=1e-9)
 
 
+def test_a_normalization_called_as_a_function_is_no_gate():
+    class Called(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(3, 6, 3), nn.Linear(6, 3)
+            self.gamma, self.beta = nn.Parameter(torch.rand(6)), nn.Parameter(torch.rand(6))
+
+        def forward(self, x):
+            x = nn.functional.instance_norm(self.conv(x), weight=self.gamma, bias=self.beta)
+            return self.head(torch.relu(x).mean((2, 3)))
+
+    for net, inner in ((Called(), "conv"), (nn.Sequential(Called()), "0.conv")):
+        graph = slim.trace(net, INPUTS)
+        assert slim.score(graph, "fisher", loader=batches()).covered[space(graph, inner)].all()
+        assert slim.score(graph, "bn_mean").covered[space(graph, inner)].all()
+
+
 def test_an_in_place_activation_behind_the_gate_is_no_trouble():
     torch.manual_seed(0)
     model = nn.Sequential(

@@ -48,3 +48,11 @@ def test_affine_false_has_no_scales():
     graph = slim.trace(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, affine=False), nn.Conv2d(4, 2, 3)), INPUTS)
     with pytest.raises(SlimError, match="without any"):
         slim.score(graph, "gamma")
+
+
+@pytest.mark.parametrize("norm", [nn.InstanceNorm2d(4, affine=True, track_running_stats=True), nn.GroupNorm(4, 4)])
+def test_scales_of_other_normalizations_rank_channels_too(norm):
+    nn.init.uniform_(norm.weight)
+    graph = slim.trace(nn.Sequential(nn.Conv2d(3, 4, 3), norm, nn.ReLU(), nn.Conv2d(4, 2, 3)), INPUTS)
+    scores = slim.score(graph, "gamma")
+    assert scores.values[space(graph, "0")].tolist() == norm.weight.double().tolist()

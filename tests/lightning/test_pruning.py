@@ -96,6 +96,20 @@ def test_a_cut_with_recovery_leaves_generators_and_modes_as_they_were() -> None:
     assert [step.name for step in pruning.cuts[0].recovery] == ["absorb", "recalibrate"]
 
 
+def test_a_network_that_keeps_an_activation_is_cut() -> None:
+    class Keeping(nn.Sequential):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            for layer in self:
+                x = layer(x)
+                self.feature = x
+            return x
+
+    module = Plain()
+    module.net = Keeping(*module.net)
+    fit(module, ChannelPruning(ratio=0.5, at=1, recover={"absorb": True}), epochs=2)
+    assert module.net[0].out_channels < 8
+
+
 def test_several_cuts_meet_budgets_of_the_dense_network_and_copies_follow() -> None:
     class Siamese(Plain):
         """A momentum encoder beside the network."""

@@ -92,8 +92,21 @@ class Gated(nn.Module):
         return self.head(torch.relu(self.bn3(self.grouped(x))).mean((2, 3)))
 
 
+class Instance(nn.Module):
+    """Scales of an InstanceNorm: what follows takes the constants all the same."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.norm, self.b = conv(3, 8), nn.InstanceNorm2d(8, affine=True), conv(8, 6, bias=True)
+        self.head = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.relu(self.b(torch.relu(self.norm(self.a(x))))).mean((2, 3)))
+
+
 NETWORKS = [
     Chain,
+    Instance,
     Residual,
     PreActivation,
     Concat,
@@ -108,10 +121,10 @@ def dead(make, *, share: float = 0.5, seed: int = 0):
     torch.manual_seed(seed)
     net = make().eval()
     for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d | nn.InstanceNorm2d):
+            nn.init.normal_(module.weight), nn.init.normal_(module.bias)
         if isinstance(module, nn.BatchNorm2d):
-            for tensor in (module.weight, module.bias, module.running_mean):
-                nn.init.normal_(tensor)
-            nn.init.uniform_(module.running_var, 0.5, 2)
+            nn.init.normal_(module.running_mean), nn.init.uniform_(module.running_var, 0.5, 2)
     graph = trace(net, torch.zeros(1, 3, 12, 12))
     rng = np.random.default_rng(seed)
     scaled = np.zeros(len(graph), bool)
@@ -211,6 +224,55 @@ def test_constants_do_not_depend_on_the_example():
     b = absorb(net, gone, graph)
     for name, value in a.state_dict().items():
         torch.testing.assert_close(value, b.state_dict()[name], rtol=1e-3, atol=1e-4)
+
+
+class Stacked(nn.Module):
+    """Takes a list of images, as detectors do."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = Chain()
+
+    def forward(self, images: list[Tensor]) -> Tensor:
+        return self.net(torch.stack(images))
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_a_list_is_one_argument(given):
+    net, _, _ = dead(Chain)
+    whole, images = Stacked().eval(), list(torch.randn(3, 3, 12, 12))
+    whole.net.load_state_dict(net.state_dict())
+    graph = trace(whole, images)
+    gone = np.zeros(len(graph), bool)
+    gone[graph.axes["net.net.0.weight", 0][(net.net[1].weight == 0).numpy()]] = True
+    plan = graph.plan(gone)
+    better = absorb(whole, plan, graph, example_inputs=images if given else None)
+    torch.testing.assert_close(rebuild(better, plan)(images), whole(images), rtol=1e-3, atol=1e-4)
+
+
+class Noisy(nn.Module):
+    """Draws random numbers in eval mode too, as the sampling of an autoencoder does."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(conv(3, 8), nn.BatchNorm2d(8), nn.ReLU(), conv(8, 6, bias=True), nn.ReLU())
+        self.head = conv(6, 4, bias=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.net(x + torch.randn_like(x))
+        return self.head(torch.nn.functional.dropout(x) + float(np.random.rand()))
+
+
+def test_a_forward_that_draws_random_numbers_leaves_no_noise_where_every_beta_is_zero():
+    net = Noisy().eval()
+    graph = trace(net, torch.zeros(2, 3, 12, 12))
+    gone = np.zeros(len(graph), bool)
+    gone[graph.axes["net.0.weight", 0][:4]] = True
+    net.net[1].weight.data[:4] = 0
+    state = torch.get_rng_state()
+    same = absorb(net, gone, graph)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(value, same.state_dict()[name]) for name, value in net.state_dict().items())
 
 
 def test_nothing_removed_nothing_changed():

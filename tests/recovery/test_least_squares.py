@@ -234,6 +234,21 @@ def test_a_layer_that_gains_nothing_keeps_its_bits() -> None:
     assert not found.kept and same(before, state(thin))
 
 
+def test_a_forward_that_draws_random_numbers_draws_the_same_in_both_networks() -> None:
+    class Noisy(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x + torch.randn_like(x))
+
+    net = alive(Noisy(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3)))
+    net[0].weight.data[2], net[0].bias.data[2] = 0.0, -1.0
+    graph = slim.trace(net, INPUTS)
+    plan = graph.plan(np.arange(len(graph)) == graph.axes[("0.weight", 0)][2])
+    thin = slim.rebuild(net, plan)
+    before = state(thin)
+    (found,) = least_squares(thin, net, plan, images())
+    assert found.before == 0 and not found.kept and same(before, state(thin))
+
+
 @pytest.mark.parametrize("residual", ["group", "select"])
 def test_means_behind_sums_are_those_of_the_dense_network(residual: str) -> None:
     net = alive(PreActivation())

@@ -96,6 +96,22 @@ def test_any_loader():
         torch.testing.assert_close(net.norm.running_mean, 2 * x.mean(0))
 
 
+def test_a_list_of_images_is_one_argument_with_a_sample_each():
+    class Stacked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.BatchNorm2d(1)
+
+        def forward(self, images):
+            return self.norm(torch.stack(images))
+
+    net, images = Stacked(), list(torch.randn(4, 1, 5, 5))
+    assert recalibrate(net, [(images, None)]) == 1
+    torch.testing.assert_close(net.norm.running_mean, torch.stack(images).mean().view(1))
+    with pytest.raises(SlimError, match="at least 2 samples"):
+        recalibrate(net, [(images[:1], None)])
+
+
 def test_edges():
     net = network()
     before = net[1].running_mean.clone()

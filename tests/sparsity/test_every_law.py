@@ -8,8 +8,10 @@ import io
 import pytest
 import torch
 
+from slim.channels import trace
 from slim.errors import SlimError
 from slim.sparsity import LAWS, build, gamma_parameters
+from slim.sparsity.gammas import collect_gammas
 from tests.sparsity.networks import Residual, chain, gammas, graph_of, sgd, started, steps
 
 OPTIONS = {
@@ -200,6 +202,19 @@ def test_unknown_law_and_bad_strength():
     for bad in ({"lam": -1.0}, {"lam": float("nan")}, {"warmup": 1.0}, {"schedule": "constnt"}):
         with pytest.raises(SlimError, match="Set penalty"):
             build("l1", **bad)
+
+
+def test_norms_of_other_kinds_are_acted_on_when_asked():
+    net = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 1), torch.nn.InstanceNorm2d(8, affine=True), torch.nn.Conv2d(8, 8, 1),
+        torch.nn.BatchNorm2d(8), torch.nn.Conv2d(8, 8, 1), torch.nn.GroupNorm(8, 8), torch.nn.Flatten(1, 2),
+        torch.nn.Linear(8, 8, bias=False), torch.nn.LayerNorm(8, bias=False), torch.nn.Linear(8, 4),
+    )  # fmt: skip
+    graph = trace(net, torch.zeros(2, 3, 8, 8))
+    assert collect_gammas(net, graph, norms="batch").names == ["3.weight"]
+    found = collect_gammas(net, graph, norms="all")
+    assert found.names == ["1.weight", "3.weight", "5.weight", "8.weight"]
+    assert [id(b) for b in found.biases] == [id(net[i].bias) for i in (1, 3, 5)]
 
 
 def test_gamma_parameters_are_the_models_own():

@@ -240,6 +240,8 @@ def repeat(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any], o
         if any(r > 1 for r in reps):
             tr.assume_ids(layer)
         layers.append(np.tile(layer, reps))
+    if tr.is_parameter(args[0]):
+        out._slim_repeated = args[0]
     tr.set_shadow(out, tuple(layers))
 
 

@@ -34,7 +34,13 @@ def batch_norm(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any
     if x.shape[1] == 1:
         record_single_channel_norm(tr, args[1:5])
         return
-    ids = record_norm(tr, args[1:5], mine[0].ravel() if mine else None)
+    ids = mine[0].ravel() if mine else None
+    # PyTorch runs an instance norm as a batch norm over (1, N C, ...), its parameters repeated.
+    repeated = [getattr(t, "_slim_repeated", None) for t in args[1:5]]
+    if tr.name_of(repeated[0]):
+        record_other_norm(tr, "instance", *repeated, read=ids)
+    else:
+        ids = record_norm(tr, args[1:5], ids)
     for t in tensors:
         own = tr.axis_ids(t, 0)
         if ids is not None and own is not None:
@@ -74,7 +80,7 @@ def layer_norm(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any
     operands: list[tuple[Shadow, Sequence[int]]] = [(tuple(passing), tuple(x.shape))]
     operands += [(tr.shadow_of(t), tuple(t.shape)) for t in args[2:4] if isinstance(t, torch.Tensor)]
     shadow = combine(tr, operands, x.shape)
-    record_other_norm(tr, "layer", args[2] if len(args) > 2 else None)
+    record_other_norm(tr, "layer", *args[2:4])
     tr.set_shadow(out[0] if isinstance(out, (tuple, list)) else out, shadow)
 
 
@@ -101,7 +107,7 @@ def group_norm(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any
         if isinstance(t, torch.Tensor):
             own = tr.axis_ids(t, 0)
             operands.append(((axis_layer(own, 1, x.ndim),) if own is not None else (), shape))
-    record_other_norm(tr, "group", weight)
+    record_other_norm(tr, "group", weight, bias)
     tr.set_shadow(result, combine(tr, operands, x.shape))
 
 
@@ -170,16 +176,25 @@ def record_single_channel_norm(tr: Tracer, tensors: Sequence[Any]) -> None:
         tr.record.norms.append(NormCall("batch", tr.location(), weight, bias, mean, var, own, None))
 
 
-def record_other_norm(tr: Tracer, kind: str, weight: Any) -> None:
-    """Note a layer or group normalization with a scale."""
+def record_other_norm(
+    tr: Tracer,
+    kind: str,
+    weight: Any = None,
+    bias: Any = None,
+    mean: Any = None,
+    var: Any = None,
+    *,
+    read: IntArray | None = None,
+) -> None:
+    """Note a layer, group or instance normalization with a scale."""
     name = tr.name_of(weight)
     if name and not tr.probing and weight.ndim == 1 and weight.numel() > 1:
         if name in tr.seen_norms:
             return
         tr.seen_norms.add(name)
         own = tr.param_axis(name, 0, weight.numel())
-        bias = name[: -len("weight")] + "bias"
-        tr.record.norms.append(NormCall(kind, tr.location(), name, bias, None, None, own, None))
+        shift, mean, var = (tr.name_of(t) for t in (bias, mean, var))
+        tr.record.norms.append(NormCall(kind, tr.location(), name, shift, mean, var, own, read))
 
 
 def per_channel_groups(tr: Tracer, weight: Any) -> None:
