@@ -73,7 +73,7 @@ class Calibration:
         for batch in islice(self(), count):
             args, kwargs = self._inputs(batch)
             target = target_in(batch, (args, kwargs))
-            if kwargs or len(args) != 1:
+            if kwargs or len(args) != 1 or isinstance(args[0], list | tuple):  # which would read as input and target
                 named = named_inputs(self._network, args, kwargs)
                 yield {**named, **({} if target is None else {"target": target})}
             else:

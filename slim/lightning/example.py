@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 import logging
 import warnings
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from slim.channels import trace
+from slim.channels.duplicate import deep_copy
 from slim.errors import SlimError
 from slim.lightning.effects import without_effects
 from slim.lightning.network import Network, find_network
@@ -54,7 +54,7 @@ def capture_example(module: pl.LightningModule, data: Any, network: Network = No
         SlimError: No step calls the network.
     """
     find_network(module, network)
-    twin = copy.deepcopy(module)
+    twin: Any = deep_copy(module)
     part = find_network(twin, network)
     handle = part.register_forward_pre_hook(_stop, with_kwargs=True)
     before = getattr(data, "trainer", None)

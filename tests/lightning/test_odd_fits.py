@@ -112,6 +112,31 @@ def test_an_optimizer_with_one_vector_of_all_parameters_starts_anew() -> None:
     assert run.current_epoch == 3 and module.net[1].weight.numel() + module.net[4].weight.numel() == 8
 
 
+class Detector(nn.Module):
+    """Takes a list of images, and keeps what it made of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = convnet()
+
+    def forward(self, images: list[Tensor]) -> Tensor:
+        self.features = self.layers[:3](torch.stack(images))
+        return self.layers[3:](self.features)
+
+
+@pytest.mark.parametrize("criterion", ["gamma", "taylor"])
+def test_a_network_that_takes_a_list_is_ranked_cut_and_recovered(criterion: str) -> None:
+    class Detecting(Plain):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            return F.cross_entropy(self.net(list(batch[0])), batch[1])
+
+    module, pruning = Detecting(), ChannelPruning(ratio=0.5, at=1, criterion=criterion)
+    module.net = Detector()  # type: ignore[assignment]
+    fit(module, pruning)
+    assert [step.kept for step in pruning.cuts[0].recovery] == [True, True]
+    assert pruning.cuts[0].after["channels"] == 8
+
+
 class Noisy(nn.Module):
     def __init__(self, where: int) -> None:
         super().__init__()
