@@ -64,4 +64,5 @@ def expect(name: str, value: Any, kind: type, hint: str) -> None:
             if value is None or isinstance(value, (str, int, float))
             else f"{name} of type {type(value).__name__}"
         )
-        raise SlimError(f"{name} must be a {kind.__name__}. Got {got}. {hint}")
+        article = "an" if kind.__name__[0] in "AEIOUaeiou" else "a"
+        raise SlimError(f"{name} must be {article} {kind.__name__}. Got {got}. {hint}")

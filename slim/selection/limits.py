@@ -64,6 +64,8 @@ def limits(
     if isinstance(ignore, str):
         ignore = (ignore,)
     expect("ignore", ignore, Iterable, "Set prune.ignore to a list of patterns.")
+    if overrides is not None:
+        expect("overrides", overrides, Mapping, "Set prune.overrides to {pattern: {ratio: 0.3}}.")
     patterns: list[tuple[str, Mapping[str, Any], str]] = [(p, {"ignore": True}, "ignore") for p in ignore]
     patterns += [(p, values, f"overrides[{p!r}]") for p, values in (overrides or {}).items()]
     for pattern, values, where in patterns:
@@ -108,6 +110,7 @@ def matching(graph: ChannelGraph, pattern: str, where: str) -> list[int]:
     Raises:
         SlimError: It names none; the nearest module names are in the message.
     """
+    expect("pattern", pattern, str, f"Set prune.{where.split('[')[0]} to names of modules.")
     indices = [
         i
         for i, space in enumerate(graph.spaces)

@@ -99,6 +99,7 @@ def select_groups(
     expect("scores", scores, Scores, "Use slim.score.")
     target = target_of(ratio=ratio, macs=macs, params=params, memory=memory, latency=latency)
     _check_choices(strategy, granularity)
+    expect("inexact", inexact, bool, "Set prune.inexact to true or false.")
     if target is not None and target.kind == "latency" and table is None:
         table = latency_tables.measure(graph)
     _check_scores(graph, scores)
