@@ -44,6 +44,12 @@ def test_notes_reach_the_report():
     assert "Requested ratio=0.9" in str(result.report)
 
 
+def test_a_cut_needs_a_budget_or_ratios_of_single_layers():
+    with pytest.raises(SlimError, match="budget must say how much goes"):
+        slim.prune(Residual(), INPUTS)
+    assert slim.prune(Residual(), INPUTS, overrides={"a.0.0": {"ratio": 0.5}}).report.widths["a.0.0"] == (12, 6)
+
+
 def test_unknown_options_are_errors():
     with pytest.raises(SlimError, match="Did you mean ratio"):
         slim.prune(Residual(), INPUTS, ratoi=0.5)
