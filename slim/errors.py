@@ -42,6 +42,18 @@ def nearest(name: str, options: Iterable[str], count: int = 3) -> str:
     return f"Known: {shown}."
 
 
+def shown(name: str, value: Any) -> str:
+    """``name=value`` for a message; of a value that may be large, its type.
+
+    >>> shown("ratio", 2), shown("loader", [1, 2])
+    ('ratio=2', 'loader of type list')
+    """
+    if isinstance(value, str):
+        return f"{name}={value[:80]!r}"
+    plain = value is None or isinstance(value, (int, float))
+    return f"{name}={value!r}" if plain else f"{name} of type {type(value).__name__}"
+
+
 def expect(name: str, value: Any, kind: type, hint: str) -> None:
     """Refuse an argument of another type.
 
@@ -59,10 +71,5 @@ def expect(name: str, value: Any, kind: type, hint: str) -> None:
     slim.errors.SlimError: plan must be a dict. Got plan=3. Give one.
     """
     if not isinstance(value, kind):
-        got = (
-            f"{name}={value!r}"
-            if value is None or isinstance(value, (str, int, float))
-            else f"{name} of type {type(value).__name__}"
-        )
         article = "an" if kind.__name__[0] in "AEIOUaeiou" else "a"
-        raise SlimError(f"{name} must be {article} {kind.__name__}. Got {got}. {hint}")
+        raise SlimError(f"{name} must be {article} {kind.__name__}. Got {shown(name, value)}. {hint}")

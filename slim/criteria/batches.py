@@ -48,7 +48,8 @@ def batches_of(
     """
     if loader is None:
         raise SlimError(
-            f"Criterion {name} needs data. Got loader=None. Pass loader=..., an iterable of (x, y) batches."
+            f"Criterion {name} needs data. Got loader=None. Pass loader=..., an iterable of (x, y) batches"
+            " (to slim.prune: criterion_options={'loader': ...})."
         )
     if isinstance(batches, bool) or not isinstance(batches, int) or batches < 1:
         raise SlimError(

@@ -178,7 +178,7 @@ BAD: list[tuple[tuple[str, ...], str]] = [
     (("prune", *TINY, "--ratio", "0.5", "--macs", "0.5"), "not allowed"),
     (("prune", *TINY, "--macs", "1e-9"), "within reach"),
     (("prune", *TINY, "--ratio", "0.5", "--criterion", "gama"), "gamma"),
-    (("prune", *TINY, "--ratio", "0.5", "--criterion", "taylor"), "loader"),
+    (("prune", *TINY, "--ratio", "0.5", "--criterion", "taylor"), "--criterion must be one that needs no data"),
     (("prune", *TINY, "--ratio", "0.5", "--granularity", "chanel"), "channel"),
     (("prune", *TINY, "--ratio", "0.5", "-o", "/proc/nowhere/thin.safetensors"), "writable"),
     (("bench", *TINY, "--batch", "0"), "--batch"),
