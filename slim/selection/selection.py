@@ -15,7 +15,7 @@ from slim.errors import SlimError, expect, nearest
 from slim.selection import latency as latency_tables
 from slim.selection.block_steps import GRANULARITIES
 from slim.selection.budget import COSTS, Target, cost_of, nearest_count, smallest_prefix, target_of
-from slim.selection.limits import limits
+from slim.selection.limits import Limits, limits
 from slim.selection.ranking import Ranking, Removed, rank
 from slim.selection.reasons import as_lines, reasons
 
@@ -112,11 +112,7 @@ def select_groups(
         ignore=ignore,
         overrides=overrides,
     )
-    if target is None and np.isnan(bounds.ratio).all():
-        raise SlimError(
-            f"A budget must say how much goes. Got none of ratio, {', '.join(COSTS)}. Set one of them in prune, or a"
-            " ratio in prune.overrides."
-        )
+    _check_budget(target, bounds)
     able = (graph.prunable | graph.inexact if inexact else graph.prunable) & scores.covered
     ranking, notes = rank(graph, scores, able, bounds, strategy, granularity)
     costs: dict[str, float] = {}
@@ -197,6 +193,14 @@ def _out_of_reach(target: Target, limit: float, whole: float, least: float) -> S
         f" with all that may go, {least:.6g} remain ({least / whole:.4f}). Set prune.{target.kind} to at least that,"
         " or relax prune.min_channels, max_layer_ratio, round_to and ignore."
     )
+
+
+def _check_budget(target: Target | None, bounds: Limits) -> None:
+    if target is None and np.isnan(bounds.ratio).all():
+        raise SlimError(
+            f"A budget must say how much goes. Got none of ratio, {', '.join(COSTS)}. Set one of them in prune, or a"
+            " ratio in prune.overrides."
+        )
 
 
 def _check_choices(strategy: str, granularity: str) -> None:
