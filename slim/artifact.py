@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from slim import recipe
 from slim.channels import Plan, plan_of, rebuild, unwrap
 from slim.channels.duplicate import deep_copy
-from slim.errors import SlimError
+from slim.errors import SlimError, expect
 from slim.files import write_atomic
 
 FORMAT = "slim-artifact-1"
@@ -57,12 +57,15 @@ def save(
             ``{"_target_": "slim.models.vgg", "num_classes": 10}``.
 
     Raises:
-        SlimError: a weight is NaN or infinite, a state entry is no tensor, or the place is not writable.
+        SlimError: a weight is NaN or infinite, a state entry is no tensor, ``model`` is not what the plan makes, or the
+            place is not writable.
     """
     from safetensors.torch import save as to_bytes
 
     model = unwrap(model)
     plan = plan if plan is not None else plan_of(model)
+    if plan is not None:
+        _check_thin(path, model, plan)
     tensors: dict[str, Tensor] = {}
     aliases: dict[str, str] = {}
     seen: dict[tuple[int, torch.Size, torch.dtype], str] = {}
@@ -195,6 +198,21 @@ def _check_shapes(path: str | Path, found: dict[str, tuple[int, ...]], expected:
             raise SlimError(
                 f"An artifact must match its network. Got {holds} for {name!r}, expected {expects} ({path}). "
                 "Build the dense network it was made from."
+            )
+
+
+def _check_thin(path: str | Path, model: nn.Module, plan: Plan) -> None:
+    """Raise where the weights are not as wide as the plan leaves them."""
+    expect("plan", plan, Plan, "Use slim.select, or leave it out.")
+    tensors = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers())}
+    for (name, dim), keep in plan.axes.items():
+        if dim == 1 and name in plan.grouped:  # stored per group; axis 0 tells as much
+            continue
+        width = tensors[name].shape[dim] if name in tensors and dim < tensors[name].ndim else 0
+        if width != len(keep.kept):
+            raise SlimError(
+                f"A plan must be the one that made the model. Got {name} of width {width} along axis {dim} where it "
+                f"keeps {len(keep.kept)} ({path}). Save slim.rebuild(model, plan), or leave the plan out."
             )
 
 

@@ -43,6 +43,18 @@ def nearest(name: str, options: Iterable[str], count: int = 3) -> str:
     return f"Known: {shown}."
 
 
+def shown(name: str, value: Any) -> str:
+    """``name=value`` for a message; of a value that may be large, its type.
+
+    >>> shown("ratio", 2), shown("loader", [1, 2])
+    ('ratio=2', 'loader of type list')
+    """
+    if isinstance(value, str):
+        return f"{name}={value[:80]!r}"
+    plain = value is None or isinstance(value, numbers.Number)
+    return f"{name}={value!r}" if plain else f"{name} of type {type(value).__name__}"
+
+
 def expect(name: str, value: Any, kind: type, hint: str) -> None:
     """Refuse an argument of another type.
 
@@ -60,7 +72,8 @@ def expect(name: str, value: Any, kind: type, hint: str) -> None:
     slim.errors.SlimError: plan must be a dict. Got plan=3. Give one.
     """
     if not isinstance(value, kind):
-        raise SlimError(f"{name} must be a {kind.__name__}. Got {_shown(name, value)}. {hint}")
+        article = "an" if kind.__name__[0] in "AEIOUaeiou" else "a"
+        raise SlimError(f"{name} must be {article} {kind.__name__}. Got {shown(name, value)}. {hint}")
 
 
 def expect_whole(name: str, value: Any, least: int, hint: str) -> None:
@@ -71,7 +84,7 @@ def expect_whole(name: str, value: Any, least: int, hint: str) -> None:
     slim.errors.SlimError: every must be a whole number of at least 1. Got every=1.5. Set it to 1.
     """
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or int(value) < least:
-        raise SlimError(f"{name} must be a whole number of at least {least}. Got {_shown(name, value)}. {hint}")
+        raise SlimError(f"{name} must be a whole number of at least {least}. Got {shown(name, value)}. {hint}")
 
 
 def expect_number(name: str, value: Any, interval: str, hint: str) -> None:
@@ -85,9 +98,4 @@ def expect_number(name: str, value: Any, interval: str, hint: str) -> None:
     number = float(value) if isinstance(value, numbers.Real) and not isinstance(value, bool) else float("nan")
     inside = low < number < high or (number == low and interval[0] == "[") or (number == high and interval[-1] == "]")
     if not inside:
-        raise SlimError(f"{name} must be a number in {interval}. Got {_shown(name, value)}. {hint}")
-
-
-def _shown(name: str, value: Any) -> str:
-    plain = value is None or isinstance(value, (str, numbers.Number))
-    return f"{name}={value!r}" if plain else f"{name} of type {type(value).__name__}"
+        raise SlimError(f"{name} must be a number in {interval}. Got {shown(name, value)}. {hint}")

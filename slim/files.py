@@ -50,13 +50,13 @@ def write_atomic(path: str | Path, content: bytes | str | Callable[[IO[bytes]], 
         os.replace(part, path)
     except OSError as error:
         part.unlink(missing_ok=True)
-        raise _write_error(error, path) from error
+        raise write_error(error, path) from error
     except BaseException as error:
         part.unlink(missing_ok=True)
         # torch.save reports a failed write as a RuntimeError; the cause tells whether the disk was full.
         cause = error.__cause__ or error.__context__
         if isinstance(error, RuntimeError) and (isinstance(cause, OSError) or "unexpected pos" in str(error)):
-            raise _write_error(
+            raise write_error(
                 cause if isinstance(cause, OSError) else OSError(errno.ENOSPC, str(error)), path
             ) from error
         raise
@@ -114,7 +114,8 @@ def read_torch(path: str | Path, *, what: str = "file") -> Any:
         ) from None
 
 
-def _write_error(error: OSError, path: Path) -> SlimError:
+def write_error(error: OSError, path: Path) -> SlimError:
+    """What a user is told where ``path`` could not be written."""
     reason = error.strerror or str(error)
     if error.errno in _FULL:
         return RunFailed(

@@ -10,8 +10,8 @@ from typing import Any
 from torch import nn
 
 from slim.channels import ChannelGraph, Plan, rebuild, trace
-from slim.criteria import Rank, score
-from slim.errors import SlimError, nearest
+from slim.criteria import Rank, find, score
+from slim.errors import SlimError, expect, nearest, shown
 from slim.recovery import Step
 from slim.recovery import recover as recovered
 from slim.selection import Selection, select_groups
@@ -88,7 +88,7 @@ def prune(
         model: Any network.
         example_inputs: A tensor, a tuple, or a dict of keyword arguments.
         criterion: Name, function or import path; see :func:`slim.score`.
-        criterion_options: Options of the criterion and ``normalize``.
+        criterion_options: Options of the criterion, like ``loader``, and ``normalize``.
         residual: How shared streams are treated; see :func:`slim.trace`.
         grouped: How grouped convolutions are treated; see :func:`slim.trace`.
         recover: Make the thin network right again, without training: the arguments of :func:`slim.recovery.recover`,
@@ -110,8 +110,11 @@ def prune(
     known = list(inspect.signature(select_groups).parameters)[2:]
     for option in options:
         if option not in known:
-            hint = nearest(option, known)
-            raise SlimError(f"Options must be those of slim.select. Got {option}={options[option]!r}. {hint}")
+            of_criterion = option in inspect.signature(find(criterion).rank).parameters
+            hint = f"Pass criterion_options={{{option!r}: ...}}." if of_criterion else nearest(option, known)
+            raise SlimError(f"Options must be those of slim.select. Got {shown(option, options[option])}. {hint}")
+    if criterion_options is not None:
+        expect("criterion_options", criterion_options, Mapping, "Pass such as {'loader': loader}.")
     accepted = list(inspect.signature(recovered).parameters)[3:-1]
     for option in recover or {}:
         if option not in accepted:

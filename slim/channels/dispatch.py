@@ -10,6 +10,7 @@ from contextlib import suppress
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -34,6 +35,9 @@ from slim.errors import SlimError
 
 _KEEPS_CONTRACTION = {"view", "_unsafe_view", "reshape", "transpose", "permute", "expand", "clone", "add"}
 """Operations after which a tensor still counts as the product it came from."""
+
+_DROPS_CHANNELS = {F.dropout1d, F.dropout2d, F.dropout3d, F.feature_alpha_dropout}
+"""Their noise (N, C, 1, ...) is as wide as their input, but made without it: as operations, foreign data."""
 
 
 class TracingMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -82,7 +86,7 @@ class TracingMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 class _Watch(TorchFunctionMode):
-    """Notes numbers that become tensors, and the arguments of the innermost function that raises.
+    """Notes numbers that become tensors, and the arguments of the innermost function that raises; drops no channels.
 
     A view may fail, and a tensor be made of a number, before they become an operation.
     """
@@ -92,6 +96,8 @@ class _Watch(TorchFunctionMode):
         self.tracer = tracer
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _DROPS_CHANNELS:
+            kwargs = {**(kwargs or {}), "training": False}
         try:
             out = func(*args, **(kwargs or {}))
             if func in MAKERS:

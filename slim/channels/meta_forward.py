@@ -133,12 +133,20 @@ def _convolved(image: torch.Tensor, args: Any) -> list[int] | None:
     return [image.shape[0], weight.shape[0], *sizes] if min(sizes) > 0 else None
 
 
+_BLOCK_NOISE = {"torchvision.DropBlock2d", "torchvision.DropBlock3d"}
+"""Modules (package and class) whose noise in training is as wide as their input, made where no operation shows that."""
+
+
+def _draws_noise(module: nn.Module) -> bool:
+    return f"{type(module).__module__.partition('.')[0]}.{type(module).__name__}" in _BLOCK_NOISE
+
+
 @contextmanager
 def temporary_state(model: nn.Module, *, meta: bool, training: bool) -> Iterator[None]:
     """Replace the tensors and the mode of a model; on exit everything is restored.
 
     Parameters and float buffers become meta tensors (or detached views with ``meta=False``). Integer buffers keep their
-    values in a copy: they are indices, and a forward may count in them.
+    values in a copy: they are indices, and a forward may count in them. Modules that only add noise stay in eval mode.
     """
     substitutes: dict[int, torch.Tensor] = {}
     saved: list[tuple[dict[str, Any], str, Any]] = []
@@ -173,7 +181,7 @@ def temporary_state(model: nn.Module, *, meta: bool, training: bool) -> Iterator
             for key, value in states[-1][1].items():
                 if type(value) in (dict, list, set) and not key.startswith("_"):
                     module.__dict__[key] = value.copy()
-            module.training = training
+            module.training = training and not _draws_noise(module)
         yield
     finally:
         for store, key, tensor in reversed(saved):

@@ -14,7 +14,7 @@ from torch import nn
 
 from slim.channels.branches import Branch, Pass, Zero, replacement
 from slim.channels.ids import IntArray
-from slim.errors import SlimError
+from slim.errors import SlimError, expect
 
 FORMAT = "slim-plan"
 VERSION = 2  # 1 had neither attributes nor replaced modules
@@ -165,6 +165,7 @@ class Plan:
 
     def diff(self, other: Plan) -> str:
         """Layers whose widths or channels differ, one per line; empty when the plans are equal."""
+        expect("other", other, Plan, "Give a plan, like that of slim.select.")
         lines = []
         for name in dict.fromkeys((*self.widths, *other.widths)):
             mine, theirs = self.widths.get(name), other.widths.get(name)
@@ -185,6 +186,7 @@ class Plan:
 
     def then(self, later: Plan) -> Plan:
         """One plan for this plan followed by ``later`` (which was made for this plan's thin network)."""
+        expect("later", later, Plan, "Give a plan, like that of slim.select.")
         axes = dict(self.axes)
         for key, keep in later.axes.items():
             mine = axes.get(key)

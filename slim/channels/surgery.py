@@ -160,6 +160,8 @@ def rebuild(
     """
     if optimizer is not None and not in_place:
         raise SlimError("optimizer needs in_place=True. Got in_place=False (rebuild). Pass in_place=True with it.")
+    if optimizer is not None and not hasattr(optimizer, "param_groups"):
+        expect("optimizer", optimizer, torch.optim.Optimizer, "Pass the optimizer that steps the model.")
     model = unwrap(model)
     expect("plan", plan, Plan, "Use slim.select, or Plan.from_json.")
     plan.validate(model)

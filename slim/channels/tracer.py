@@ -285,7 +285,7 @@ class Tracer:
         self.record.unknown.setdefault(op, self.location())
         tensors: list[torch.Tensor] = []
         tree_map_only(torch.Tensor, tensors.append, (args, kwargs))
-        reason = COMPUTED if any(map(self.is_parameter, tensors)) else f"no rule for {op}"
+        reason = COMPUTED if all(map(self.is_weight, tensors)) else f"no rule for {op}"
         for t in tensors:
             for layer in self.shadow_of(t):
                 self.pin(layer, reason)

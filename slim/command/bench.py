@@ -37,7 +37,7 @@ def perform(args: argparse.Namespace) -> dict[str, Any]:
     """Measure; the first network is what the others are compared with."""
     from slim.report import latency
 
-    if min(args.batch) < 1 or args.seconds <= 0 or (args.threads or 1) < 1:
+    if min(args.batch) < 1 or args.seconds <= 0 or (args.threads is not None and args.threads < 1):
         raise SlimError(
             "Batch sizes, seconds and threads must be positive. "
             f"Got --batch {args.batch} --seconds {args.seconds} --threads {args.threads}. Set them to at least 1."

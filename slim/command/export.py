@@ -41,6 +41,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def perform(args: argparse.Namespace) -> dict[str, Any]:
     """Export; returns what was written and how near it is to the network."""
+    if args.count < 1:
+        raise SlimError(f"--count must be at least 1. Got --count {args.count}. Leave it out for 1000 images.")
     home = Path(args.model)
     if (home / "state.json").is_file():
         folder = Path(args.output or home / "export")

@@ -14,6 +14,8 @@ import slim
 from slim.channels.text_table import align
 from slim.command import model
 from slim.command.inspect import tracing
+from slim.criteria import needs_data
+from slim.errors import SlimError
 from slim.selection.reasons import as_lines
 
 BUDGETS = {
@@ -34,7 +36,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     for name, what in BUDGETS.items():
         budget.add_argument(f"--{name}", type=float, help=what)
     rule = parser.add_argument_group("which channels")
-    rule.add_argument("--criterion", default="gamma", help="gamma, l1, l2, random, ... or an import path")
+    rule.add_argument(
+        "--criterion", default="gamma", help="gamma, l1, l2, random, ... or an import path; one without data"
+    )
     rule.add_argument("--strategy", default="global", help="global, marginal, layer (default: global)")
     rule.add_argument("--granularity", default="channel", help="channel, layer (whole branches), both")
     rule.add_argument("--round-to", type=int, default=1, help="widths become multiples of this (default: 1)")
@@ -48,6 +52,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def perform(args: argparse.Namespace) -> dict[str, Any]:
     """Cut and write; returns the numbers of the cut."""
+    if needs_data(args.criterion):
+        raise SlimError(
+            f"--criterion must be one that needs no data. Got --criterion {args.criterion}. Such as gamma or l1; "
+            "slim.prune with criterion_options={'loader': ...}, and slim train, give it data."
+        )
     found = model.find(args.model, args)
     result = slim.prune(
         found.network,

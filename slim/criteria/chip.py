@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from slim.criteria.batches import batches_of
+from slim.criteria.batches import batches_of, run
 from slim.criteria.contributions import may_go
 from slim.criteria.registry import Evidence, criterion
 from slim.criteria.tensors import in_groups, weights
@@ -54,7 +54,7 @@ def chip(
     try:
         with batches_of(graph, loader, batches, seed, name="chip") as read, torch.no_grad():
             for batch in read:
-                graph.model(*batch.args, **batch.kwargs)
+                run(graph.model, batch)
                 left -= min(left, batch.size)
                 if not left:
                     break

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from slim.criteria.batches import batches_of
+from slim.criteria.batches import batches_of, run
 from slim.criteria.patches import blocks_of, draw, patches, regresses
 from slim.criteria.tensors import in_groups, weights
 
@@ -49,7 +49,7 @@ def contributions(
     try:
         with batches_of(graph, loader, batches, seed, name=name) as read, torch.no_grad():
             for batch in read:
-                graph.model(*batch.args, **batch.kwargs)
+                run(graph.model, batch)
     finally:
         for handle in handles:
             handle.remove()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from slim.criteria.batches import batches_of
+from slim.criteria.batches import batches_of, run
 from slim.criteria.contributions import readers_of
 from slim.criteria.patches import blocks_of
 from slim.criteria.registry import Evidence, criterion
@@ -77,7 +77,7 @@ def _inputs_and_outputs(graph: ChannelGraph, layer: nn.Module, kept: list[Any]) 
     try:
         with torch.no_grad():
             for batch in kept:
-                graph.model(*batch.args, **batch.kwargs)
+                run(graph.model, batch)
     finally:
         handle.remove()
     return torch.cat([x for x, _ in seen]), torch.cat([out for _, out in seen])

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch.func import functional_call
 
-from slim.criteria.batches import Loss, batches_of, loss_of
+from slim.criteria.batches import Loss, batches_of, loss_of, run
 from slim.criteria.gates import gated
 from slim.criteria.registry import Evidence, criterion
 
@@ -50,7 +49,7 @@ def fisher(
     with batches_of(graph, loader, batches, seed, name="fisher", target=True) as read:
         for batch in read:
             with gated(graph, beta=beta) as calls:
-                output = functional_call(graph.model, frozen, batch.args, batch.kwargs)
+                output = run(graph.model, batch, frozen)
                 mean = loss_of(output, batch, loss)
                 gradients = torch.autograd.grad(mean * batch.size, [gate for _, gate in calls], allow_unused=True)
             joint = np.zeros((batch.size, len(graph)))

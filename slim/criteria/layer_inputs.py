@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from slim.criteria.batches import batches_of
+from slim.criteria.batches import batches_of, run
 from slim.criteria.registry import Evidence
 from slim.criteria.tensors import in_groups, weights
 
@@ -59,7 +59,7 @@ def mean_layer_input(
             )
         with batches_of(graph, loader, batches, seed, name=name) as read, torch.no_grad():
             for batch in read:
-                graph.model(*batch.args, **batch.kwargs)
+                run(graph.model, batch)
     finally:
         for handle in handles:
             handle.remove()

@@ -97,19 +97,19 @@ def reduce_evidence(
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
     """Reduce evidence to (values, covered), both (n_groups,).
 
+    Raises:
+        SlimError: It is no pairs of channel groups and as many values.
+
     >>> reduce_evidence([([0, 1, -1], [3.0, 1.0, 9.0]), ([0, 0], [4.0, 2.0])], 3, "mean")
     (array([3., 1., 0.]), array([ True,  True, False]))
     """
     ids, values = [np.empty(0, np.int64)], [np.empty(0, np.float64)]
     if not isinstance(evidence, Iterable):
-        raise _no_evidence(evidence)
+        raise _bad_evidence(f"{type(evidence).__name__} for them all")
     for pair in evidence:
-        try:
-            groups, numbers = pair
-        except (TypeError, ValueError):
-            raise _no_evidence(pair) from None
-        ids.append(np.asarray(groups, dtype=np.int64).ravel())
-        values.append(as_float64(numbers).ravel())
+        groups, numbers = _checked_pair(pair, n_groups)
+        ids.append(groups)
+        values.append(numbers)
     index, number = np.concatenate(ids), np.concatenate(values)
     index, number = index[index >= 0], number[index >= 0]
     count = np.bincount(index, minlength=n_groups)
@@ -127,9 +127,25 @@ def reduce_evidence(
     return result, covered
 
 
-def _no_evidence(given: Any) -> SlimError:
+def _checked_pair(pair: Any, n_groups: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+    """A piece of evidence as groups (n,) and values (n,)."""
+    if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+        raise _bad_evidence(f"{str(pair)[:40]} for a pair")
+    try:
+        groups, numbers = as_float64(pair[0]).ravel(), as_float64(pair[1]).ravel()
+    except (TypeError, ValueError) as error:
+        raise _bad_evidence(str(error)[:80]) from None
+    if len(groups) != len(numbers):
+        raise _bad_evidence(f"{len(groups)} groups with {len(numbers)} values")
+    if not ((groups == np.floor(groups)) & (groups < n_groups)).all():
+        raise _bad_evidence(f"groups from {groups.min():g} to {groups.max():g} of {n_groups}")
+    return groups.astype(np.int64), numbers
+
+
+def _bad_evidence(what: str) -> SlimError:
     return SlimError(
-        f"A criterion must yield pairs of groups and values. Got {type(given).__name__}. See slim.criteria.criterion."
+        f"A criterion must yield pairs of channel groups and as many values. Got {what}. "
+        "Yield such as (scale.groups, values)."
     )
 
 

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.func import functional_call
 
-from slim.criteria.batches import Loss, batches_of, loss_of
+from slim.criteria.batches import Loss, batches_of, loss_of, run
 from slim.criteria.registry import Evidence, criterion
 from slim.criteria.tensors import out_groups, rows_of, weights
 from slim.errors import SlimError
@@ -57,7 +56,7 @@ def taylor(
         for batch in read:
             leaves = {n: p.detach().requires_grad_(p.is_floating_point()) for n, p in graph.model.named_parameters()}
             with torch.enable_grad():
-                output = functional_call(graph.model, leaves, batch.args, batch.kwargs)
+                output = run(graph.model, batch, leaves)
                 used = [leaves[n] for n in names]
                 gradients = torch.autograd.grad(loss_of(output, batch, loss), used, allow_unused=True)
             gradient = dict(zip(names, gradients, strict=True))

@@ -23,7 +23,7 @@ from slim.deploy.parity import Parity
 from slim.deploy.pt2e import finetuned, quantized
 from slim.deploy.quantize import METHODS, write_int8
 from slim.errors import SlimError, nearest
-from slim.files import write_atomic
+from slim.files import write_atomic, write_error
 
 Judge = Callable[[nn.Module], Parity]
 QAT_ABOVE = 0.005
@@ -109,12 +109,12 @@ def export(
         metadata: Goes into the ONNX file; with ``mean``, ``std``, ``size`` and ``classes`` a ``predict.py`` is written.
 
     Raises:
-        SlimError: An unknown format, a package that is not installed, or no inputs to quantize with.
+        SlimError: An unknown format, a package that is not installed, no inputs to quantize with, an opset that the
+            exporter does not write, or ``folder`` is not writable.
         RunFailed: The network cannot be written in a format, or a file does not compute what it does. No file stays.
     """
     check(options, calibrated=calibration is not None, trainable=training is not None)
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".export-") as place:
+    with _workplace(folder) as place:
         work = _Work(capture(network, example), Path(place), options, judge, calibration, training, metadata or {})
         found = Exported(notes=work.notes)
         for name in FORMATS:
@@ -127,6 +127,15 @@ def export(
                 shutil.move(path, folder / path.name)
     _write_script(folder, found, metadata or {})
     return found
+
+
+def _workplace(folder: Path) -> tempfile.TemporaryDirectory[str]:
+    """A folder in ``folder``, which is made."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return tempfile.TemporaryDirectory(dir=folder, prefix=".export-")
+    except OSError as error:
+        raise write_error(error, folder) from error
 
 
 def check(options: Options, *, calibrated: bool = True, trainable: bool = True) -> None:

@@ -33,6 +33,7 @@ def write_onnx(
         opset: Of the ONNX operators; ``None``: the exporter's own, the newest that it writes everything in.
 
     Raises:
+        SlimError: The exporter writes another opset than ``opset``.
         RunFailed: The exporter does not know an operator, or onnx refuses the file.
     """
     onnx = need("onnx", "onnxscript")
@@ -50,6 +51,12 @@ def write_onnx(
                 f"A network must be writable as ONNX. Got {type(error).__name__}: {reason}. "
                 "Leave onnx out of export.formats."
             ) from error
+    written = next(found.version for found in model.opset_import if found.domain in ("", "ai.onnx"))
+    if opset is not None and written != opset:  # the exporter does not say that it could not convert to it
+        raise SlimError(
+            f"opset must be one that the exporter writes. Got opset={opset}, it wrote {written}. "
+            "Set export.opset to that, or to null for the newest."
+        )
     return write_atomic(path, model.SerializeToString())
 
 

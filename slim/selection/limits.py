@@ -134,7 +134,7 @@ def matching(graph: ChannelGraph, pattern: str, where: str) -> list[int]:
     Raises:
         SlimError: It names none; the nearest module names are in the message.
     """
-    expect("pattern", pattern, str, f"Change prune.{where.split('[')[0]}.")
+    expect("pattern", pattern, str, f"Set prune.{where.split('[')[0]} to names of modules.")
     indices = [
         i
         for i, space in enumerate(graph.spaces)

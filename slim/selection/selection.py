@@ -16,7 +16,7 @@ from slim.errors import SlimError, expect, nearest
 from slim.selection import latency as latency_tables
 from slim.selection.block_steps import GRANULARITIES
 from slim.selection.budget import COSTS, Target, cost_of, nearest_count, smallest_prefix, target_of
-from slim.selection.limits import check_limits, limits
+from slim.selection.limits import Limits, check_limits, limits
 from slim.selection.ranking import Ranking, Removed, rank
 from slim.selection.reasons import as_lines, reasons
 
@@ -32,7 +32,7 @@ class Selection:
 
     Attributes:
         removed: (n_groups,) bool, closed under what follows from it; ``graph.plan(removed)`` is the plan.
-        requested: The target as given, e.g. ``{"macs": 0.5}``; empty without one.
+        requested: The target as given, e.g. ``{"macs": 0.5}``; empty where only overrides have ratios.
         achieved: ``ratio`` of channels removed, and fractions of ``macs``, ``params`` and the target's cost kept.
         notes: One line for every part of the request that could not be met.
     """
@@ -94,7 +94,8 @@ def select_groups(
         table: From :func:`slim.selection.latency.measure`; measured here, in seconds, when it is needed and not given.
 
     Raises:
-        SlimError: A bad option, a pattern that matches nothing, or a budget that no removal meets.
+        SlimError: A bad option, no budget and no override with a ratio, a pattern that matches nothing, or a budget
+            that no removal meets.
     """
     expect("graph", graph, ChannelGraph, "Use slim.trace.")
     expect("scores", scores, Scores, "Use slim.score.")
@@ -111,6 +112,7 @@ def select_groups(
         ignore=ignore,
         overrides=overrides,
     )
+    _check_budget(target, bounds)
     able = (graph.prunable | graph.inexact if inexact else graph.prunable) & scores.covered
     ranking, notes = rank(graph, scores, able, bounds, strategy, granularity)
     costs: dict[str, float] = {}
@@ -191,6 +193,14 @@ def _out_of_reach(target: Target, limit: float, whole: float, least: float) -> S
         f" with all that may go, {least:.6g} remain ({least / whole:.4f}). Set prune.{target.kind} to at least that,"
         " or relax prune.min_channels, max_layer_ratio, round_to and ignore."
     )
+
+
+def _check_budget(target: Target | None, bounds: Limits) -> None:
+    if target is None and np.isnan(bounds.ratio).all():
+        raise SlimError(
+            f"A budget must say how much goes. Got none of ratio, {', '.join(COSTS)}. Set one of them in prune, or a"
+            " ratio in prune.overrides."
+        )
 
 
 def check_options(options: Mapping[str, Any]) -> None:

@@ -68,6 +68,7 @@ class FormulaPenalty:
 
     def scales(self) -> list[Tensor]:
         """See `Penalty.scales`."""
+        self._progress.check_attached()
         return list(self._gammas.weights)
 
     def before_step(self, lr: float) -> None:
@@ -88,6 +89,7 @@ class FormulaPenalty:
 
     def value(self) -> Tensor:
         """Lam times the formula."""
+        self._progress.check_attached()
         return self.lam * self._formula.value()
 
     def state_dict(self) -> dict[str, Any]:
@@ -100,10 +102,12 @@ class FormulaPenalty:
 
     def summary(self) -> dict[str, float]:
         """``zero``: share of gammas at zero."""
+        self._progress.check_attached()
         return {"zero": float((self._gammas.flat().abs() <= self._threshold).float().mean())}
 
     def forecast(self, lrs: Sequence[float] | float, momentum: float) -> Forecast:
         """Shrink budget against the median gamma."""
+        self._progress.check_attached()
         schedule, momentum = self.lam_schedule, momentum if self._momentum else 0.0
         return shrink_forecast(
             self.law, self._gammas.flat(), lrs, schedule.at, schedule.lam, momentum, slope=self._slope

@@ -83,6 +83,7 @@ class L0:
 
     def scales(self) -> list[Tensor]:
         """See `Penalty.scales`."""
+        self._progress.check_attached()
         return list(self._gammas.weights)
 
     @torch.no_grad()
@@ -141,6 +142,7 @@ class L0:
 
     def value(self) -> Tensor:
         """Lam * expected number of open gates."""
+        self._progress.check_attached()
         return self.lam * torch.sigmoid(self._log_alpha.detach() - TEMPERATURE * math.log(-LOW / HIGH)).sum()
 
     def state_dict(self) -> dict[str, Any]:
@@ -166,11 +168,13 @@ class L0:
 
     def summary(self) -> dict[str, float]:
         """``zero``: share of gates whose deterministic value is exactly zero."""
+        self._progress.check_attached()
         gates = torch.sigmoid(self._log_alpha.detach()) * (HIGH - LOW) + LOW
         return {"zero": float((gates[self._index] <= 0).float().mean())}
 
     def forecast(self, lrs: Sequence[float] | float, momentum: float) -> Forecast:
         """Adam moves log alpha by about gate_lr a step: whether that can close a gate in the phase."""
+        self._progress.check_attached()
         steps = self._progress.total
         median = float(self._gammas.flat().abs().median())
         # A deterministic gate is closed when sigmoid(log alpha) <= -LOW / (HIGH - LOW).

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Real
 from typing import Any
 
 from slim.errors import SlimError
@@ -22,16 +23,20 @@ class Progress:
 
     def attach(self, total_steps: int) -> dict[str, Any] | None:
         """Start a phase of ``total_steps`` optimizer steps, or continue a loaded one; returns the loaded state."""
-        if total_steps < 1:
-            raise SlimError(f"total_steps must be >= 1. Got total_steps={total_steps}. Set the phase's epochs.")
+        if not isinstance(total_steps, Real) or not 1 <= total_steps < float("inf"):
+            raise SlimError(f"total_steps must be >= 1. Got total_steps={total_steps!r}. Set the phase's epochs.")
         self.total = int(total_steps)
         self.step = int(self.pending["step"]) if self.pending else 0
         return self.pending
 
+    def check_attached(self) -> None:
+        """Raise where the law knows no network yet."""
+        if not self.total:
+            raise SlimError(f"a penalty must be attached before it acts. Got penalty={self.law}. Call attach() first.")
+
     def before_step(self) -> int:
         """The number of the step that begins, from 0."""
-        if not self.total:
-            raise SlimError(f"a penalty must be attached before it steps. Got penalty={self.law}. Call attach() first.")
+        self.check_attached()
         self.pending = None
         return self.step
 

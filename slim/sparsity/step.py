@@ -67,6 +67,8 @@ def install(law: Penalty, optimizer: Optimizer) -> Handle:
     >>> bool((net[1].weight < 0.9).all())
     True
     """
+    if not all(hasattr(law, name) for name in ("before_step", "after_step", "scales")):
+        raise SlimError(f"A law must be a penalty. Got law={str(law)[:40]!r}. Pass slim.sparsity.build('l1').")
     inner = _unwrapped(optimizer)
     installed = _Step(law, inner)
     hooks = (

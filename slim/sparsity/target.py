@@ -103,6 +103,7 @@ class Target:
 
     def scales(self) -> list[Tensor]:
         """See `Penalty.scales`."""
+        self._progress.check_attached()
         return list(self._gammas.weights)
 
     def before_step(self, lr: float) -> None:
@@ -144,6 +145,7 @@ class Target:
 
     def value(self) -> Tensor:
         """Sum of |gamma| over the selected scales that are not zero yet: 0 when the network is ready."""
+        self._progress.check_attached()
         return torch.where(torch.isinf(self._steps_left), 0.0, self._gammas.flat().abs()).sum()
 
     def removed(self) -> np.ndarray:
@@ -183,6 +185,7 @@ class Target:
 
         ``zero`` of the scales are zero or gone, ``target`` will be, ``macs`` remain after a cut now.
         """
+        self._progress.check_attached()
         inside = torch.as_tensor(self._gammas.groups >= 0, device=self._gammas.device)
         zero = inside & (self._gammas.flat() == 0)
         shrinking = inside & ~torch.isinf(self._steps_left)
@@ -197,6 +200,7 @@ class Target:
 
     def forecast(self, lrs: Sequence[float] | float, momentum: float) -> Forecast:
         """The law reaches zero at any learning rate; only floors can keep it from the whole budget."""
+        self._progress.check_attached()
         median = float(self._gammas.flat().abs().median())
         line = (
             f"target: {self.budget.kind}={self.budget.amount:g} will be at exactly zero after "

@@ -335,3 +335,17 @@ def test_an_unknown_operation_pins_and_is_named() -> None:
     graph = slim.trace(Odd(), torch.randn(1, 4, 4, 4))
     assert not graph.prunable.any()
     assert "_fft_r2c" in graph.unknown and "_fft_r2c" in graph.report()
+
+
+def test_an_unknown_product_is_not_called_a_computed_weight() -> None:
+    class Pairs(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(3, 8), nn.Bilinear(8, 8, 4), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.a(x)
+            return self.c(self.b(x, x))
+
+    report = slim.trace(Pairs(), torch.zeros(2, 3)).report()
+    assert "no rule for _trilinear (b)" in report and "slim.fold" not in report

@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.ops import DropBlock2d
 
 import slim
 from slim.channels import count_macs, count_params
@@ -104,6 +106,41 @@ def test_what_only_training_reaches_is_coupled_too() -> None:
     assert thin.aux.in_channels == 5
     assert graph.macs() == count_macs(net, X)  # the eval forward's
     thin.train()(X)
+
+
+class FunctionalDropout(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout2d(x, 0.5, self.training)
+
+
+class FixedNoise(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.rand(1, 8, 1, 1) if self.training else x
+
+
+NOISE = [nn.Dropout2d(), nn.FeatureAlphaDropout(), FunctionalDropout(), DropBlock2d(0.5, 3), FixedNoise()]
+
+
+@pytest.mark.parametrize("noise", NOISE, ids=lambda noise: type(noise).__name__)
+def test_noise_as_wide_as_its_input_pins_nothing_in_a_train_forward(noise: nn.Module) -> None:
+    class Noisy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.noise, self.norm = nn.Conv2d(3, 8, 1), noise, nn.BatchNorm2d(8)
+            self.head, self.aux = nn.Conv2d(8, 2, 1), nn.Conv2d(8, 2, 1)
+
+        def forward(self, x: Tensor) -> Any:
+            x = self.norm(self.stem(x))
+            return (self.head(self.noise(x)), self.aux(x)) if self.training else self.head(self.noise(x))
+
+    net, x = Noisy().eval(), torch.randn(2, 3, 8, 8)
+    graph = slim.trace(net, x)
+    assert int(graph.prunable.sum()) == (0 if isinstance(noise, FixedNoise) else 8)
+    plan = graph.plan(graph.prunable & (np.arange(len(graph)) % 2 == 0))
+    thin = slim.rebuild(net, plan)
+    assert torch.allclose(thin(x), slim.mask(net, plan)(x), atol=1e-6)
+    thin.train()(x)
+    assert thin.aux.in_channels == thin.head.in_channels == (8 if isinstance(noise, FixedNoise) else 4)
 
 
 class NeedsValues(nn.Module):

@@ -82,6 +82,18 @@ CALLS: list[tuple[str, Callable[[], Any], str]] = [
     ("score: batches", lambda: slim.score(graph(), "taylor", loader=[(X, X)], batches=0), "batches"),
     ("score: NaN", lambda: slim.score(slim.trace(not_a_number(), X)), "finite"),
     ("score: no scale", lambda: slim.score(slim.trace(bare(), X)), "criterion"),
+    ("score: a function of nothing", lambda: slim.score(graph(), lambda g: None), "NoneType"),  # type: ignore
+    ("score: no pairs", lambda: slim.score(graph(), lambda g: [1, 2]), "pairs"),  # type: ignore[arg-type]
+    ("score: too few values", lambda: slim.score(graph(), lambda g: [([0, 1], [1.0])]), "2 groups with 1"),
+    ("score: no such group", lambda: slim.score(graph(), lambda g: [([0, 9999], [1, 2])]), "9999"),
+    ("score: half a group", lambda: slim.score(graph(), lambda g: [([0.5], [1])]), "0.5"),
+    ("score: text for values", lambda: slim.score(graph(), lambda g: [([0], ["a"])]), "pairs"),
+    ("score: numbers for data", lambda: slim.score(graph(), "taylor", loader=[1, 2]), "int"),
+    ("score: text for data", lambda: slim.score(graph(), "activation", loader=["a"]), "str"),
+    ("score: a number for a loader", lambda: slim.score(graph(), "activation", loader=3), "loader"),
+    ("score: seed", lambda: slim.score(graph(), "activation", loader=[X], seed="a"), "seed"),
+    ("score: labels", lambda: slim.score(graph(), "taylor", loader=[(X, torch.tensor([99]))]), "99"),
+    ("score: wrong channels", lambda: slim.score(graph(), "activation", loader=[torch.zeros(1, 4, 8, 8)]), "(1, 4, 8"),
     ("score: no graph", lambda: slim.score(net()), "graph"),  # type: ignore[arg-type]
     # Selection
     ("select: ratio 1", picky(ratio=1.0), "ratio must be in [0, 1)"),
@@ -100,6 +112,10 @@ CALLS: list[tuple[str, Callable[[], Any], str]] = [
     ("select: round_to", picky(ratio=0.5, round_to=1.5), "round_to"),
     ("select: ignore", picky(ratio=0.5, ignore=["classifer"]), "ignore"),
     ("select: ignore a number", picky(ratio=0.5, ignore=3), "ignore"),
+    ("select: ignore numbers", picky(ratio=0.5, ignore=[3]), "prune.ignore"),
+    ("select: overrides as a list", picky(ratio=0.5, overrides=[1]), "overrides"),
+    ("select: overrides as a text", picky(ratio=0.5, overrides="a"), "overrides"),
+    ("select: inexact", picky(ratio=0.5, inexact="maybe"), "inexact"),
     ("select: overrides", picky(ratio=0.5, overrides={"features.0": 3}), "override"),
     ("select: override of a name", picky(ratio=0.5, overrides={"features.0": {"ratoi": 0.3}}), "ratio"),
     ("select: strategy", picky(ratio=0.5, strategy="globl"), "global"),
@@ -123,16 +139,27 @@ CALLS: list[tuple[str, Callable[[], Any], str]] = [
     ("plan: a layer that is not there", lambda: slim.mask(bare(), cut()), "lacks"),
     ("plan: a path", lambda: slim.rebuild(net(), Plan.from_json(edited(axes={"../../x": [[0, 0]]}))), "lacks"),
     ("plan: composed with itself", lambda: cut().then(cut()), "compose"),
+    ("plan: compared with a number", lambda: cut().diff(3), "other"),  # type: ignore[arg-type]
+    ("plan: followed by a number", lambda: cut().then(3), "later"),  # type: ignore[arg-type]
     ("plan: too few flags", lambda: graph().plan(np.zeros(3, dtype=bool)), "removed"),
     ("plan: everything goes", lambda: graph().plan(np.ones(len(graph()), dtype=bool)), "removed group"),
     ("rebuild: no plan", lambda: slim.rebuild(net(), None), "plan"),  # type: ignore[arg-type]
     ("rebuild: plan as text", lambda: slim.rebuild(net(), cut().to_json()), "plan"),  # type: ignore[arg-type]
     ("mask: no network", lambda: slim.mask(None, cut()), "model"),  # type: ignore[arg-type]
     ("rebuild: optimizer", lambda: slim.rebuild(net(), cut(), optimizer=sgd()), "in_place"),
+    ("rebuild: a number for an optimizer",
+     lambda: slim.rebuild(net(), cut(), in_place=True, optimizer=3), "optimizer"),  # type: ignore[arg-type]
+    # Sparsity
+    ("law: forecast too early", lambda: slim.sparsity.build("l1").forecast([0.1], momentum=0.9), "attach"),
+    ("law: scales too early", lambda: slim.sparsity.build("target", ratio=0.5).scales(), "attach"),
+    ("law: steps", lambda: slim.sparsity.build("l1").attach(net(), graph(), total_steps="a"), "total_steps"),  # type: ignore
+    ("law: a name", lambda: slim.sparsity.install("l1", sgd()), "build"),  # type: ignore[arg-type]
     # Artifacts
     ("save: NaN", lambda: slim.save(Path("x.safetensors"), not_a_number()), "finite"),
     ("save: no place", lambda: slim.save("/proc/nowhere/x.safetensors", net()), "writable"),
     ("save: no network", lambda: slim.save("x.safetensors", None), "model"),  # type: ignore[arg-type]
+    ("save: dense with a plan", lambda: slim.save("x.safetensors", net(), cut()), "width 8"),
+    ("save: plan as a number", lambda: slim.save("x.safetensors", net(), 3), "plan"),  # type: ignore[arg-type]
     ("load: no file", lambda: slim.load("nowhere.safetensors", net()), "nowhere.safetensors"),
     ("load: a folder", lambda: slim.load(".", net()), "readable"),
 ]  # fmt: skip

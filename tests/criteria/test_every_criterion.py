@@ -91,7 +91,7 @@ def test_without_data_there_is_one_clear_error(name):
         slim.score(graph, name, loader=[])
     with pytest.raises(SlimError, match="batches must be"):
         slim.score(graph, name, loader=batches(), batches=0)
-    with pytest.raises(RuntimeError):
+    with pytest.raises(SlimError, match=r"must run on the loader's batches.*\(2, 5, 8, 8\)"):
         slim.score(graph, name, loader=[(torch.zeros(2, 5, 8, 8), torch.zeros(2, dtype=torch.int64))])
     assert model.training, "modes come back even when the forward fails"
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())

@@ -133,6 +133,24 @@ def test_impossible_options_are_refused_first(
     assert caught.value.exit_code == 2 and not (tmp_path / "new").exists()
 
 
+@pytest.mark.parametrize("opset", [5, 17, 99])
+def test_an_opset_that_the_exporter_does_not_write_is_refused(opset: int, net: nn.Module, tmp_path: Path) -> None:
+    with pytest.raises(SlimError, match=rf"Got opset={opset}, it wrote \d+\. Set export.opset"):
+        deploy.export(net, EXAMPLE, tmp_path, deploy.Options(opset=opset), judge=judged(net))
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_opset_that_it_writes_is_in_the_file(net: nn.Module, tmp_path: Path) -> None:
+    found = deploy.export(net, EXAMPLE, tmp_path, deploy.Options(opset=18), judge=judged(net))
+    assert [each.version for each in onnx.load(found.files["onnx"]).opset_import if not each.domain] == [18]
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(net: nn.Module) -> None:
+    with pytest.raises(SlimError, match=r"must be writable. Got /proc/nowhere") as caught:
+        deploy.export(net, EXAMPLE, Path("/proc/nowhere"), deploy.Options(), judge=judged(net))
+    assert caught.value.exit_code == 2
+
+
 def test_a_missing_package_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(extras.EXTRAS, "not_there", "openvino")
     with pytest.raises(SlimError, match=r"needs the package not_there.* Install slim-channels\[openvino\]"):

@@ -178,7 +178,7 @@ def test_the_ratio_is_the_nearest_count(name, seed, ratio):
 def test_nothing_asked_nothing_removed(name):
     _, graph = network(name)
     scores = random_scores(graph, 0)
-    for target in ({"ratio": 0}, {"ratio": 0.0}, {"macs": 1.0}, {"params": 1}, {"memory": 1.0}, {}):
+    for target in ({"ratio": 0}, {"ratio": 0.0}, {"macs": 1.0}, {"params": 1}, {"memory": 1.0}):
         assert slim.select(graph, scores, **target).is_identity
 
 

@@ -96,6 +96,8 @@ def test_rounding_that_nothing_meets_is_reported(case):
         ({"macs": 0.5, "ratio": 0.5}, "One target decides. Got ratio=0.5, macs=0.5"),
         ({"macs": 0.001}, "budget must be within reach. Got macs=0.001"),
         ({"params": 2}, "budget must be within reach. Got params=2"),
+        ({}, "budget must say how much goes. Got none of ratio, macs, params, memory, latency"),
+        ({"overrides": {"a.0.0": {"min_channels": 2}}}, "budget must say how much goes"),
         ({"ratio": 0.5, "min_channels": 0}, "min_channels must be a whole number"),
         ({"ratio": 0.5, "round_to": 1.5}, "round_to must be a whole number"),
         ({"ratio": 0.5, "max_layer_ratio": 1.5}, r"max_layer_ratio must be in \[0, 1\]"),

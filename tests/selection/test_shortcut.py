@@ -44,8 +44,22 @@ def test_notes_reach_the_report():
     assert "Requested ratio=0.9" in str(result.report)
 
 
+def test_a_cut_needs_a_budget_or_ratios_of_single_layers():
+    with pytest.raises(SlimError, match="budget must say how much goes"):
+        slim.prune(Residual(), INPUTS)
+    assert slim.prune(Residual(), INPUTS, overrides={"a.0.0": {"ratio": 0.5}}).report.widths["a.0.0"] == (12, 6)
+
+
 def test_unknown_options_are_errors():
     with pytest.raises(SlimError, match="Did you mean ratio"):
         slim.prune(Residual(), INPUTS, ratoi=0.5)
+    loader = [(torch.zeros(2, 3, 8, 8), torch.tensor([0, 1]))]
+    with pytest.raises(SlimError, match=r"Got loader of type list. Pass criterion_options={'loader': ...}"):
+        slim.prune(Residual(), INPUTS, ratio=0.5, criterion="taylor", loader=loader)
+    with pytest.raises(SlimError, match=r"criterion_options={'loader': ...}"):
+        slim.prune(Residual(), INPUTS, ratio=0.5, criterion="taylor")
+    with pytest.raises(SlimError, match="criterion_options must be a Mapping"):
+        slim.prune(Residual(), INPUTS, ratio=0.5, criterion_options=3)
+    slim.prune(Residual(), INPUTS, ratio=0.5, criterion="taylor", criterion_options={"loader": loader})
     with pytest.raises(SlimError, match="without any"):
         slim.prune(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 1)), INPUTS, ratio=0.5)
