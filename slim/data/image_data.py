@@ -160,9 +160,10 @@ class ImageData(LightningDataModule):
         """The data in one line."""
         source, train, _, val = self._open_fit()
         size = f"{self.in_channels}x{self.image_size}x{self.image_size}"
+        note = getattr(self.dataset, "note", "")
         return (
             f"{self.name}: {len(train):,} training and {len(val):,} validation images {size}, "
-            f"{self.num_classes} classes, {source.describe()}"
+            f"{self.num_classes} classes, {source.describe()}{note and f', {note}'}"
         )
 
     def prepare_data(self) -> None:
