@@ -38,6 +38,8 @@ Say = Callable[[str], None]
 def check_metric(parts: Components) -> None:
     """Evaluate one batch with a module from outside, so that a missing metric is found before the training.
 
+    What slim's own tasks log is known: :mod:`slim.runs.prepare` checks it.
+
     Raises:
         SlimError: It does not log the metric that networks are compared by.
     """

@@ -93,6 +93,7 @@ def _check_options(config: Config) -> None:
         if not isinstance(getattr(config, key).get("name"), str):
             raise SlimError(f"{key}.name must be text. Got {getattr(config, key).get('name')!r}. Set {key}=<name>.")
     check_loggers(config.logger)
+    _check_metric(config)
     if "sparse" in config.phases:
         options = dict(config.penalty)
         sparsity.build(options.pop("name"), **options)
@@ -111,6 +112,17 @@ def _check_options(config: Config) -> None:
     builders.scheduler(config, made, 100)
     for key, options in (("data", config.data), ("module", config.module)):
         check(target(options.get("_target_"), key), {k: v for k, v in options.items() if k != "_target_"}, key)
+
+
+def _check_metric(config: Config) -> None:
+    """What slim's own tasks log is known; a module from outside is asked, see :func:`slim.runs.phases.check_metric`."""
+    task = target(config.module.get("_target_"), "module")
+    known = getattr(task, "METRICS", ()) if str(task.__module__).startswith("slim.tasks.") else ()
+    if known and config.metric.name not in known:
+        raise SlimError(
+            f"metric.name must be a metric that the module logs. Got metric.name={config.metric.name}; "
+            f"{task.__name__} logs {', '.join(known)}. Set metric.name={known[-1]}."
+        )
 
 
 def _check_network(config: Config, module: Any, network: nn.Module, data: Any) -> None:

@@ -132,6 +132,8 @@ TRAIN: list[tuple[str, str]] = [
     ("+data.batchsize=3", "batch_size"),
     ("data._target_=slim.data.DigitData", "DigitsData"),
     ("data._target_=os.getcwd", "data"),
+    ("metric.name=foo", "loss, accuracy"),
+    ("data=segmentation_digits module=segmentation model=lraspp metric.name=map", "loss, accuracy, miou"),
     # Data
     ("data.batch_size=100000", "batch_size"),
     ("data.batch_size=0", "batch_size"),
