@@ -118,5 +118,5 @@ def _resume(directory: Path, extra: list[str], args: Any) -> int:
     overrides = [*(item for item in state.overrides if key_of(item) not in replaced), *extra]
     # Hydra wrote .hydra/ when the run began; a kill while it writes it again would leave half of it.
     config, whole = compose([*overrides, "hydra.output_subdir=null"], args)
-    check_same(state.config, plain(read(config)))
+    check_same(state, plain(read(config)))
     return _run(config, whole, directory, overrides, args)

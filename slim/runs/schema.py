@@ -33,7 +33,7 @@ SAFE_ON_RESUME = (
     "figures",
     *(f"sensitivity.{field}" for field in ("images", "shares", "max_drop", "memory_mb", "csv")),
 )
-"""Keys that may change when a run goes on: epochs to extend, devices, logging."""
+"""Keys that may change when a run goes on: epochs to extend a phase that is not done, devices, logging."""
 
 
 def _rule(text: str, holds: Any) -> AfterValidator:
