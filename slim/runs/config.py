@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from slim.errors import SlimError, nearest
-from slim.runs.schema import BUDGETS, PHASES, Config
+from slim.runs.schema import BUDGETS, NO_FP16, PHASES, Config
 
 
 def read(config: Mapping[str, Any]) -> Config:
@@ -54,7 +54,7 @@ def _checked(config: Config) -> Config:
         )
     _check_schedule(config)
     if config.trainer.precision == "fp16" and config.trainer.accelerator == "cpu":
-        raise SlimError("precision must be fp32 or bf16 on a CPU. Got precision=fp16. Set trainer.precision=bf16.")
+        raise SlimError(NO_FP16)
     return config
 
 
