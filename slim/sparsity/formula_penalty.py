@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from slim.sparsity.forecast import Forecast, shrink_forecast
-from slim.sparsity.gammas import Gammas, collect_gammas
+from slim.sparsity.gammas import Gammas, check_norms, collect_gammas
 from slim.sparsity.lam_schedule import LamSchedule
 from slim.sparsity.progress import Progress
 
@@ -47,6 +47,7 @@ class FormulaPenalty:
     def __init__(self, law: str, formula: Callable[[Gammas], Formula], lam_schedule: LamSchedule, *, norms: str,
                  prunable_only: bool, threshold: float = 0.0, exact_zeros: bool = False, slope: float = 1.0,
                  momentum: bool = True) -> None:  # fmt: skip
+        check_norms(norms)
         self.law, self.lam_schedule, self.exact_zeros = law, lam_schedule, exact_zeros
         self._make, self._norms, self._prunable_only = formula, norms, prunable_only
         self._threshold, self._slope, self._momentum = threshold, slope, momentum

@@ -130,6 +130,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"memory_budget_gb": "all"}, "data.memory_budget_gb"),
     ({"augment": "mixup"}, "data.augment"),
     ({"padding": -1}, "data.padding"),
+    ({"mirror": "maybe"}, "data.mirror"),
+    ({"mirror": 1}, "data.mirror"),
     ({"mean": [0.5]}, "data.mean"),
     ({"std": [0.5, 0.5, 0.0]}, "data.std"),
     ({"mean": "grey"}, "data.mean"),
