@@ -44,8 +44,10 @@ def _dispatch(argv: list[str]) -> int:
     args = _parsed(argv)
     if args.help or args.hydra_help or args.cfg or args.info or args.shell_completion:
         return show_help(argv, args)
-    # `experiment` is not in the defaults list, where null could not be overridden; the plus is easily forgotten.
-    overrides = [f"+{item}" if item.startswith("experiment=") else item for item in args.overrides]
+    # `experiment` is not in the defaults list, where null could not be overridden; the plus is easily forgotten. And
+    # `trainer.options` takes any key, which Hydra allows nowhere by itself.
+    added = {"experiment=": "+", "trainer.options=": "++", "trainer.options.": "++"}
+    overrides = [next((s for key, s in added.items() if item.startswith(key)), "") + item for item in args.overrides]
     resume = next((item.partition("=")[2].strip("'\"") for item in overrides if item.startswith("resume=")), "null")
     if args.multirun:
         from slim.command.sweep import sweep
