@@ -172,6 +172,7 @@ class Prune(Section):
     ignore: list[str] = []
     overrides: dict[str, Any] | None = None
     strategy: Literal["global", "marginal", "layer"] = "global"
+    granularity: Literal["channel", "layer", "both"] = "channel"
     inexact: bool = False
     residual: Literal["group", "select", "keep"] = "group"
     grouped: Literal["balance", "whole"] = "balance"
@@ -179,8 +180,8 @@ class Prune(Section):
     @property
     def limits(self) -> dict[str, Any]:
         """The arguments of :func:`slim.select`, but for the budget."""
-        names = ("min_channels", "max_layer_ratio", "round_to", "ignore", "overrides", "strategy", "inexact")
-        return {name: getattr(self, name) for name in names}
+        names = ("min_channels", "max_layer_ratio", "round_to", "ignore", "overrides")
+        return {name: getattr(self, name) for name in (*names, "strategy", "granularity", "inexact")}
 
     @property
     def tracing(self) -> dict[str, Any]:
