@@ -75,9 +75,9 @@ def build(builder: Mapping[str, Any], *, trust: bool = False, where: str = "buil
     slim.errors.SlimError: A file may name only builders that are known to be harmless. Got os.system (builder). ...
     """
     stored = describe(builder, where)
-    target = str(stored.pop(TARGET))
     if not trust:
-        _check(target, stored, where)
+        check(stored, where)
+    target = str(stored.pop(TARGET))
     made = _call(callable_at(target, f"The builder in {where}"), stored, target, where)
     if not isinstance(made, nn.Module):
         raise SlimError(
@@ -86,8 +86,14 @@ def build(builder: Mapping[str, Any], *, trust: bool = False, where: str = "buil
     return made
 
 
-def _check(target: str, options: Mapping[str, Any], where: str) -> None:
-    """Refuse what is not known to be harmless."""
+def check(builder: Mapping[str, Any], where: str = "builder") -> None:
+    """Refuse what is not known to be harmless.
+
+    Raises:
+        SlimError: The builder is not in :data:`TRUSTED`, or an argument could make it read something else.
+    """
+    options = describe(builder, where)
+    target = str(options.pop(TARGET))
     if target not in TRUSTED:
         raise SlimError(
             f"A file may name only builders that are known to be harmless. Got {target} ({where}). "

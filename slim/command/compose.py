@@ -6,7 +6,7 @@ import contextlib
 import io
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -110,19 +110,19 @@ def composed(overrides: list[str], args: Any) -> Any:
 
     found = [f"hydra.searchpath=[file://{Path(args.config_dir).resolve()}]"] if args.config_dir else []
     begun = GlobalHydra.instance().is_initialized()
-    with _complaints(), contextlib.nullcontext() if begun else _configuration():
+    with _complaints(overrides), contextlib.nullcontext() if begun else _configuration():
         return compose(args.config_name or "config", overrides=[*found, *overrides], return_hydra_config=True)
 
 
 @contextlib.contextmanager
-def _complaints() -> Iterator[None]:
-    """Inside, what is wrong with a configuration is one line."""
+def _complaints(overrides: Sequence[str] = ()) -> Iterator[None]:
+    """Inside, what is wrong with a configuration is one line; ``overrides`` choose what else it knows."""
     from slim.errors import SlimError
 
     try:
         yield
     except Exception as error:  # Hydra, OmegaConf, ANTLR and Python itself complain, each in its own way
-        raise SlimError(_hydra_line(error)) from error
+        raise SlimError(_hydra_line(error, overrides)) from error
 
 
 def plain_data(cfg: Any) -> dict[str, Any]:
@@ -164,7 +164,7 @@ def quoted(path: Path) -> str:
     return f"'{text}'"
 
 
-def _hydra_line(error: Exception) -> str:
+def _hydra_line(error: Exception, overrides: Sequence[str]) -> str:
     """What Hydra found wrong, as one line of ours."""
     from slim.errors import nearest
 
@@ -175,21 +175,36 @@ def _hydra_line(error: Exception) -> str:
         name = choice.removeprefix(f"{group}/")
         known = re.findall(r"^\s+(\S+)$", rest, re.MULTILINE)
         return f"{group} must be known. Got {group}={name}. {nearest(name, known)}"
+    missing = re.search(r"Could not load '([^']+)/([^'/]+)'", text)  # one of a list
+    if missing:
+        group, name = missing.groups()
+        known = [path.stem for path in (CONF / group).glob("*.yaml")]
+        return f"{group} must be known. Got {group}={name}. {nearest(name, known)}"
     key = re.search(r"Could not (?:override|append|delete)[^']*'([^']+)'", text)
     if key:
-        return f"A configuration key must be known. Got {key.group(1)}. {nearest(key.group(1), keys())} See --help."
+        # A key of the default model is none of another, and may be the nearest name all the same.
+        known = [name for name in keys(_choices(overrides)) if name != key.group(1)]
+        return f"A configuration key must be known. Got {key.group(1)}. {nearest(key.group(1), known)} See --help."
     missing = re.search(r"Missing mandatory value: (\S+)", text)
     if missing:
         return f"{missing.group(1)} must be set. Got nothing. Give {missing.group(1)}=<value>."
     return f"An override must read key=value. Got an error from Hydra: {' '.join(text.split())[:300]}. See --help."
 
 
-def keys() -> list[str]:
-    """Every dotted key of the default configuration, and every group."""
+def _choices(overrides: Sequence[str]) -> list[str]:
+    """Those of the overrides that choose from the groups of this package."""
+    return [item for item in overrides if "=" in item and (CONF / key_of(item)).is_dir()]
+
+
+def keys(choices: Sequence[str] = ()) -> list[str]:
+    """Every dotted key of the configuration with these choices, and every group."""
     from hydra import compose, initialize_config_dir
 
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("config")
+        try:
+            cfg = compose("config", overrides=list(choices))
+        except Exception:  # a choice that is of a folder of the user's
+            cfg = compose("config")
 
     def walk(node: Any, prefix: str) -> list[str]:
         found = [prefix] if prefix else []

@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from slim.command.compose import compose, key_of, places, quoted, register, run_job, show_help
 from slim.command.exits import guarded
@@ -20,20 +20,34 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     0: done. 1: the run failed. 2: bad input, nothing was written. 130, 138, 143: stopped by Ctrl-C, SIGUSR1, SIGTERM.
     """
-    from hydra._internal.utils import get_args_parser
-
     argv = list(sys.argv[1:] if argv is None else argv)
     run_id = f"{time.strftime('%Y-%m-%d_%H-%M-%S')}-{secrets.token_hex(2)}"
     register(run_id)
-    args = get_args_parser().parse_args(argv)
+    return guarded(lambda: _dispatch(argv), any(item.lower() == "debug=true" for item in argv))
+
+
+def _parsed(argv: list[str]) -> Any:
+    """The arguments as Hydra reads them; what it cannot read is one line, without its usage."""
+    from hydra._internal.utils import get_args_parser
+
+    from slim.errors import SlimError
+
+    def error(message: str) -> NoReturn:
+        raise SlimError(f"Arguments must read key=value, or be options of Hydra. Got {message}. See --help.")
+
+    parser = get_args_parser()
+    parser.error = error  # type: ignore[method-assign]
+    return parser.parse_args(argv)
+
+
+def _dispatch(argv: list[str]) -> int:
+    args = _parsed(argv)
     if args.help or args.hydra_help or args.cfg or args.info or args.shell_completion:
-        return guarded(lambda: show_help(argv, args))
-    return guarded(lambda: _dispatch(args), any(item.lower() == "debug=true" for item in args.overrides))
-
-
-def _dispatch(args: Any) -> int:
-    # `experiment` is not in the defaults list, where null could not be overridden; the plus is easily forgotten.
-    overrides = [f"+{item}" if item.startswith("experiment=") else item for item in args.overrides]
+        return show_help(argv, args)
+    # `experiment` is not in the defaults list, where null could not be overridden; the plus is easily forgotten. And
+    # `trainer.options` takes any key, which Hydra allows nowhere by itself.
+    added = {"experiment=": "+", "trainer.options=": "++", "trainer.options.": "++"}
+    overrides = [next((s for key, s in added.items() if item.startswith(key)), "") + item for item in args.overrides]
     resume = next((item.partition("=")[2].strip("'\"") for item in overrides if item.startswith("resume=")), "null")
     if args.multirun:
         from slim.command.sweep import sweep
@@ -43,6 +57,8 @@ def _dispatch(args: Any) -> int:
         return _resume(Path(resume), [item for item in overrides if not item.startswith("resume=")], args)
     overrides = _overrides_of_run(overrides)
     config, whole = compose(overrides, args)
+    if (model := _model_of_file(config, overrides)) is not None:
+        config["model"] = model
     return _run(config, whole, Path(whole.hydra.run.dir), overrides, args)
 
 
@@ -58,6 +74,34 @@ def _overrides_of_run(overrides: list[str]) -> list[str]:
     replaced = {*given, "phases", "checkpoint"}
     kept = [item for item in State.load(home).overrides if key_of(item) not in replaced]
     return [*(item for item in kept if not key_of(item).startswith("hydra.")), *overrides]
+
+
+def _model_of_file(config: dict[str, Any], overrides: list[str]) -> dict[str, Any] | None:
+    """The ``model`` that an artifact describes, for a task on it; ``None`` where ``overrides`` or nobody says it.
+
+    Raises:
+        SlimError: It describes one whose builder is not known to be harmless.
+    """
+    path = Path(str(config.get("checkpoint")))
+    named = any(key_of(item).partition(".")[0] in ("model", "experiment") for item in overrides)
+    if named or config.get("task") not in ("evaluate", "sensitivity") or path.suffix != ".safetensors":
+        return None
+    from slim import recipe
+    from slim.artifact import read_header
+    from slim.errors import SlimError
+
+    builder = read_header(path).builder if path.is_file() else None
+    if builder is None:
+        return None
+    try:
+        recipe.check(builder, str(path))
+    except SlimError as error:
+        raise SlimError(
+            f"The model must be given where its file may not choose it. Got {builder.get(recipe.TARGET)} ({path}). "
+            f"If you trust it, give model=custom model._target_={builder.get(recipe.TARGET)}."
+        ) from error
+    # Classes and channels are those of the data, as of every model.
+    return {name: value for name, value in builder.items() if name not in ("num_classes", "in_channels")}
 
 
 def _run(config: dict[str, Any], whole: Any, directory: Path, overrides: list[str], args: Any) -> int:
@@ -118,5 +162,5 @@ def _resume(directory: Path, extra: list[str], args: Any) -> int:
     overrides = [*(item for item in state.overrides if key_of(item) not in replaced), *extra]
     # Hydra wrote .hydra/ when the run began; a kill while it writes it again would leave half of it.
     config, whole = compose([*overrides, "hydra.output_subdir=null"], args)
-    check_same(state.config, plain(read(config)))
+    check_same(state, plain(read(config)))
     return _run(config, whole, directory, overrides, args)

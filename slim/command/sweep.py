@@ -32,7 +32,8 @@ def sweep(overrides: list[str], args: Any) -> int:
     # Ours does what Hydra's does, and goes on where it stopped.
     overrides = ["hydra/sweeper=grid" if item == "hydra/sweeper=basic" else item for item in overrides]
     _check_plugins(overrides)
-    directory, hydra, varied = _check_jobs(overrides, args)  # what is wrong is told before Lightning is imported
+    # What is wrong is told before Lightning is imported.
+    directory, hydra, varied, asked = _check_jobs(overrides, args)
     from slim.runs.processes import program
     from slim.sweeps.jobs import keep_command
 
@@ -42,13 +43,15 @@ def sweep(overrides: list[str], args: Any) -> int:
     from rich.console import Console
 
     from slim.report import sweep
-    from slim.sweeps.jobs import outcome, write_table
+    from slim.sweeps.jobs import identity, numbers, outcome, write_table
 
     write_table(directory)
     Console().print(sweep.table(directory))
     print(directory)
-    ends = [outcome(directory / name).status for name, _ in sweep.jobs(directory)]
     searches = "n_trials" in hydra.sweeper  # for which a job that fails is an answer, too
+    known, mine = numbers(directory), map(identity, asked)
+    names = [] if searches else [str(known[job]) for job in mine if job in known]  # others are of earlier calls
+    ends = [outcome(directory / name).status for name in names or [name for name, _ in sweep.jobs(directory)]]
     return int("finished" not in ends if searches else "failed" in ends or "open" in ends)
 
 
@@ -162,13 +165,13 @@ def _wait_for(place: Path) -> None:
 # Before the first job
 
 
-def _check_jobs(overrides: list[str], args: Any) -> tuple[Path, Any, list[str]]:
+def _check_jobs(overrides: list[str], args: Any) -> tuple[Path, Any, list[str], list[list[str]]]:
     """Compose every job before any begins; the sweep is refused when one cannot be composed, or none is valid.
 
     Of a search, whose values nobody knows yet, points with every choice and both ends of every range.
 
     Returns:
-        The directory, Hydra's part of the configuration, and the keys that are given several values.
+        The directory, Hydra's part of the configuration, the keys that are given several values, and the jobs.
     """
     from slim.command import grid, space
     from slim.errors import SlimError
@@ -196,7 +199,7 @@ def _check_jobs(overrides: list[str], args: Any) -> tuple[Path, Any, list[str]]:
         _check_search(hydra, arguments, composed[0][0])
     directory = Path(hydra.sweep.dir)
     make(directory)
-    return directory, hydra, grid.varied(arguments)
+    return directory, hydra, grid.varied(arguments), jobs
 
 
 def _check_search(hydra: Any, arguments: list[str], config: dict[str, Any]) -> None:

@@ -25,8 +25,9 @@ _MEASURED = 2000  # images that give mean and deviation of a set too large to de
 class ImageFolder:
     """Images below ``folder``.
 
-    Either ``train/<class>`` with ``test/<class>`` or ``val/<class>``, or ``<class>`` alone, of which a fixed fifth is
-    the test set. With all three, ``val`` is the validation set. Classes are the subfolders of the training images.
+    Either ``train/<class>`` with ``test/<class>`` or ``val/<class>``, or ``train/<class>`` or ``<class>`` alone,
+    of which a fixed fifth is the test set. With all three, ``val`` is the validation set. Classes are the subfolders of
+    the training images.
 
     Args:
         folder: The folder.
@@ -51,15 +52,10 @@ class ImageFolder:
         self.padding = image_size // 8
         self.budget, self.workers, self.zoom = budget, workers, zoom
         parts = {name: self.root / name for name in ("train", "val", "test") if (self.root / name).is_dir()}
-        self._whole = "train" not in parts
+        self._whole = "train" not in parts or len(parts) == 1
         if self._whole:
-            parts = {"train": self.root}
+            parts = {"train": parts.get("train", self.root)}
         elif "test" not in parts:
-            if "val" not in parts:
-                raise SlimError(
-                    f"a folder with train/ needs test/ or val/ beside it. Got neither (data.dir={self.root}). "
-                    "Add one, or set data.dir to the folder of the classes, which is then split."
-                )
             parts["test"] = parts.pop("val")
         self._parts = parts
         self.class_names = class_folders(parts["train"])
@@ -73,6 +69,7 @@ class ImageFolder:
         self.num_classes = len(self.class_names)
         self.has_val = "val" in parts
         self.where = str(self.root)
+        self.note = "a fixed fifth of all images is the test set" if self._whole else ""
         self.mean: tuple[float, ...] | None = None
         self.std: tuple[float, ...] | None = None
         self._lists: dict[str, Listing] = {}

@@ -102,7 +102,8 @@ class ImageData(LightningDataModule):
                 f"augment=zoom needs files. Got augment='zoom' (data={dataset.name}). Set data.augment=crop."
             )
         self.padding = dataset.padding if padding is None else options.integer("padding", padding, 0)
-        self.mirror = dataset.mirror if mirror is None else bool(mirror)
+        mirrored = options.switch("mirror", mirror)
+        self.mirror = dataset.mirror if mirrored is None else mirrored
         self.val_fraction = options.fraction("val_fraction", val_fraction)
         self.limit_train = options.limit("limit_train", limit_train)
         self.limit_test = options.limit("limit_test", limit_test)
@@ -160,9 +161,10 @@ class ImageData(LightningDataModule):
         """The data in one line."""
         source, train, _, val = self._open_fit()
         size = f"{self.in_channels}x{self.image_size}x{self.image_size}"
+        note = getattr(self.dataset, "note", "")
         return (
             f"{self.name}: {len(train):,} training and {len(val):,} validation images {size}, "
-            f"{self.num_classes} classes, {source.describe()}"
+            f"{self.num_classes} classes, {source.describe()}{note and f', {note}'}"
         )
 
     def prepare_data(self) -> None:

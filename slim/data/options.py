@@ -22,6 +22,13 @@ def integer(name: str, value: Any, least: int) -> int:
     return value
 
 
+def switch(name: str, value: Any) -> bool | None:
+    """True, false, or None for the data set's own."""
+    if value is not None and not isinstance(value, bool):
+        raise SlimError(f"{name} must be true, false or null. Got {name}={value!r}. Set data.{name} to one of them.")
+    return value
+
+
 def limit(name: str, value: Any) -> int | None:
     """A number of images of at least 1, or None for all."""
     return None if value is None else integer(name, value, 1)

@@ -103,10 +103,12 @@ def table(directory: str | Path) -> Table:
     )
     for index, name in enumerate(HEAD):
         out.add_column(name, justify="left" if index < 2 else "right", overflow="fold", no_wrap=index != 1)
-    found = rows(directory)
-    short = _shortened([row[1] for row in found])
-    for row in ([name, short[differs], *rest] for name, differs, *rest in found):
-        style = "red" if "failed" in row[1] else ""
+    found = _told_apart(directory)
+    short = _shortened([job.differs for job in found])
+    for job in found:
+        name, _, *rest = _row(job)
+        row = [name, f"{short[job.differs]} {job.end}".strip(), *rest]
+        style = "red" if job.state == "failed" else ""
         out.add_row(*(Text(cell, style=style) for cell in row))
     return out
 

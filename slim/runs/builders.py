@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -120,6 +121,36 @@ def scheduler(config: Config, made: Optimizer, total_steps: int) -> dict[str, An
         linear = torch.optim.lr_scheduler.LinearLR(made, 1 / (rise + 1), 1.0, rise)
         found = torch.optim.lr_scheduler.ChainedScheduler([found, linear])
     return {"scheduler": found, "interval": interval, **({"monitor": monitor} if monitor else {})}
+
+
+def check_optimization(made: Optimizer, found: Any, steps: int) -> None:
+    """Check what torch takes without a word, by running the scheduler ``found`` of the optimizer ``made``.
+
+    Raises:
+        SlimError: The momentum is out of range, or a learning rate is below zero or no number.
+    """
+    momentum = made.param_groups[0].get("momentum", 0.0)
+    if not 0 <= momentum < 1:
+        raise SlimError(f"momentum must be in [0, 1). Got momentum={momentum}. Set optimizer.momentum=0.9.")
+    least = -1e-9 * max(float(group["lr"]) for group in made.param_groups)  # a cosine ends near zero
+    follows = isinstance(found, torch.optim.lr_scheduler.ReduceLROnPlateau)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of steps of the optimizer, which there are none
+        for step in range(1, 1 if follows else steps):
+            try:
+                found.step()
+            except (TypeError, OverflowError) as error:
+                raise SlimError(
+                    f"scheduler must run. Got {type(found).__name__}: {error}. Change scheduler.*."
+                ) from error
+            except ValueError:
+                return  # it was told a number of steps of its own
+            rate = float(made.param_groups[0]["lr"])
+            if not rate >= least:
+                raise SlimError(
+                    f"A learning rate must stay at 0 or above. Got lr={rate:g} after {step / steps:.0%} of a phase, by "
+                    f"{type(found).__name__}. Change scheduler.*."
+                )
 
 
 def learning_rates(config: Config, kind: str, steps_per_epoch: int) -> list[float]:

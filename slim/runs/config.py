@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from slim.errors import SlimError, nearest
-from slim.runs.schema import BUDGETS, PHASES, Config
+from slim.runs.schema import BUDGETS, NO_FP16, PHASES, Config
 
 
 def read(config: Mapping[str, Any]) -> Config:
@@ -53,8 +53,9 @@ def _checked(config: Config) -> Config:
             f"The cut needs exactly one budget. Got {got}. Set one and the others to null, e.g. prune.ratio=null."
         )
     _check_schedule(config)
+    _check_granularity(config)
     if config.trainer.precision == "fp16" and config.trainer.accelerator == "cpu":
-        raise SlimError("precision must be fp32 or bf16 on a CPU. Got precision=fp16. Set trainer.precision=bf16.")
+        raise SlimError(NO_FP16)
     return config
 
 
@@ -185,6 +186,23 @@ def _check_rewind(config: Config) -> None:
         raise SlimError(
             f"rewind_epoch must come before the first rebuild in place. Got rewind_epoch={epoch}, "
             f"slim_every={config.sparse.slim_every}. Lower schedule.rewind_epoch, or set sparse.slim_every=0."
+        )
+
+
+def _check_granularity(config: Config) -> None:
+    """A branch that goes as a whole ends in a normalization whose channels stay: no law that ends at zero knows it."""
+    granularity, strategy = config.prune.granularity, config.prune.strategy
+    if granularity == "channel" or "prune" not in config.phases:
+        return
+    if strategy != "global":
+        raise SlimError(
+            f"Whole branches are ranked by score. Got prune.granularity={granularity} with prune.strategy={strategy}. "
+            "Set prune.strategy=global."
+        )
+    if "sparse" in config.phases and config.penalty.get("name") == "target":
+        raise SlimError(
+            f"penalty=target brings single channels to zero. Got prune.granularity={granularity}. "
+            "Set penalty=l1, or prune.granularity=channel."
         )
 
 

@@ -101,9 +101,10 @@ def bottleneck(widths: Mapping[str, Sequence[int]]) -> str | None:
 
     >>> bottleneck({"conv1": (64, 30), "conv9": (512, 2)})
     'conv9 keeps 2 of 512 channels; if accuracy suffers, set prune.max_layer_ratio=0.9, or another criterion.'
-    >>> bottleneck({"conv1": (64, 4)})
+    >>> bottleneck({"conv1": (64, 4), "in a branch that is gone": (64, 0)})
     """
-    thinnest = min(widths, key=lambda name: widths[name][1] / widths[name][0], default=None)
+    there = [name for name in widths if widths[name][1]]
+    thinnest = min(there, key=lambda name: widths[name][1] / widths[name][0], default=None)
     if thinnest is None or widths[thinnest][1] >= 0.05 * widths[thinnest][0]:
         return None
     dense, left = widths[thinnest]

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from slim.errors import SlimError
-from slim.runs.schema import Hardware
+from slim.runs.schema import NO_FP16, Hardware
 
 FAST_BF16 = ("amx_bf16", "avx512_bf16")
 """Processor flags with which bf16 convolutions are faster than fp32 ones (oneDNN)."""
@@ -33,7 +33,7 @@ def choose(wanted: Hardware, cpu_flags: frozenset[str] | None = None) -> Choice:
         cpu_flags: Processor flags, read from the system by default.
 
     Raises:
-        SlimError: A GPU is asked for and there is none, or not as many.
+        SlimError: A GPU is asked for and there is none, or not as many; fp16 is asked for and it comes to a CPU.
 
     >>> choose(Hardware(accelerator="cpu"), frozenset({"avx512_bf16"})).precision
     'bf16-mixed'
@@ -55,6 +55,8 @@ def choose(wanted: Hardware, cpu_flags: frozenset[str] | None = None) -> Choice:
         good, where = bool(found), "cpu"
         why = found[0].upper().replace("_", "-") if found else "no AMX or AVX512-BF16"
     precision = wanted.precision
+    if precision == "fp16" and not gpu:
+        raise SlimError(NO_FP16)
     if precision == "auto":
         precision = "bf16" if good else "fp32"
     else:

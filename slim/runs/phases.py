@@ -38,6 +38,8 @@ Say = Callable[[str], None]
 def check_metric(parts: Components) -> None:
     """Evaluate one batch with a module from outside, so that a missing metric is found before the training.
 
+    What slim's own tasks log is known: :mod:`slim.runs.prepare` checks it.
+
     Raises:
         SlimError: It does not log the metric that networks are compared by.
     """
@@ -108,7 +110,7 @@ def _state(parts: Components, directory: Path, overrides: list[str], first: bool
         part.unlink()  # what a killed process was writing; the lock says that nobody writes now
     if (directory / "state.json").is_file():
         state = State.load(directory)
-        check_same(state.config, settings)
+        check_same(state, settings)
         if (line := _other_processes(state.config["trainer"], parts.config.trainer)) is not None:
             say(line)
             state.note(line)

@@ -23,6 +23,7 @@ from slim.runs.hardware import choose
 from slim.runs.loggers import check_loggers
 from slim.runs.pruning import rehearse
 from slim.runs.schema import Config
+from slim.runs.trainer import check_options as check_trainer
 from slim.tasks import Classification
 
 
@@ -55,6 +56,8 @@ def prepare(config: Mapping[str, Any], *, begun: bool = False) -> Components:
             deploy.check(options(found))
         if "prune" in settings.phases and not begun:
             rehearse(found, graph)
+        if "sparse" in settings.phases and not begun:
+            _penalty(settings).attach(network, graph, 100)  # where a law that selects does so for the first time
     return found
 
 
@@ -93,9 +96,10 @@ def _check_options(config: Config) -> None:
         if not isinstance(getattr(config, key).get("name"), str):
             raise SlimError(f"{key}.name must be text. Got {getattr(config, key).get('name')!r}. Set {key}=<name>.")
     check_loggers(config.logger)
+    check_trainer(config.trainer.options)
+    _check_metric(config)
     if "sparse" in config.phases:
-        options = dict(config.penalty)
-        sparsity.build(options.pop("name"), **options)
+        _penalty(config)
     if "prune" in config.phases:
         criterion = criteria.find(config.criterion["name"])
         known = {"name", "normalize", "reduce", *list(inspect.signature(criterion.rank).parameters)[1:]}
@@ -108,9 +112,25 @@ def _check_options(config: Config) -> None:
     # On a parameter of one number: the point is that the options fit, before data and model take their time.
     lr = config.optimizer.get("lr")
     made = builders.optimizer(config, [nn.Parameter(torch.zeros(1))], 0.1 if lr is None else lr)
-    builders.scheduler(config, made, 100)
+    builders.check_optimization(made, builders.scheduler(config, made, 100)["scheduler"], 100)
     for key, options in (("data", config.data), ("module", config.module)):
         check(target(options.get("_target_"), key), {k: v for k, v in options.items() if k != "_target_"}, key)
+
+
+def _penalty(config: Config) -> sparsity.Penalty:
+    options = dict(config.penalty)
+    return sparsity.build(options.pop("name"), **options)
+
+
+def _check_metric(config: Config) -> None:
+    """What slim's own tasks log is known; a module from outside is asked, see :func:`slim.runs.phases.check_metric`."""
+    task = target(config.module.get("_target_"), "module")
+    known = getattr(task, "METRICS", ()) if str(task.__module__).startswith("slim.tasks.") else ()
+    if known and config.metric.name not in known:
+        raise SlimError(
+            f"metric.name must be a metric that the module logs. Got metric.name={config.metric.name}; "
+            f"{task.__name__} logs {', '.join(known)}. Set metric.name={known[-1]}."
+        )
 
 
 def _check_network(config: Config, module: Any, network: nn.Module, data: Any) -> None:

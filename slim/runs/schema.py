@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict
 
 if TYPE_CHECKING:
     from slim.selection import Pass
 
 PHASES = ("baseline", "sparse", "prune", "finetune", "export")
 BUDGETS = ("ratio", "macs", "params", "memory", "latency")
+NO_FP16 = "precision must be fp32 or bf16 on a CPU. Got precision=fp16. Set trainer.precision=bf16."
 
 SAFE_ON_RESUME = (
     "baseline.epochs",
@@ -33,7 +34,7 @@ SAFE_ON_RESUME = (
     "figures",
     *(f"sensitivity.{field}" for field in ("images", "shares", "max_drop", "memory_mb", "csv")),
 )
-"""Keys that may change when a run goes on: epochs to extend, devices, logging."""
+"""Keys that may change when a run goes on: epochs to extend a phase that is not done, devices, logging."""
 
 
 def _rule(text: str, holds: Any) -> AfterValidator:
@@ -45,6 +46,13 @@ def _rule(text: str, holds: Any) -> AfterValidator:
         return value
 
     return AfterValidator(check)
+
+
+def _multiple(value: Any) -> Any:
+    """Before pydantic looks at the members of the union one by one, and complains of each."""
+    if value != "auto" and (type(value) is not int or value < 1):
+        raise ValueError("1 or more, or auto. Set {key} to 8 or to auto")
+    return value
 
 
 def _ascending_fractions(values: list[float]) -> bool:
@@ -59,8 +67,11 @@ Kept = Annotated[
 ]
 AtLeastOne = Annotated[int, _rule("1 or more. Set {key} to 1 or more", lambda value: value >= 1)]
 AtLeastZero = Annotated[int, _rule("0 or more. Set {key} to 0 or more", lambda value: value >= 0)]
+Multiple = Annotated[int | Literal["auto"], BeforeValidator(_multiple)]
 Shares = Annotated[list[float], _rule("in (0, 1), ascending", _ascending_fractions)]
-Name = Annotated[str, _rule("a plain name", lambda text: bool(text) and not set(text) & set("/\\\0\n"))]
+Name = Annotated[
+    str, _rule("a plain name", lambda text: text not in ("", ".", "..") and not set(text) & set("/\\\0\n"))
+]
 Seed = Annotated[int, _rule("in [0, 2**32)", lambda value: 0 <= value < 2**32)]
 
 
@@ -157,10 +168,11 @@ class Prune(Section):
     latency: Kept | None = None
     min_channels: AtLeastOne = 1
     max_layer_ratio: Annotated[float, _rule("in (0, 1]. Set {key} to at most 1", lambda value: 0 < value <= 1)] = 1.0
-    round_to: AtLeastOne | Literal["auto"] = 1
+    round_to: Multiple = 1
     ignore: list[str] = []
     overrides: dict[str, Any] | None = None
     strategy: Literal["global", "marginal", "layer"] = "global"
+    granularity: Literal["channel", "layer", "both"] = "channel"
     inexact: bool = False
     residual: Literal["group", "select", "keep"] = "group"
     grouped: Literal["balance", "whole"] = "balance"
@@ -168,8 +180,8 @@ class Prune(Section):
     @property
     def limits(self) -> dict[str, Any]:
         """The arguments of :func:`slim.select`, but for the budget."""
-        names = ("min_channels", "max_layer_ratio", "round_to", "ignore", "overrides", "strategy", "inexact")
-        return {name: getattr(self, name) for name in names}
+        names = ("min_channels", "max_layer_ratio", "round_to", "ignore", "overrides")
+        return {name: getattr(self, name) for name in (*names, "strategy", "granularity", "inexact")}
 
     @property
     def tracing(self) -> dict[str, Any]:

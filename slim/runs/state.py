@@ -169,14 +169,22 @@ def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str
     return found
 
 
-def check_same(before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
-    """Refuse to go on with another configuration.
+def check_same(state: State, after: Mapping[str, Any]) -> None:
+    """Refuse to go on with another configuration, or with other epochs of a phase that is done.
 
     Raises:
         SlimError: It names the keys that differ.
     """
+    for phase in state.phases:
+        kind = phase.partition("-")[0]  # the passes of a schedule: sparse, sparse-2, ...
+        old, new = (config.get(kind, {}).get("epochs") for config in (state.config, after))
+        if old != new:
+            raise SlimError(
+                f"A phase that is done stays as it was trained. Got {kind}.epochs={new}, and {phase} is done "
+                f"with {old}. Start a new run, or set {kind}.epochs={old}."
+            )
     # Through JSON: a tuple of the settings and a list of the file are the same thing.
-    found = differences(json.loads(json.dumps(before)), json.loads(json.dumps(after)))
+    found = differences(json.loads(json.dumps(state.config)), json.loads(json.dumps(after)))
     if found:
         raise SlimError(
             f"A run goes on with the configuration it began with. Got other values for {', '.join(found)}. "

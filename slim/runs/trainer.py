@@ -2,16 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 
 from slim.data.image_data import ImageData
+from slim.errors import SlimError
 from slim.runs.checkpoint import SafeFiles
 from slim.runs.components import Components
+from slim.runs.construct import check
+from slim.runs.failures import quiet
 from slim.runs.loggers import Loggers
+
+OURS = (
+    *("accelerator", "devices", "num_nodes", "strategy", "use_distributed_sampler", "enable_progress_bar"),
+    *("enable_model_summary", "precision", "max_epochs", "accumulate_grad_batches", "gradient_clip_val"),
+    *("num_sanity_val_steps", "deterministic", "logger", "callbacks", "plugins", "enable_checkpointing"),
+    *("log_every_n_steps", "limit_val_batches", "default_root_dir"),
+)
+"""Arguments that a run gives its Trainers itself."""
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """Refuse ``trainer.options`` that no Trainer takes, or that a run sets itself.
+
+    Raises:
+        SlimError: It names the option.
+    """
+    check(pl.Trainer, options, "trainer.options")
+    for name in options:
+        if name in OURS:
+            raise SlimError(
+                f"trainer.options are what a run does not give its Trainer itself. Got {name}={options[name]}. "
+                "Set the key of its own in trainer, or leave it out."
+            )
+    try:
+        with quiet():  # made only for what it says of its arguments
+            pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, **options)
+    except (TypeError, ValueError, MisconfigurationException) as error:
+        raise SlimError(f"trainer.options must fit. Got {options}: {error} Change trainer.options.") from error
 
 
 def training_trainer(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from slim.errors import expect_number
 from slim.sparsity.forecast import Forecast, shrink_forecast
-from slim.sparsity.gammas import Gammas, collect_gammas
+from slim.sparsity.gammas import Gammas, check_norms, collect_gammas
 from slim.sparsity.lam_schedule import LamSchedule
 from slim.sparsity.progress import Progress
 
@@ -49,6 +49,7 @@ class FormulaPenalty:
                  prunable_only: bool, threshold: float = 0.0, exact_zeros: bool = False, slope: float = 1.0,
                  momentum: bool = True) -> None:  # fmt: skip
         expect_number("threshold", threshold, "[0, inf)", "Set penalty.threshold.")
+        check_norms(norms)
         self.law, self.lam_schedule, self.exact_zeros = law, lam_schedule, exact_zeros
         self._make, self._norms, self._prunable_only = formula, norms, prunable_only
         self._threshold, self._slope, self._momentum = threshold, slope, momentum

@@ -74,6 +74,16 @@ class Gammas:
         return list(torch.split(flat, [b.numel() for b in self.biases]))
 
 
+def check_norms(norms: str) -> None:
+    """Refuse what is not one of :data:`NORMS`, when a law is made and no network is there yet.
+
+    Raises:
+        SlimError: It is not.
+    """
+    if norms not in NORMS:
+        raise SlimError(f"norms must be one of {', '.join(NORMS)}. Got norms={norms}. Set penalty.norms.")
+
+
 def collect_gammas(
     model: nn.Module, graph: ChannelGraph, *, norms: str = "batch", prunable_only: bool = False
 ) -> Gammas:
@@ -88,8 +98,7 @@ def collect_gammas(
     Raises:
         SlimError: nothing is left to act on, or the graph belongs to another network.
     """
-    if norms not in NORMS:
-        raise SlimError(f"norms must be one of {', '.join(NORMS)}. Got norms={norms}. Set penalty.norms.")
+    check_norms(norms)
     names, weights, biases, groups, seen = [], [], [], [], set()
     frozen = 0
     for scale in graph.scales:

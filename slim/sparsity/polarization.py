@@ -5,6 +5,7 @@ Zhuang et al., NeurIPS 2020, "Neuron-level Structured Pruning using Polarization
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -28,12 +29,14 @@ def polarization(lam: float = 1e-4, *, t: float = 1.2, bound: float = 1.0, warmu
 
     Args:
         lam: weight of the penalty; the paper uses around 1e-4.
-        t: weight of the L1 part; 1.2 in the paper. Larger means sparser.
+        t: weight of the L1 part, 0 or more; 1.2 in the paper. Larger means sparser.
         bound: gammas are clamped into [0, bound] after each step; the paper's a, 1.
         warmup, schedule: see `LamSchedule`.
         norms, prunable_only: which scales, see `collect_gammas`.
         threshold: a gamma up to it counts as "at zero" in `summary`.
     """
+    if not 0 <= t < math.inf:
+        raise SlimError(f"t must be a finite number >= 0. Got t={t}. Set penalty.t to 1.2.")
     if not bound > 0:
         raise SlimError(f"bound must be > 0. Got bound={bound}. Set penalty.bound.")
     return FormulaPenalty(

@@ -29,6 +29,9 @@ class Classification(pl.LightningModule):
         compile: Run the network through ``torch.compile``.
     """
 
+    METRICS = ("loss", "accuracy")
+    """What is logged of validation and test."""
+
     def __init__(
         self,
         network: nn.Module,
@@ -44,7 +47,7 @@ class Classification(pl.LightningModule):
         self._optimizer, self._scheduler = optimizer, scheduler
         self._label_smoothing = label_smoothing
         self._run = Runner(network, channels_last=channels_last, compile=compile)
-        self._means = EpochMeans(*(f"{stage}/{name}" for stage in STAGES for name in ("loss", "accuracy")))
+        self._means = EpochMeans(*(f"{stage}/{name}" for stage in STAGES for name in self.METRICS))
 
     def forward(self, x: Tensor) -> Tensor:
         """``x (N, C, H, W)`` to logits ``(N, classes)``."""

@@ -40,6 +40,9 @@ class Detection(pl.LightningModule):
         SlimError: nothing that computes COCO's metric is installed.
     """
 
+    METRICS = ("map", "map_50")
+    """What is logged of validation and test."""
+
     def __init__(
         self,
         network: nn.Module,
@@ -107,7 +110,7 @@ class Detection(pl.LightningModule):
         figures = metric.compute()
         metric.reset()
         # Every process has computed the same figures from the predictions of all.
-        self.log_dict({f"{stage}/{name}": figures[name] for name in ("map", "map_50")}, rank_zero_only=False)
+        self.log_dict({f"{stage}/{name}": figures[name] for name in self.METRICS}, rank_zero_only=False)
 
     def on_validation_epoch_end(self) -> None:
         """COCO's figures of the epoch."""

@@ -70,6 +70,9 @@ class Segmentation(pl.LightningModule):
         compile: Run the network through ``torch.compile``.
     """
 
+    METRICS = ("loss", "accuracy", "miou")
+    """What is logged of validation and test."""
+
     def __init__(
         self,
         network: nn.Module,

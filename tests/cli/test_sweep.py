@@ -32,6 +32,9 @@ def test_a_failing_job_does_not_take_the_others_along(tmp_path: Path, capfd: pyt
     place = tmp_path / "sweep"
     given = ["sparse.epochs=1", "finetune.epochs=1", "seed=0", "prune.ratio=0.3,1.5,0.7"]
     assert train.main([*line(*given), f"hydra.sweep.dir={place}"]) == 1
+    assert train.main([*line(*given[:-1], "prune.ratio=0.3,0.7"), f"hydra.sweep.dir={place}"]) == 0, (
+        "of those asked for"
+    )
     reports = [json.loads((place / str(job) / "report.json").read_text()) for job in range(3)]
     assert [report["status"] for report in reports] == ["finished", "failed", "finished"]
     assert reports[0]["rows"]["finetuned"]["macs"] > reports[2]["rows"]["finetuned"]["macs"]

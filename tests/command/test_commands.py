@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -30,10 +31,11 @@ def test_the_overview_names_every_command(call: Call) -> None:
     assert call() == call("-h")
 
 
-@pytest.mark.parametrize("name", [name for name in COMMANDS if name not in ("train", "evaluate")])
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name != "train"])
 def test_every_command_has_help(name: str, call: Call) -> None:
     said = call(name, "--help")
-    assert said.startswith(f"usage: slim {name}") and "--json" in said
+    assert said.startswith(f"usage: slim {name}") and "JSON" in said
+    assert said == call(name, "-h")
 
 
 def test_module_and_program_are_one() -> None:
@@ -125,6 +127,22 @@ def test_bench_puts_the_dense_network_beside(call: Call) -> None:
     assert "batch 2" in call("bench", "thin.safetensors", "--no-dense", *short)
 
 
+DIGITS = ("data=digits", "data.image_size=8", "data.limit_test=64", "trainer=cpu", "trainer.precision=fp32")
+
+
+def test_a_file_is_evaluated_as_the_network_that_it_describes(call: Call, tmp_path: Path) -> None:
+    """Unless the user says otherwise, or the file names code; an equals sign is part of a path."""
+    builder = {"_target_": "slim.models.vgg", "widths": [8, "M", 16], "num_classes": 10, "in_channels": 1}
+    network = vgg(widths=[8, "M", 16], num_classes=10, in_channels=1)
+    (tmp_path / "a=1").mkdir()
+    file = str(slim.save("a=1/own.safetensors", network, builder=builder))
+    found = json.loads(call("evaluate", file, *DIGITS))
+    assert found["params"] == sum(parameter.numel() for parameter in network.parameters())
+    assert "configured model" in call("evaluate", file, *DIGITS, "model.widths=[8,M,8]", code=2)
+    slim.save("code.safetensors", network, builder={**builder, "_target_": "tests.models.anything"})
+    assert "model=custom" in call("evaluate", "code.safetensors", *DIGITS, code=2)
+
+
 def test_names_of_torchvision_bring_their_input(call: Call) -> None:
     found = call("inspect", "squeezenet1_1", as_json=True)
     assert found["input"] == "1x3x224x224"
@@ -173,6 +191,13 @@ BAD: list[tuple[tuple[str, ...], str]] = [
     (("inspect", *TINY, "--weights", "text.txt"), "text.txt"),
     (("inspect", *TINY, "--residual", "grp"), "group"),
     (("inspect", "os:getcwd"), "torch.nn.Module"),
+    (("train", "--foo"), "--foo"),
+    (("train", "-x"), "-x"),
+    (("train", "--cfg", "nothing"), "nothing"),
+    (("evaluate",), "nothing"),
+    (("evaluate", "data=digits"), "data=digits"),
+    (("evaluate", "a=b.safetensors"), "a=b.safetensors"),
+    (("evaluate", "text.txt", "--foo"), "--foo"),
     (("prune", *TINY), "--ratio"),
     (("prune", *TINY, "--ratio", "1"), "ratio must be in [0, 1)"),
     (("prune", *TINY, "--ratio", "0.5", "--macs", "0.5"), "not allowed"),

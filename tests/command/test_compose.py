@@ -12,6 +12,7 @@ import pytest
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 
+from slim.command import run
 from slim.command.compose import CONF, compose, hydra_job, quoted, register, run_job
 
 ROOT = Path(__file__).parents[2]
@@ -19,6 +20,15 @@ ROOT = Path(__file__).parents[2]
 
 def test_the_configuration_is_that_of_the_checkout() -> None:
     assert ROOT / "conf" == CONF
+
+
+@pytest.mark.parametrize("given", ["trainer.options={max_time:1}", "trainer.options.max_time=1"])
+def test_arguments_of_lightnings_trainer_need_no_plus(given: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As conf/trainer says."""
+    seen: list[dict[str, Any]] = []
+    monkeypatch.setattr(run, "_run", lambda config, *_: seen.append(config["trainer"]["options"]) or 0)
+    assert run.main([given]) == 0
+    assert seen == [{"max_time": 1}]
 
 
 @pytest.mark.parametrize("command", [["train.py"], ["slim", "train"]])

@@ -102,14 +102,18 @@ def test_limit_test_takes_every_class(make_folder: MakeFolder) -> None:
     assert len(labels) == 20 and set(labels.tolist()) == {0, 1}
 
 
-def test_one_folder_is_split_once_for_all_seeds(make_folder: MakeFolder) -> None:
-    folder = make_folder(parts=("",), count=20)
+@pytest.mark.parametrize("part", ["", "train"])
+def test_one_folder_is_split_once_for_all_seeds(make_folder: MakeFolder, part: str) -> None:
+    """And says so: nobody asked for a test set."""
+    folder = make_folder(parts=(part,), count=20)
     one, other = data(folder, seed=0), data(folder, seed=1)
     assert one.counts == {"train": 29, "val": 3}
     assert same(list(one.test_dataloader()), list(other.test_dataloader()))
     assert same(list(one.val_dataloader()), list(other.val_dataloader()))
     parts = [one.dataset._list("train").files, one.dataset._list("test").files]  # type: ignore[attr-defined]
-    assert [len(part) for part in parts] == [32, 8] and not set(parts[0]) & set(parts[1])
+    assert [len(files) for files in parts] == [32, 8] and not set(parts[0]) & set(parts[1])
+    assert "a fixed fifth of all images is the test set" in one.describe()
+    assert "fifth" not in data(make_folder(name="both")).describe()
 
 
 def test_val_folder_stands_in_for_test_or_validates(make_folder: MakeFolder) -> None:

@@ -70,7 +70,7 @@ def check_sweep(overrides: list[str]) -> None:
     """What a sweep does before its first job."""
     register("id")
     _check_plugins(overrides)
-    directory, _, varied = _check_jobs(overrides, get_args_parser().parse_args([]))
+    directory, _, varied, _ = _check_jobs(overrides, get_args_parser().parse_args([]))
     assert directory.is_dir() and varied
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import partial
 from pathlib import Path
 
@@ -31,6 +32,17 @@ def test_a_budget_is_met_by_the_rebuilt_network(kind: str, tmp_path: Path, monke
     if kind in ("macs", "params"):
         kept = report["rows"]["recovered"][kind] / report["rows"]["dense"][kind]
         assert kept == pytest.approx(report["achieved"][kind])
+
+
+@pytest.mark.parametrize("granularity", ["layer", "both"])
+def test_whole_branches_go(granularity: str, tmp_path: Path) -> None:
+    """With their two layers each; nobody is warned that these are thin."""
+    line = ("model=resnet", "model.depth=14", f"prune.granularity={granularity}", "phases=[sparse,prune]")
+    report = run(tmp_path / "run", *line, "sparse.epochs=1")
+    plan = json.loads((tmp_path / "run" / "prune" / "plan.json").read_text())
+    gone = list(plan["replaced"].values()).count("zero")
+    assert gone > 0 and report["depth"][0] - report["depth"][1] == 2 * gone
+    assert not any("keeps 0 of" in note for note in report["notes"])
 
 
 def test_an_absolute_budget(tmp_path: Path) -> None:

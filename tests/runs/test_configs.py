@@ -10,7 +10,10 @@ import pytest
 from hydra._internal.utils import get_args_parser
 
 from slim.command.compose import compose, register
+from slim.errors import SlimError
 from slim.runs.config import read
+from slim.runs.hardware import choose
+from slim.runs.schema import Hardware
 from tests.runs.tiny import run
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -129,3 +132,9 @@ def test_dense_has_the_same_number_of_epochs() -> None:
         dense = read(composed("+experiment=vgg_dense", f"data={data}"))
         assert dense.baseline.epochs == slim.sparse.epochs + slim.finetune.epochs
         assert dense.model == slim.model
+
+
+def test_fp16_is_refused_wherever_it_comes_to_a_cpu() -> None:
+    """No machine has so many GPUs: the run would be on its CPU."""
+    with pytest.raises(SlimError, match=r"Got precision=fp16\. Set trainer\.precision=bf16\."):
+        choose(Hardware(precision="fp16", devices=512))

@@ -124,12 +124,18 @@ def test_epochs_may_be_added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_changed_runs_are_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     place = tmp_path / "run"
     run(place, "phases=[baseline]")
+    before = (place / "state.json").read_bytes()
     capfd.readouterr()
     assert train.main([f"resume={place}", "seed=5", "optimizer.lr=0.3"]) == 2
     line = capfd.readouterr().err
     assert "seed (0 -> 5)" in line
     assert "optimizer.lr" in line
     assert len(line.strip().splitlines()) == 1
+    assert train.main([f"resume={place}", "baseline.epochs=5"]) == 2
+    line = capfd.readouterr().err
+    assert "Got baseline.epochs=5, and baseline is done with 2." in line and line.count("\n") == 1
+    assert train.main([f"resume={place}", "sparse.epochs=5"]) == 0, "of a phase that is not part of the run"
+    assert json.loads(before)["phases"] == State.load(place).phases
 
 
 def test_resumed_without_a_kill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,14 +44,18 @@ class Job:
         return status if status in ("failed", "running", "pruned") else "finished"
 
     @property
-    def told(self) -> str:
-        """What tells it from the others, and what became of it where it did not finish."""
+    def end(self) -> str:
+        """What became of it where it did not finish; empty where it did."""
         if self.state == "finished":
-            return self.differs
+            return ""
         why = str(self.record.get("error") or "")
         # A pruned job says so itself.
-        end = why if why.lower().startswith(self.state) else f"{self.state}: {why}" if why else self.state
-        return f"{self.differs} {end}".strip()
+        return why if why.lower().startswith(self.state) else f"{self.state}: {why}" if why else self.state
+
+    @property
+    def told(self) -> str:
+        """What tells it from the others, and what became of it where it did not finish."""
+        return f"{self.differs} {self.end}".strip()
 
 
 def jobs_page(title: str, jobs: Sequence[Job], *, command: str = "") -> str:
