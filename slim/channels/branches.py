@@ -55,8 +55,8 @@ class Pass(nn.Module):
     """Returns its first argument: what is left of a module in a branch that is gone."""
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """``x`` as it is."""
-        return x
+        """A copy of ``x``: an activation that works in place may follow, and ``x`` may be the stream."""
+        return x.clone()
 
 
 class Zero(nn.Module):

@@ -15,6 +15,8 @@ from slim.files import read_json, write_json
 from slim.runs.schema import SAFE_ON_RESUME
 
 FORMAT = 1
+LATER_KEYS = {"prune.granularity": "channel"}
+"""What runs did before there was such a key, which their state.json lacks."""
 
 
 class Lock:
@@ -159,8 +161,10 @@ def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str
 
     >>> differences({"seed": 0, "debug": False}, {"seed": 1, "debug": True})
     ['seed (0 -> 1)']
+    >>> differences({"prune": {"macs": 0.5}}, {"prune": {"macs": 0.5, "granularity": "channel"}})
+    []
     """
-    old, new = _flat(before), _flat(after)
+    old, new = LATER_KEYS | _flat(before), LATER_KEYS | _flat(after)
     missing = object()
     found = []
     for key in sorted(old.keys() | new.keys()):

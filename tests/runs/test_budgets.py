@@ -37,8 +37,8 @@ def test_a_budget_is_met_by_the_rebuilt_network(kind: str, tmp_path: Path, monke
 @pytest.mark.parametrize("granularity", ["layer", "both"])
 def test_whole_branches_go(granularity: str, tmp_path: Path) -> None:
     """With their two layers each; nobody is warned that these are thin."""
-    line = ("model=resnet", "model.depth=14", f"prune.granularity={granularity}", "phases=[sparse,prune]")
-    report = run(tmp_path / "run", *line, "sparse.epochs=1")
+    line = ("model=resnet", "model.depth=14", f"prune.granularity={granularity}", "sparse.epochs=1")
+    report = run(tmp_path / "run", *line, "finetune.epochs=1")
     plan = json.loads((tmp_path / "run" / "prune" / "plan.json").read_text())
     gone = list(plan["replaced"].values()).count("zero")
     assert gone > 0 and report["depth"][0] - report["depth"][1] == 2 * gone

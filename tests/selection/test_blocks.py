@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import slim
+import slim.models
 from slim.channels import Plan, count_macs
 from slim.errors import SlimError
 from tests.channels.laws import assert_unchanged, close, snapshot
@@ -99,6 +101,18 @@ def test_rebuild_computes_what_mask_computes(net: Net, granularity: str, ratio: 
     assert graph.depth(chosen.removed) == len(layers) <= graph.depth() == 10
     assert Plan.from_json(plan.to_json()) == plan and not plan.is_identity
     assert_unchanged(net, before)
+
+
+@pytest.mark.parametrize("build", [slim.models.resnet, slim.models.preresnet])
+def test_activations_in_place_leave_the_stream_alone(build: Callable[..., nn.Module]) -> None:
+    """A branch that is gone may begin with one, as that of a pre-activation block does."""
+    torch.manual_seed(0)
+    model = build(depth=20, num_classes=10).double().eval()
+    assert any(getattr(module, "inplace", False) for module in model.modules())
+    result = slim.prune(model, X, ratio=0.4, granularity="layer")
+    assert "zero" in result.plan.replaced.values()
+    close(result.model(X), slim.mask(model, result.plan)(X), "in place")
+    result.model.train()(X).sum().backward()
 
 
 def test_the_block_with_the_smallest_gammas_goes_first(net: Net) -> None:
