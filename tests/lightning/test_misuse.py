@@ -1,0 +1,141 @@
+"""What callbacks refuse, in one line: wrong values when they are made, the rest before the first step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from slim import SlimError
+from slim.lightning import ChannelPruning, SparseTraining
+from slim.lightning.example import quiet
+
+from .modules import Plain, fit, images, trainer
+
+
+def test_what_cannot_be_cut_is_refused_before_anything_is_trained() -> None:
+    class Named(Plain):
+        def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+            return super().training_step((batch["image"], batch["label"]), batch_idx)
+
+    def named(batch: Any) -> Any:
+        return {"image": torch.stack([x for x, _ in batch]), "label": torch.stack([y for _, y in batch])}
+
+    x, y = images().dataset.tensors  # type: ignore[attr-defined]
+    pairs = list(zip(x, y, strict=True))
+    for pruning, data, words in (
+        (ChannelPruning(macs=0.01, at=1), images(), "within reach"),
+        (ChannelPruning(ratio=0.5, at=1, ignore=["no.such"]), images(), "no.such"),
+        (ChannelPruning(ratio=0.5, at=1, criterion="taylor"), DataLoader([(a, (b, 1)) for a, b in pairs], 8), "loss="),
+    ):
+        module = Plain()
+        run = trainer(pruning)
+        with pytest.raises(SlimError, match=words), quiet():
+            run.fit(module, data)
+        assert run.global_step == 0
+    taylor = ChannelPruning(ratio=0.5, at=1, criterion="taylor", recover=False)
+    fit(Named(), taylor, data=DataLoader(pairs, 8, collate_fn=named))
+    assert taylor.history, "the labels of a dict are what the network was not given"
+
+
+def test_misuse_is_one_line() -> None:
+    class Bare(Plain):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Sequential(nn.Flatten(), nn.Linear(108, 3))
+
+    class Frozen(Plain):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net[1].requires_grad_(False)
+            self.net[4].requires_grad_(False)
+
+    sharded = trainer()
+    sharded.strategy.__class__ = type("FSDPStrategy", (type(sharded.strategy),), {})
+    for misuse, words in (
+        (lambda: ChannelPruning(), "none"),
+        (lambda: ChannelPruning(macs=0.5, ratio=0.5), "ratio=0.5, macs=0.5"),
+        (lambda: ChannelPruning(macs=0.5, every=1), "every=1"),
+        (lambda: ChannelPruning(zeros=True), "every=None"),
+        (lambda: ChannelPruning(macs=0.5, min_chanels=2), "min_channels"),
+        (lambda: ChannelPruning(macs=0.5, recover={"batch": 2}), "batches"),
+        (lambda: ChannelPruning(macs=0.5, recover=50), "batches"),  # type: ignore[arg-type]
+        (lambda: fit(Plain(), ChannelPruning(macs=0.5, at=3)), "max_epochs=2"),
+        (lambda: fit(Plain(), ChannelPruning(macs=0.5, at=[2, 1])), "ascending"),
+        (lambda: fit(Plain(), ChannelPruning(macs=0.5, at={"count": 3}), epochs=3), "max_epochs to at least 4"),
+        (lambda: fit(Bare(), ChannelPruning(macs=0.5)), "convolutions"),
+        (lambda: fit(Frozen(), SparseTraining("l1")), "frozen"),
+        (lambda: fit(Plain(), SparseTraining("l0"), ChannelPruning(macs=0.5, at=[1, 2])), "random gates"),
+        (
+            lambda: fit(Plain(), SparseTraining("l1", trace={"residual": "keep"}), ChannelPruning(macs=0.5, trace={})),
+            "trace",
+        ),
+        (lambda: ChannelPruning(macs=0.5).setup(sharded, Plain(), "fit"), "FSDP"),
+    ):
+        with pytest.raises(SlimError, match=words) as caught:
+            misuse()
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        *(({"recover": {"batches": wrong}}, "recover.batches=") for wrong in ("x", 1.5, -1, True)),
+        *(({"recover": {"least_squares": wrong}}, "recover.least_squares=") for wrong in ("x", 1.5, -1, True)),
+        ({"recover": {"evaluate": 3}}, "recover.evaluate=3"),
+        ({"recover": {"absorb": "x"}}, "recover.absorb="),
+        ({"copies": "teacher"}, r"Set copies=\['teacher'\]"),
+        *(({"copies": wrong}, "list of networks") for wrong in (5, None, nn.Sequential())),
+        ({"copies": [5]}, "network=5"),
+        ({"network": 5}, "network=5"),
+        *(({"ratio": wrong}, "ratio must be") for wrong in ("half", [0.5], True)),
+        *(({"ratio": None, kind: "x"}, f"{kind}='x'") for kind in ("macs", "params", "memory", "latency")),
+        ({"at": {"start": "x"}}, "start='x'"),
+        ({"at": {"every": "x"}}, "at.every='x'"),
+        ({"at": "ende"}, "at='ende'"),
+        ({"criterion": {"nam": "gamma"}}, "dict of name"),
+        ({"criterion": 5}, "criterion=5"),
+        ({"criterion": {"name": "taylor", "batches": -1}}, "criterion.batches=-1"),
+        ({"trace": {"foo": 1}}, "trace.foo=1"),
+        ({"trace": "keep"}, "trace='keep'"),
+        ({"overrides": ["0"]}, "overrides"),
+        ({"inexact": "x"}, "inexact='x'"),
+        ({"ratio": None, "zeros": True, "every": True}, "every=True"),
+        ({"ratio": None, "zeros": True, "every": 1, "min_channels": "x"}, "min_channels='x'"),
+        ({"ratio": None, "zeros": "x", "every": 1}, "zeros='x'"),
+    ],
+    ids=str,
+)
+def test_a_wrong_value_is_refused_when_the_callback_is_made(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(SlimError, match=words):
+        ChannelPruning(**{"ratio": 0.5, **options})
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"copies": ["techer"], "at": 2}, "techer"),
+        ({"criterion": lambda graph: 5}, "pairs of channel groups and as many values. Got int"),
+        ({"criterion": lambda graph: [1, 2]}, "pairs of channel groups and as many values. Got 1 for a pair"),
+        ({"network": lambda module: module.nett}, "AttributeError"),
+        ({"network": lambda module: None}, "NoneType"),
+    ],
+)
+def test_what_only_a_fit_can_know_is_refused_before_its_first_step(options: dict[str, Any], words: str) -> None:
+    run = trainer(ChannelPruning(ratio=0.5, **options))
+    with pytest.raises(SlimError, match=words), quiet():
+        run.fit(Plain(), images())
+    assert run.global_step == 0
+
+
+def test_numbers_of_numpy_are_numbers_and_a_figure_must_be_one() -> None:
+    whole = {"absorb": True, "batches": np.int64(1), "least_squares": np.int64(1)}
+    pruning = ChannelPruning(ratio=np.float32(0.5), min_channels=np.int64(2), recover=whole)
+    fit(Plain(), pruning, SparseTraining("l1", shrink=np.float32(0.5), epochs=np.int64(1)))
+    assert pruning.history
+    with pytest.raises(SlimError, match="a figure, higher is better"):
+        ChannelPruning(ratio=0.5, recover={"evaluate": lambda net: None}).cut(Plain(), batches=images())
