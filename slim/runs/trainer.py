@@ -39,6 +39,8 @@ def check_options(options: Mapping[str, Any]) -> None:
                 f"trainer.options are what a run does not give its Trainer itself. Got {name}={options[name]}. "
                 "Set the key of its own in trainer, or leave it out."
             )
+    if not options:
+        return
     try:
         with quiet():  # made only for what it says of its arguments
             pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, **options)
