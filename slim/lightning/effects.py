@@ -55,8 +55,9 @@ def _snapshot(module: nn.Module, network: nn.Module) -> Callable[[], None]:
     attributes = [(part, dict(vars(part))) for part in parts]
     held = [value for _, values in attributes for value in values.values()]
     contents = [(value, copy.copy(value)) for value in held if type(value) in CONTAINERS]
-    inner = [value for container in contents for value in _values(container[0])]
-    tensors = {id(value): value for value in [*held, *inner] if isinstance(value, Tensor) and not value.is_inference()}
+    # Not those inside of other lists and dicts, which may be as many as a memory of samples.
+    own = [tensor for part in parts for tensor in (*part._parameters.values(), *part._buffers.values())]
+    tensors = {id(value): value for value in [*own, *held] if isinstance(value, Tensor) and not value.is_inference()}
     if network is module:
         tensors = {}
     before = [(tensor, tensor._version, tensor.detach().clone()) for tensor in tensors.values()]
@@ -74,7 +75,3 @@ def _snapshot(module: nn.Module, network: nn.Module) -> Callable[[], None]:
                     tensor.copy_(value)
 
     return undo
-
-
-def _values(container: Any) -> Iterator[Any]:
-    yield from container.values() if isinstance(container, dict) else container
