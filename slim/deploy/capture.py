@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_map
 
 from slim.channels import unwrap
 from slim.channels.duplicate import deep_copy
+from slim.channels.meta_forward import call_arguments
 from slim.errors import RunFailed
 
 _CONVOLUTIONS = ("conv1d.default", "conv2d.default", "conv3d.default", "conv2d.padding", "conv1d.padding")
@@ -81,10 +82,7 @@ def arguments(example: Any, batch: int) -> tuple[tuple[Any, ...], dict[str, Any]
             return leaf
         return leaf[:1].detach().cpu().expand(batch, *leaf.shape[1:]).contiguous()
 
-    grown = tree_map(grow, example)
-    if isinstance(grown, dict):
-        return (), grown
-    return (grown if isinstance(grown, tuple) else (grown,)), {}
+    return call_arguments(tree_map(grow, example))
 
 
 def fold_norms(graph: fx.GraphModule) -> int:

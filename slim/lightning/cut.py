@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from slim.channels import ChannelGraph, Plan, mask, rebuild
+from slim.channels.meta_forward import call_arguments
 from slim.errors import RunFailed, SlimError
 from slim.lightning.calibration import Calibration
 from slim.lightning.checkpoint import averages
@@ -207,10 +208,7 @@ def difference(masked: nn.Module, thin: nn.Module, example: Any, seeds: tuple[in
             tensor = torch.randn(tensor.shape, generator=generator).to(tensor.dtype)
         return tensor.to(parameter.device)
 
-    inputs = tree_map_only(Tensor, random, example)
-    args, kwargs = (
-        ((), inputs) if isinstance(inputs, Mapping) else (inputs if isinstance(inputs, tuple) else (inputs,), {})
-    )
+    args, kwargs = call_arguments(tree_map_only(Tensor, random, example))
     outputs = []
     for network, seed in zip((masked.eval(), thin.eval()), seeds, strict=True):
         torch.manual_seed(seed)

@@ -12,7 +12,7 @@ import numpy as np
 
 from slim.channels import ChannelGraph
 from slim.criteria.scores import Scores
-from slim.errors import SlimError, expect, nearest
+from slim.errors import SlimError, expect, nearest, shown
 from slim.selection import latency as latency_tables
 from slim.selection.block_steps import GRANULARITIES
 from slim.selection.budget import COSTS, Target, cost_of, nearest_count, smallest_prefix, target_of
@@ -212,9 +212,8 @@ def check_options(options: Mapping[str, Any]) -> None:
     known = [name for name in list(inspect.signature(select_groups).parameters)[2:] if name not in ("ratio", *COSTS)]
     for name in options:
         if name not in known:
-            raise SlimError(
-                f"Options must be those of slim.select. Got {name}={options[name]!r}. {nearest(str(name), known)}"
-            )
+            got = shown(str(name), options[name])
+            raise SlimError(f"Options must be those of slim.select. Got {got}. {nearest(str(name), known)}")
     _check_choices(**{name: options[name] for name in ("strategy", "granularity", "inexact") if name in options})
     check_limits(**{name: options[name] for name in inspect.signature(check_limits).parameters if name in options})
 
