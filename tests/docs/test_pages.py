@@ -71,6 +71,16 @@ def test_every_block_runs(page: Path, workplace: Path, monkeypatch: pytest.Monke
                 _run(text, scope, page)
 
 
+@pytest.mark.parametrize(
+    ("group", "page"),
+    [("criterion", "budgets"), ("schedule", "budgets"), ("penalty", "laws"), ("hydra/launcher", "sweeps")],
+)
+def test_every_choice_is_on_its_page(group: str, page: str) -> None:
+    text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
+    choices = [path.stem for path in (ROOT / "conf" / group).glob("*.yaml")]
+    assert choices and [choice for choice in choices if f"`{choice}`" not in text] == []
+
+
 def test_every_language_is_known() -> None:
     """A block that should run and does not say what it is would be skipped in silence."""
     found = {(page.stem, language) for page in PAGES for language, _ in blocks(page)}
