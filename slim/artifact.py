@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from slim import recipe
 from slim.channels import Plan, plan_of, rebuild, unwrap
 from slim.channels.duplicate import deep_copy
-from slim.errors import SlimError, expect
+from slim.errors import SlimError, expect, shown
 from slim.files import write_atomic
 
 FORMAT = "slim-artifact-1"
@@ -57,22 +57,22 @@ def save(
             ``{"_target_": "slim.models.vgg", "num_classes": 10}``.
 
     Raises:
-        SlimError: a weight is NaN or infinite, a state entry is no tensor, ``model`` is not what the plan makes, or the
-            place is not writable.
+        SlimError: a weight is NaN or infinite, a state entry is no tensor that a file can hold, the metadata are no
+            text, ``model`` is not what the plan makes, or the place is not writable.
     """
     from safetensors.torch import save as to_bytes
 
     model = unwrap(model)
+    _check_metadata(metadata)
     plan = plan if plan is not None else plan_of(model)
     if plan is not None:
         _check_thin(path, model, plan)
     tensors: dict[str, Tensor] = {}
     aliases: dict[str, str] = {}
-    seen: dict[tuple[int, torch.Size, torch.dtype], str] = {}
+    seen: dict[tuple[Any, ...], str] = {}
     for name, value in model.state_dict().items():
-        if not isinstance(value, Tensor):
-            raise SlimError(f"An artifact holds tensors only. Got {name}={type(value).__name__}. Drop its extra state.")
-        key = (value.data_ptr(), value.shape, value.dtype)
+        _check_storable(name, value)
+        key = (value.data_ptr(), value.shape, value.stride(), value.dtype)
         if value.numel() and key in seen:
             aliases[name] = seen[key]
             continue
@@ -216,8 +216,33 @@ def _check_thin(path: str | Path, model: nn.Module, plan: Plan) -> None:
             )
 
 
+def _check_metadata(metadata: Any) -> None:
+    """Raise where metadata are not what a header is read back with."""
+    expect("metadata", {} if metadata is None else metadata, Mapping, "Give texts by name.")
+    for name, text in dict(metadata or {}).items():
+        if not isinstance(name, str) or not isinstance(text, str):
+            raise SlimError(f"metadata must be texts by name. Got {shown(str(name), text)}. Give str(value).")
+
+
+def _check_storable(name: str, value: Any) -> None:
+    """Raise where a file cannot hold an entry of a state dict."""
+    if not isinstance(value, Tensor):
+        raise SlimError(f"An artifact holds tensors only. Got {name}={type(value).__name__}. Drop its extra state.")
+    plain = value.layout is torch.strided and not value.is_meta and not value.is_quantized
+    if not plain or value.dtype is torch.complex128:
+        raise SlimError(
+            f"An artifact holds plain tensors. Got {name} ({value.dtype}, {value.layout}, on {value.device}). Give it "
+            "values of another dtype, or register it with persistent=False."
+        )
+
+
 def _check_finite(name: str, tensor: Tensor, path: str | Path) -> None:
-    if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+    if not (tensor.is_floating_point() or tensor.is_complex()):
+        return
+    values = tensor.float() if tensor.element_size() == 1 else tensor  # float8 has no isfinite
+    finite = torch.isfinite(values)
+    # Nothing but zeros and infinities are no weights but a mask, as attention adds it.
+    if not bool(finite.all()) and bool(values.isnan().any() or values[finite].any()):
         raise SlimError(
             f"Weights must be finite. Got NaN or infinity in {name} ({path}). Use the last good checkpoint."
         )

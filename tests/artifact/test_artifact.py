@@ -8,6 +8,7 @@ import re
 import struct
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -138,6 +139,50 @@ def test_a_file_with_weights_that_are_not_finite(tmp_path: Path, monkeypatch: py
         careless.setattr("slim.artifact._check_finite", lambda *_: None)
         path = slim.save(tmp_path / "inf.safetensors", net)
     assert "finite" in refused(path)
+
+
+class Holding(nn.Module):
+    """A layer, and a buffer of any kind."""
+
+    def __init__(self, buffer: torch.Tensor) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, 2)
+        self.register_buffer("held", buffer)
+
+
+def test_an_attention_mask_is_no_weight_that_diverged(tmp_path: Path) -> None:
+    net = Holding(torch.full((3, 3), float("-inf")).triu(1))
+    assert torch.equal(slim.load(slim.save(tmp_path / "a", net), net).held, net.held)
+    for spoiled in (torch.tensor([float("inf"), 1.0]), torch.tensor([float("nan"), 0.0]), net.held * 1j):
+        with pytest.raises(SlimError, match="finite.*held"):
+            slim.save(tmp_path / "b", Holding(spoiled))
+
+
+@pytest.mark.parametrize(
+    "odd", [torch.zeros(2, dtype=torch.complex128), torch.eye(2).to_sparse(), torch.zeros(2, device="meta")]
+)
+def test_a_tensor_that_no_file_holds_is_one_line(odd: torch.Tensor, tmp_path: Path) -> None:
+    with pytest.raises(SlimError, match="plain tensors. Got held"):
+        slim.save(tmp_path / "a", Holding(odd))
+
+
+@pytest.mark.parametrize("metadata", [{"accuracy": 0.9}, {1: "a"}, ["a"]])
+def test_metadata_that_could_not_be_read_back_are_refused(metadata: Any, tmp_path: Path) -> None:
+    with pytest.raises(SlimError, match="metadata must be"):
+        slim.save(tmp_path / "a", nn.Linear(2, 2), metadata=metadata)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_transposed_view_is_not_the_same_weight(tmp_path: Path) -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encode, self.decode = nn.Linear(3, 3), nn.Linear(3, 3)
+            self.decode.weight = nn.Parameter(self.encode.weight.detach().t())
+
+    net = Tied()
+    again = slim.load(slim.save(tmp_path / "a", net), Tied())
+    assert torch.equal(again.encode.weight, net.encode.weight) and torch.equal(again.decode.weight, net.decode.weight)
 
 
 @given(st.binary(max_size=400))
