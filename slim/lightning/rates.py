@@ -9,33 +9,48 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import GradientAccumulationScheduler
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from slim.errors import SlimError
+from slim.lightning.traced import callbacks_of
 
 
-def steps_of(trainer: pl.Trainer, epochs: int | None = None) -> int:
-    """Optimizer steps of so many epochs from the start, or of the whole fit, by accumulation and limits.
+def steps_of(trainer: pl.Trainer, epochs: int | None = None, since: tuple[int, int] = (0, 0)) -> int:
+    """Optimizer steps until so many epochs are done, or the whole fit, by accumulation and limits.
+
+    Args:
+        trainer: In a fit, its loaders made.
+        epochs: By default all.
+        since: Epochs and steps that were done before.
 
     Raises:
         SlimError: The fit has no known length.
     """
     batches = trainer.num_training_batches
-    whole = trainer.max_steps if trainer.max_steps and trainer.max_steps > 0 else math.inf
+    total = trainer.max_steps - since[1] if trainer.max_steps and trainer.max_steps > 0 else math.inf
     if epochs is None:
         epochs = trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else None
-    if epochs is None or math.isinf(batches):
-        total = whole
-    else:
-        total = min(whole, math.ceil(batches / trainer.accumulate_grad_batches) * epochs)
-    if math.isinf(total) or total < 1:
+    if epochs is not None and not math.isinf(batches):
+        of_epochs = (math.ceil(batches / accumulated(trainer, epoch)) for epoch in range(since[0], epochs))
+        total = min(total, sum(of_epochs))
+    if math.isinf(total):
         raise SlimError(
             f"A law needs to know how many steps there will be. Got max_epochs={trainer.max_epochs}, "
-            f"max_steps={trainer.max_steps} and {batches} batches. Set max_steps, or max_epochs with a sized loader."
+            f"max_steps={trainer.max_steps} and {batches} batches. Set max_steps, max_epochs with a sized loader, or "
+            "SparseTraining(steps=...)."
         )
-    return int(total)
+    return max(1, int(total))  # none are left where a cut is overdue, which ends the law at once
+
+
+def accumulated(trainer: pl.Trainer, epoch: int) -> int:
+    """Batches whose gradients make one step in an epoch."""
+    for callback in callbacks_of(trainer):
+        if isinstance(callback, GradientAccumulationScheduler):
+            return callback.get_accumulate_grad_batches(epoch)
+    return trainer.accumulate_grad_batches
 
 
 def replay_learning_rates(
@@ -71,21 +86,22 @@ def replay_learning_rates(
             f"Learning rates are known beforehand from a copy of the scheduler. Got {kinds}, which cannot be copied "
             f"({type(error).__name__}: {error}). Leave locks, files and the like out of it."
         ) from error
-    accumulate = trainer.accumulate_grad_batches
-    batches = trainer.num_training_batches
-    per_epoch = total if math.isinf(batches) else math.ceil(batches / accumulate)
     rates: list[float] = []
+    epoch, batches = trainer.current_epoch, trainer.num_training_batches
+    batch: float = 0
     with warnings.catch_warnings():
         # The dummy takes no steps of its own, which schedulers remark upon.
         warnings.simplefilter("ignore")
-        for step in range(total):
+        for _ in range(total):
             rates.append(float(dummy.param_groups[group]["lr"]))
-            last = (step + 1) % per_epoch == 0
-            epoch, batch = step // per_epoch, min((step % per_epoch + 1) * accumulate, batches)
+            batch = min(batch + accumulated(trainer, epoch), batches)
+            last = batch >= batches
             for config, scheduler in zip(configs, replayed, strict=True):
                 due = batch if config.interval == "step" else epoch + 1
                 if (config.interval == "step" or last) and due % config.frequency == 0:
                     scheduler.step()
+            if last:
+                epoch, batch = epoch + 1, 0
     return rates
 
 

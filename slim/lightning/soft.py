@@ -5,6 +5,7 @@ SFP, He et al. 2018, arXiv:1808.06866.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -58,7 +59,7 @@ class SoftPruning(pl.Callback):
         expect_number("leak", leak, "[0, 1)", "Set it to 0.001.")
         check_place(network, trace)
         self.traced: TracedNetwork | None = None
-        self._own = ChannelPruning(**options) if options else None
+        self._own = ChannelPruning(**options) if _ask_for_something(options) else None
         self._every, self._leak = every, leak
         self._network, self._example, self._trace = network, example, trace
         self._softened: int | None = None
@@ -137,3 +138,10 @@ class SoftPruning(pl.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Counterpart of :meth:`state_dict`."""
         self._softened, self._saved_example = state_dict["softened"], state_dict["example"]
+
+
+def _ask_for_something(options: Mapping[str, Any]) -> bool:
+    """Whether any option of :class:`ChannelPruning` differs from its default; LightningCLI gives them all."""
+    known = inspect.signature(ChannelPruning).parameters
+    defaults = {name: parameter.default for name, parameter in known.items()} | {"copies": []}
+    return any(name not in defaults or value not in (defaults[name], ()) for name, value in options.items())

@@ -80,12 +80,7 @@ class SparseTraining(pl.Callback):
         self.law: Penalty = sparsity.build(penalty, **options) if isinstance(penalty, str) else penalty
         if shrink is not None:
             expect_number("shrink", shrink, "(0, inf)", "Set it to 1, or leave it out.")
-            if not isinstance(penalty, str) or not _shrinks_by_lam(penalty, self.law) or options.get("lam") == 0:
-                raise SlimError(
-                    f"shrink must scale a lam above 0. Got shrink={shrink}, penalty={penalty!r}, "
-                    f"lam={options.get('lam', 'default')}. "
-                    "Give the name of a law that shrinks scales by its lam (l1, prox, ...), or leave shrink out."
-                )
+            _check_shrinks_by_lam(shrink, penalty, self.law, options)
         self.next_cut: Any = None
         self._network, self._example, self._trace = network, example, trace
         self._shrink, self._epochs, self._law_steps, self._told = shrink, epochs, steps, 0
@@ -98,6 +93,7 @@ class SparseTraining(pl.Callback):
         self.stopped = self.attached = False
         self.traced: TracedNetwork | None = None
         self._lam: float | None = None
+        self._since = (0, 0)
         self._saved: dict[str, Any] | None = None
         self._summary: tuple[int, dict[str, float]] = (-1, {})
 
@@ -242,8 +238,8 @@ class SparseTraining(pl.Callback):
     # Checkpoints
 
     def state_dict(self) -> dict[str, Any]:
-        """State and lam of the law, whether it is off, and the example inputs."""
-        state: dict[str, Any] = {"stopped": self.stopped, "lam": self._lam}
+        """State and lam of the law, when it began, whether it is off, and the example inputs."""
+        state: dict[str, Any] = {"stopped": self.stopped, "lam": self._lam, "since": self._since}
         if self.traced is not None:
             state["example"] = packed(self.traced.example)
         if self.attached and not self.stopped:
@@ -279,13 +275,16 @@ class SparseTraining(pl.Callback):
                 "(requires_grad=False) or has no scale. Unfreeze them, or leave SparseTraining out."
             )
         optimizer = _owner(trainer, gammas)
+        # A checkpoint may be from before the law began: that of a learning rate finder is.
+        begun = self._saved if self._saved is not None and "law" in self._saved else None
+        # Checkpoints of older versions hold no beginning.
+        self._since = (trainer.current_epoch, trainer.global_step) if begun is None else begun.get("since", (0, 0))
         steps = self._told = self._steps(trainer)
-        if self._saved is not None:
-            self._use_lam(self._saved["lam"])
-            if "law" in self._saved:
-                self.law.load_state_dict(self._saved["law"])
+        if begun is not None:
+            self._use_lam(begun["lam"])
+            self.law.load_state_dict(begun["law"])
         self.law.attach(network, graph, steps)
-        if self._saved is None:
+        if begun is None:
             self._look_ahead(trainer, optimizer, steps)
         self.attached, self._saved = True, None
         self._handles.append(sparsity.install(self.law, optimizer))
@@ -304,7 +303,7 @@ class SparseTraining(pl.Callback):
         if epochs is None:
             ends = [callback.last_epoch(trainer) for callback in self._of_network(trainer, "last_epoch")]
             epochs = max((end for end in ends if end is not None), default=None)
-        return steps_of(trainer, epochs)
+        return steps_of(trainer, epochs, self._since)
 
     def _look_ahead(self, trainer: pl.Trainer, optimizer: Optimizer, steps: int) -> None:
         """Forecast what the law can do; with ``shrink``, first scale its lam to the learning rates."""
@@ -356,8 +355,19 @@ class SparseTraining(pl.Callback):
         ]
 
 
-def _shrinks_by_lam(name: str, law: Penalty) -> bool:
-    return "lam" in inspect.signature(sparsity.LAWS[name]).parameters and not isinstance(law, Stochastic)
+def _check_shrinks_by_lam(shrink: float, penalty: Any, law: Penalty, options: Mapping[str, Any]) -> None:
+    """Refuse ``shrink`` for a law without a lam above 0 that shrinks scales.
+
+    A function of its own: LightningCLI takes an option that a constructor asks of its ``**options`` for an argument,
+    and gives its default to every law.
+    """
+    by_lam = isinstance(penalty, str) and "lam" in inspect.signature(sparsity.LAWS[penalty]).parameters
+    if not by_lam or isinstance(law, Stochastic) or options.get("lam") == 0:
+        raise SlimError(
+            f"shrink must scale a lam above 0. Got shrink={shrink}, penalty={penalty!r}, "
+            f"lam={options.get('lam', 'default')}. "
+            "Give the name of a law that shrinks scales by its lam (l1, prox, ...), or leave shrink out."
+        )
 
 
 def _owner(trainer: pl.Trainer, gammas: list[Any]) -> Optimizer:

@@ -201,6 +201,25 @@ trainer:
 """
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "{class_path: slim.lightning.SparseTraining, init_args: {penalty: target}, dict_kwargs: {macs: 0.5}}",
+        "{class_path: slim.lightning.SparseTraining, init_args: {penalty: l1}}",
+        "{class_path: slim.lightning.SoftPruning}",
+        "{class_path: slim.lightning.SoftPruning, init_args: {macs: 0.5}}",
+    ],
+)
+def test_lightning_cli_makes_every_callback(line: str) -> None:
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--callback", type=pl.Callback)
+    instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes  # its name in older versions
+    callback = instantiate(parser.parse_args(["--callback", line])).callback
+    assert type(callback).__name__ in line
+
+
 def test_lightning_cli_trains_cuts_and_loads(tmp_path: Path) -> None:
     from pytorch_lightning.cli import LightningCLI
 

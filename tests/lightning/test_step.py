@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import GradientAccumulationScheduler, LearningRateFinder
 from pytorch_lightning.plugins import MixedPrecision
 from torch import nn
 from torch.nn import functional as F
 
 import slim
 from slim import SlimError, sparsity
-from slim.lightning import SparseTraining
+from slim.lightning import ChannelPruning, RandomState, SparseTraining
 from slim.lightning.example import quiet
+from slim.lightning.rates import replay_learning_rates
 
 from .modules import Plain, convnet, fit, images, same
 
@@ -175,6 +179,51 @@ def test_a_second_fit_of_the_same_trainer_goes_on_with_the_law() -> None:
         run.fit(modules[1], images())
     assert twice.law.state_dict()["step"] == 12
     assert whole.law.state_dict() == twice.law.state_dict()
+
+
+@pytest.mark.parametrize("scheduling", [{0: 1, 2: 3}, {0: 3, 2: 1}])
+def test_a_law_plans_with_the_steps_of_an_accumulation_that_changes(scheduling: dict[int, int]) -> None:
+    sparse = SparseTraining("target", ratio=0.5)
+    run = fit(Plain(), sparse, ChannelPruning(ratio=0.5), GradientAccumulationScheduler(scheduling), epochs=4)
+    assert sparse.law._progress.total == run.global_step == 8
+    assert sparse.missed_steps() is None
+
+
+def test_learning_rates_are_those_of_an_accumulation_that_changes() -> None:
+    class Falling(Plain):
+        def configure_optimizers(self) -> Any:
+            optimizer = super().configure_optimizers()
+            return [optimizer], [torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)]
+
+    told, seen = [], []
+
+    class Watch(pl.Callback):
+        def on_before_optimizer_step(self, trainer: pl.Trainer, module: Any, optimizer: Any) -> None:
+            told.append(replay_learning_rates(trainer, optimizer))
+            seen.append(optimizer.param_groups[0]["lr"])
+
+    fit(Falling(), Watch(), GradientAccumulationScheduler({0: 1, 1: 3}), epochs=3)
+    assert told[0] == seen and len(seen) == 5
+
+
+def test_a_learning_rate_finder_leaves_the_law_as_it_was_asked_for() -> None:
+    alone, found = SparseTraining("l1", shrink=0.5), SparseTraining("l1", shrink=0.5)
+    fit(Plain(), alone)
+    search = LearningRateFinder(num_training_steps=3, min_lr=1e-3, max_lr=1e-2, update_attr=False)
+    fit(Plain(), found, search, logger=False)
+    assert found.forecast == alone.forecast and found.forecast is not None
+    assert found.law.lam == alone.law.lam
+
+
+def test_a_law_that_joins_a_fit_plans_with_the_steps_that_are_left(tmp_path: Path) -> None:
+    fit(Plain(), epochs=2).save_checkpoint(tmp_path / "dense.ckpt")
+    joined = SparseTraining("target", ratio=0.5)
+    run = fit(Plain(), joined, RandomState(), epochs=4, ckpt=tmp_path / "dense.ckpt")
+    assert joined.law._progress.total == 6 and joined.summary(run)["ready"] == 1
+    run.save_checkpoint(tmp_path / "sparse.ckpt")
+    again = SparseTraining("target", ratio=0.5)
+    fit(Plain(), again, epochs=6, ckpt=tmp_path / "sparse.ckpt")
+    assert again.law._progress.total == again.law._progress.step == 12
 
 
 def trained(fused: bool, scale: float | None, bad_step: int = -1) -> tuple[nn.Module, Any]:
