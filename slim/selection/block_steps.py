@@ -40,6 +40,7 @@ def with_blocks(
         value=np.concatenate([steps.value, values[usable]]),
         share=np.concatenate([steps.share, np.ones(len(blocks))]),
         space=np.concatenate([steps.space, [graph.space_of[b[0]] for b in blocks]]).astype(np.int64),
+        family=np.concatenate([steps.family, len(graph.spaces) + np.arange(len(blocks))]).astype(np.int64),
         index=np.concatenate([steps.index, [b[0] for b in blocks]]).astype(np.int64),
         notes=steps.notes,
     )

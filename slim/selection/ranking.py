@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from slim.channels import ChannelGraph
 
 Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
 Removed = npt.NDArray[np.bool_]
 
 
@@ -122,6 +123,20 @@ def _order(graph: ChannelGraph, scores: Scores, steps: RemovalSteps, bounds: Lim
     first = ~np.isnan(own) & (steps.share <= np.nan_to_num(own))
     never = ~np.isnan(own) & ~first
     by_name = np.argsort(np.argsort([s.name for s in graph.spaces], kind="stable"), kind="stable")
-    order = np.lexsort((steps.index, by_name[steps.space], key, ~first))
+    named = np.where(steps.family < len(graph.spaces), steps.family, steps.space)
+    order = np.lexsort((np.arange(len(steps)), by_name[named], _ascending(key, steps.family), ~first))
     order = order[~never[order]]
     return order.astype(np.int64), int(first.sum())
+
+
+def _ascending(key: Floats, family: Ints) -> Ints:
+    """The place of every step by ``key`` (n_steps,), never below that of an earlier step of its family.
+
+    Floors and rounding need the order within a family, and equal scores may have means that differ in the last bit.
+    """
+    place = np.unique(key, return_inverse=True)[1].reshape(-1)
+    order = np.argsort(family, kind="stable")
+    start = family[order] * len(key)  # higher than all of the families before
+    result = np.empty_like(place)
+    result[order] = np.maximum.accumulate(start + place[order]) - start
+    return result

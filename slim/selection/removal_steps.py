@@ -26,6 +26,7 @@ class RemovalSteps:
         value: (n_steps,) mean score of its groups.
         share: (n_steps,) the middle of the step in its space's order, as a share of the space, in (0, 1).
         space: (n_steps,) index of the (first) space.
+        family: (n_steps,) index of the first of the spaces that lose channels together; a branch's is its own.
         index: (n_steps,) smallest group index.
         notes: One line per structure that keeps some of its channels.
     """
@@ -34,6 +35,7 @@ class RemovalSteps:
     value: Floats
     share: Floats
     space: Ints
+    family: Ints
     index: Ints
     notes: list[str]
 
@@ -70,7 +72,7 @@ def removal_steps(graph: ChannelGraph, set_of: Ints, values: Floats, limits: Lim
         if len(mine):
             fresh = _steps_of_coupled(graph, mine, set_index, members, width, limits, step, share, fresh, notes)
     notes += _rounding_notes(graph, low[step < 0], low[step >= 0], limits)
-    return _collected(graph, members, set_index, step, share, size, values, low, fresh, notes)
+    return _collected(graph, members, set_index, step, share, size, values, family, fresh, notes)
 
 
 def _families(n_spaces: int, low: Ints, high: Ints, space: Ints, set_index: Ints) -> Ints:
@@ -168,7 +170,7 @@ def _collected(
     share: Floats,
     size: Ints,
     values: Floats,
-    low: Ints,
+    family: Ints,
     n_steps: int,
     notes: list[str],
 ) -> RemovalSteps:
@@ -184,4 +186,4 @@ def _collected(
     np.minimum.at(space, mine, graph.space_of[inside])
     kept = step >= 0
     middle = np.bincount(step[kept], (share * size)[kept], minlength=n_steps) / count
-    return RemovalSteps(of, value, middle, space, index, notes)
+    return RemovalSteps(of, value, middle, space, family[space], index, notes)

@@ -47,18 +47,24 @@ class GroupNorms:
     def subgradients(self) -> Sequence[Tensor]:
         """sqrt(n_g) * gamma / ||gamma_g||, about 1 for a typical member."""
         flat = self.gammas.flat()
-        # 0 / 0 is 0 here: a dead group stays where it is.
-        scaled = self._root / self._norms(flat).clamp_min(torch.finfo(flat.dtype).tiny)
-        return self.gammas.views(flat * scaled[self._index])
+        largest, norms = self._norms(flat)
+        # 0 / 1 is 0 here: a dead group stays where it is. The norm of a living one is 1 or more.
+        return self.gammas.views(flat / largest[self._index] * (self._root / norms.clamp_min(1))[self._index])
 
     def after_step(self, weights: list[Tensor], step_size: float) -> None:
         """Nothing."""
 
     def value(self) -> Tensor:
         """sum_g sqrt(n_g) * ||gamma_g||."""
-        return (self._root * self._norms(self.gammas.flat())).sum()
+        largest, norms = self._norms(self.gammas.flat())
+        return (self._root * largest * norms).sum()
 
-    def _norms(self, flat: Tensor) -> Tensor:
-        """L2 norm of every group ``(G,)``; the padding of the table points at a zero behind the last entry."""
-        padded = torch.nn.functional.pad(flat.square(), (0, 1))
-        return padded[self._table].sum(1).sqrt()
+    def _norms(self, flat: Tensor) -> tuple[Tensor, Tensor]:
+        """Of every group ``(G,)`` its largest magnitude (1 where that is 0), and its L2 norm in units of that.
+
+        The square of a small gamma would be 0. The padding of the table points at a zero behind the last entry.
+        """
+        members = torch.nn.functional.pad(flat.abs(), (0, 1))[self._table]
+        largest = members.amax(1)
+        largest = torch.where(largest > 0, largest, 1)
+        return largest, (members / largest[:, None]).square().sum(1).sqrt()

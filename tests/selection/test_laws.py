@@ -84,6 +84,17 @@ def test_ties_go_by_the_layers_name_not_by_their_place():
     assert plan.axes["a.weight", 0].kept.tolist() == [3, 4, 5]
 
 
+@pytest.mark.parametrize("strategy", ["global", "marginal"])
+@pytest.mark.parametrize("value", [0.1, 0.2, 0.7, 1 / 3])
+def test_equal_scores_whose_means_differ_in_the_last_bit_are_rounded(value, strategy):
+    graph = slim.trace(nn.Sequential(nn.Conv2d(3, 59, 1), nn.ReLU(), nn.Conv2d(59, 2, 1)), torch.zeros(1, 3, 4, 4))
+    equal = Scores(np.full(len(graph), value), graph.prunable, graph.prunable.astype(np.int64), "equal")
+    for round_to in (3, 7, 8):
+        for ratio in (0.2, 0.5, 0.7):
+            found = select_groups(graph, equal, ratio=ratio, round_to=round_to, strategy=strategy)
+            assert (59 - found.removed.sum()) % round_to == 0
+
+
 @pytest.mark.parametrize("name", sorted(NETWORKS))
 def test_scores_below_zero_are_counted_from_the_lowest(name):
     """Per MAC saved, a negative score would make what saves little go first."""

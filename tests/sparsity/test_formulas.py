@@ -86,7 +86,7 @@ def test_group_is_the_norm_over_the_members_of_a_stream():
     assert slope[2] == 0
 
 
-@pytest.mark.parametrize("size", [1.0, 1e-3, 1e-8, 1e-15])
+@pytest.mark.parametrize("size", [1.0, 1e-3, 1e-8, 1e-15, 1e-25, 1e-35])
 def test_group_pulls_equally_at_a_group_of_any_size(size):
     """The subgradient of a norm does not depend on how small the group is; only at exactly zero there is none."""
     net, small = started(Residual), started(Residual)
