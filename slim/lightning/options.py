@@ -12,7 +12,7 @@ from torch import nn
 from slim.channels import trace
 from slim.errors import SlimError, expect, expect_whole, nearest
 from slim.lightning.network import Network, check_network
-from slim.selection import check_options, target_of
+from slim.selection import LIMITS, check_options, target_of
 from slim.sparsity import LAWS
 
 BUDGETS = ("ratio", "macs", "params", "memory", "latency")
@@ -86,10 +86,14 @@ def check_arguments(budget: Mapping[str, Any], zeros: bool, every: int | None, l
             f"ChannelPruning needs exactly one budget of {', '.join(BUDGETS)}. Got {shown}, every={every}. "
             "Set one of them, like macs=0.5; every belongs to zeros=True."
         )
+    check_options(limits)
     if zeros:
         expect_whole("every", every, 1, "Set it to 1.")
+        for name in [name for name in limits if name not in LIMITS]:
+            raise SlimError(
+                f"zeros takes {', '.join(LIMITS)}. Got {name}={limits[name]!r}. Leave it out, or set a budget."
+            )
     target_of(**budget)
-    check_options(limits)
 
 
 def check_criterion(criterion: Any) -> None:

@@ -57,8 +57,8 @@ class ChannelPruning(pl.Callback):
             encoder, a target network.
         example: Inputs of the network; by default those that the training step gives it in the first batch.
         trace: Options of :func:`slim.trace` (``residual``, ``grouped``).
-        limits: Of :func:`slim.select`: ``min_channels``, ``max_layer_ratio``, ``round_to``, ``ignore``, ``overrides``,
-            ``strategy``, ``inexact``.
+        limits: Of :func:`slim.select`: ``min_channels``, ``max_layer_ratio``, ``round_to``, ``ignore``, ``overrides``;
+            with a budget ``strategy``, ``granularity``, ``inexact``, too.
 
     Attributes:
         cuts: What has been cut in this process, in order.
@@ -225,7 +225,10 @@ class ChannelPruning(pl.Callback):
     def _rehearse(self, module: pl.LightningModule, batch: Any) -> None:
         """Rank and select on one batch before the first cut, changing nothing: better refused now than after hours."""
         assert self.traced is not None
-        if self._done or self._every is not None or "latency" in self.budget:  # which takes seconds to measure
+        if self._every is not None:
+            exact_zeros(self.traced.graph, **self.limits)
+            return
+        if self._done or "latency" in self.budget:  # which takes seconds to measure
             return
         with preserved():
             loader = Calibration(module, self.traced.network, [batch], None).batches
@@ -301,7 +304,9 @@ class ChannelPruning(pl.Callback):
         """What goes; without a budget the exact zeros, which every rank finds alike."""
         graph = context.traced.graph
         if self._every is not None:
-            return Selection(exact_zeros(graph, int(self.limits.get("min_channels", 1))), {}, {})
+            of_dense = {"max_layer_ratio", "overrides"} & set(self.limits)  # shares of the dense network's layers
+            dense = context.traced.dense_graph() if of_dense else None
+            return Selection(exact_zeros(graph, dense, **self.limits), {}, {})
         if not context.decides:
             return Selection(none_removed(graph), {}, {})
         ((kind, whole),) = self.budget.items()

@@ -1,17 +1,19 @@
 """Selection: scores, a budget and constraints make a plan."""
 
 from slim.selection.budget import target_of
-from slim.selection.iterative import remaining_budget, select_next_cut
+from slim.selection.iterative import LIMITS, remaining_budget, select_next_cut
 from slim.selection.limits import Limits, limits
 from slim.selection.losses import losses
 from slim.selection.schedules import SCHEDULES, Pass, passes, relative
-from slim.selection.selection import Selection, check_options, select, select_groups
+from slim.selection.selection import NothingRemovable, Selection, check_options, select, select_groups
 from slim.selection.soft import soften
 from slim.selection.zeros import exact_zeros
 
 __all__ = [
+    "LIMITS",
     "SCHEDULES",
     "Limits",
+    "NothingRemovable",
     "Pass",
     "Selection",
     "check_options",

@@ -13,7 +13,7 @@ from slim.selection import latency
 from slim.selection.budget import Target, cost_of, target_of
 from slim.selection.limits import limits
 from slim.selection.schedules import relative
-from slim.selection.selection import Selection, select_groups
+from slim.selection.selection import NothingRemovable, Selection, select_groups
 
 if TYPE_CHECKING:
     from slim.channels import ChannelGraph
@@ -39,15 +39,20 @@ def select_next_cut(dense: ChannelGraph, graph: ChannelGraph, scores: Scores, **
         SlimError: As :func:`select_groups`.
     """
     target = target_of(**{kind: options.pop(kind, None) for kind in ("ratio", "macs", "params", "memory", "latency")})
-    inexact = bool(options.get("inexact", False))
-    budget, table, before, notes = _next_budget(dense, graph, target, options.pop("table", None), inexact)
+    counted = {key: options[key] for key in ("inexact", "granularity") if key in options}
+    budget, table, before, notes = _next_budget(dense, graph, target, options.pop("table", None), counted)
     rules = {key: options.pop(key) for key in LIMITS if key in options}
-    selection = select_groups(graph, scores, **budget, **_dense_limits(dense, graph, rules), table=table, **options)
+    try:
+        selection = select_groups(graph, scores, **budget, **dense_limits(dense, graph, rules), table=table, **options)
+    except NothingRemovable:
+        if graph is dense:
+            raise
+        selection = Selection(np.zeros(len(graph), bool), {}, {})  # earlier cuts have gone to the floors
 
     def share(kind: str, removed: npt.NDArray[np.bool_]) -> float:
         if kind == "latency":
             return before * (selection.achieved["latency"] if removed.any() else 1.0)
-        return _share(dense, graph, kind, removed, inexact)
+        return _share(dense, graph, kind, removed, **counted)
 
     kinds = dict.fromkeys(("ratio", "macs", "params", *([target.kind] if target else [])))
     notes += [f"After earlier cuts, of what they left: {line}" for line in selection.notes]
@@ -62,13 +67,13 @@ def select_next_cut(dense: ChannelGraph, graph: ChannelGraph, scores: Scores, **
 
 
 def _next_budget(
-    dense: ChannelGraph, graph: ChannelGraph, target: Target | None, table: Any, inexact: bool
+    dense: ChannelGraph, graph: ChannelGraph, target: Target | None, table: Any, counted: dict[str, Any]
 ) -> tuple[dict[str, Any], Any, float, list[str]]:
     """(budget of ``graph`` as an option, latency table, share of the dense latency that ``graph`` has, notes)."""
     if target is None:
         return {}, table, 1.0, []
     if target.kind != "latency":
-        budget = remaining_budget(dense, graph, target.kind, target.amount, inexact=inexact)
+        budget = remaining_budget(dense, graph, target.kind, target.amount, **counted)
         return {target.kind: budget}, table, 1.0, []
     table = latency.measure(graph) if table is None else table
     whole, now = latency.forward_times([dense, graph])
@@ -78,8 +83,9 @@ def _next_budget(
 
 
 def remaining_budget(
-    dense: ChannelGraph, graph: ChannelGraph, kind: str, amount: float, *, inexact: bool = False
-) -> float:
+    dense: ChannelGraph, graph: ChannelGraph, kind: str, amount: float, *, inexact: bool = False,
+    granularity: str = "channel",
+) -> float:  # fmt: skip
     """The budget of ``graph`` with which ``amount`` of the dense network is reached; absolute costs stay as they are.
 
     Args:
@@ -88,41 +94,53 @@ def remaining_budget(
         kind: ``ratio``, ``macs``, ``params`` or ``memory``.
         amount: As of :func:`select_groups`.
         inexact: Whether groups whose removal changes the function count as removable.
+        granularity: As of :func:`select_groups`: with ``layer`` a ratio counts branches.
     """
     if graph is dense:
         return amount
     if kind == "ratio":
         # Counted over all groups: the last channel of a layer is there, but no longer removable.
-        more = amount * _removable(dense, inexact) - (_entries(dense) - _entries(graph))
-        return min(max(0.0, more / max(1, _removable(graph, inexact))), 1.0 - 1e-9)
+        left = _removable(graph, inexact, granularity)
+        gone = _entries(dense, granularity) - _entries(graph, granularity)
+        more = amount * _removable(dense, inexact, granularity) - gone
+        return min(max(0.0, more / max(1, left)), 1.0 - 1e-9)
     return amount if amount > 1 else relative(kind, amount, _share(dense, graph, kind, np.zeros(len(graph), bool)))
 
 
 def _share(
-    dense: ChannelGraph, graph: ChannelGraph, kind: str, removed: npt.NDArray[np.bool_], inexact: bool = False
-) -> float:
+    dense: ChannelGraph, graph: ChannelGraph, kind: str, removed: npt.NDArray[np.bool_], inexact: bool = False,
+    granularity: str = "channel",
+) -> float:  # fmt: skip
     """Share of the dense network's cost left without ``removed``; for ``ratio`` the share removed."""
     if kind == "ratio":
-        gone = _entries(dense) - _entries(graph) + int(_counts(graph)[removed].sum())
-        return gone / max(1, _removable(dense, inexact))
+        gone = _entries(dense, granularity) - _entries(graph, granularity)
+        return (gone + int(_counts(graph, granularity)[removed].sum())) / max(1, _removable(dense, inexact, granularity))
     return cost_of(graph, kind)(removed) / max(1.0, cost_of(dense, kind)(np.zeros(len(dense), bool)))
 
 
-def _counts(graph: ChannelGraph) -> npt.NDArray[np.int64]:
-    """Weight of each group in ratios, (n_groups,): its scales, or 1 in a network without scales."""
+def _counts(graph: ChannelGraph, granularity: str) -> npt.NDArray[np.int64]:
+    """Weight of each group in ratios, (n_groups,): its scales, or 1 in a network without scales; of a branch 1."""
+    if granularity == "layer":
+        counts = np.zeros(len(graph), np.int64)
+        counts[[inner[0] for _, inner in graph.branches]] = 1
+        return counts
     return scale_counts(graph, np.full(len(graph), not any(scale.weight is not None for scale in graph.scales)))
 
 
-def _removable(graph: ChannelGraph, inexact: bool) -> int:
-    return int(_counts(graph)[graph.prunable | graph.inexact if inexact else graph.prunable].sum())
+def _removable(graph: ChannelGraph, inexact: bool, granularity: str) -> int:
+    if granularity == "layer":
+        return len(graph.branches)
+    return int(_counts(graph, granularity)[graph.prunable | graph.inexact if inexact else graph.prunable].sum())
 
 
-def _entries(graph: ChannelGraph) -> int:
+def _entries(graph: ChannelGraph, granularity: str) -> int:
     """The same count over all groups, removable or not."""
+    if granularity == "layer":
+        return len(graph.branches)
     return sum(len(scale.groups) for scale in graph.scales if scale.weight is not None) or len(graph)
 
 
-def _dense_limits(dense: ChannelGraph, graph: ChannelGraph, rules: dict[str, Any]) -> dict[str, Any]:
+def dense_limits(dense: ChannelGraph, graph: ChannelGraph, rules: dict[str, Any]) -> dict[str, Any]:
     """Limits of the dense network's layers, as overrides for the layers of ``graph``."""
     bounds = limits(dense, **rules)
     # By module: a space is named after its first producer, which may leave it as the network gets thinner.

@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 STRATEGIES = ("global", "marginal", "layer")
 
 
+class NothingRemovable(SlimError):
+    """Nothing of a network may go: a mistake of the request, unless earlier cuts took all there was."""
+
+
 @dataclass(frozen=True)
 class Selection:
     """Which channel groups are removed, and how that compares with the request.
@@ -141,7 +145,7 @@ def _select_ratio(ranking: Ranking, amount: float, notes: list[str]) -> tuple[Re
     graph, n = ranking.graph, len(ranking.order)
     if not n and amount > 0:
         kept = as_lines(reasons(graph)[:1])
-        raise SlimError(
+        raise NothingRemovable(
             f"Something must be removable. Got ratio={amount:g} and no channel that may go and has a score"
             f" ({int(graph.prunable.sum())} of {len(graph)} groups are prunable). {' '.join([*notes[:1], *kept])}"
             " Relax prune.ignore and the floors, or see graph.report()."

@@ -9,7 +9,7 @@ import numpy as np
 
 from slim.criteria import Scores
 from slim.errors import SlimError
-from slim.selection import Selection, check_options, select_groups
+from slim.selection import NothingRemovable, Selection, check_options, select_groups
 
 if TYPE_CHECKING:
     from slim.channels import ChannelGraph
@@ -74,7 +74,7 @@ class DenseBudget:
         if self.kind == "ratio":
             # Counted in entries: a last channel that became unremovable is still there.
             more = self.dense["scales"] * (self.amount * share - self.removed_share(entries))
-            budget = max(0.0, more / max(1, _scales(graph)))
+            budget = min(max(0.0, more / max(1, _scales(graph))), 1.0 - 1e-9)
         else:
             now = graph.macs() if self.kind == "macs" else graph.params()
             budget = min(1.0, (1 - (1 - self.amount) * share) * self.dense[self.kind] / now)
@@ -83,7 +83,12 @@ class DenseBudget:
             for space in graph.spaces
         }
         overrides = {**floors, **(self.options.get("overrides") or {})}
-        return select_groups(graph, scores, **{**self.options, "overrides": overrides, self.kind: budget})
+        try:
+            return select_groups(graph, scores, **{**self.options, "overrides": overrides, self.kind: budget})
+        except NothingRemovable as error:
+            if entries == self.dense["entries"]:
+                raise
+            return Selection(np.zeros(len(graph), bool), {}, {}, (str(error),))  # what was zero has gone to the floors
 
     def state(self) -> dict[str, Any]:
         """The budget and the dense network's sizes, plain numbers."""

@@ -61,6 +61,8 @@ def test_misuse_is_one_line() -> None:
         (lambda: ChannelPruning(macs=0.5, ratio=0.5), "ratio=0.5, macs=0.5"),
         (lambda: ChannelPruning(macs=0.5, every=1), "every=1"),
         (lambda: ChannelPruning(zeros=True), "every=None"),
+        (lambda: ChannelPruning(zeros=True, every=1, strategy="layer"), "strategy"),
+        (lambda: fit(Plain(), ChannelPruning(zeros=True, every=1, ignore=["nothing"])), "matches none"),
         (lambda: ChannelPruning(macs=0.5, min_chanels=2), "min_channels"),
         (lambda: ChannelPruning(macs=0.5, recover={"batch": 2}), "batches"),
         (lambda: ChannelPruning(macs=0.5, recover=50), "batches"),  # type: ignore[arg-type]

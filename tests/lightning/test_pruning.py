@@ -150,6 +150,19 @@ def test_exact_zeros_go_while_training_goes_on() -> None:
     assert all((norm.weight != 0).any() for norm in (module.net[1], module.net[4]))
 
 
+def test_exact_zeros_go_within_the_limits_of_the_dense_network() -> None:
+    class Kill(pl.Callback):
+        @torch.no_grad()
+        def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+            for norm in (pl_module.net[1], pl_module.net[4]):
+                norm.weight[: norm.num_features // 2] = 0
+
+    module = Plain()
+    pruning = ChannelPruning(zeros=True, every=1, recover=False, ignore=["3"], max_layer_ratio=0.5)
+    fit(module, Kill(), pruning, epochs=4)
+    assert (module.net[0].out_channels, module.net[3].out_channels) == (4, 8)
+
+
 def test_the_end_is_a_moment_too_and_random_gates_are_cut_at_their_deterministic_values() -> None:
     module = Plain()
     pruning, sparse = ChannelPruning(ratio=0.5, recover=False), SparseTraining("l0", lam=1.0, gate_lr=0.5)

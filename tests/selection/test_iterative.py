@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import slim
+import slim.models
 from slim.channels import count_macs, count_params, plan_of
 from slim.criteria import Scores
 from slim.selection import select_next_cut
@@ -68,3 +69,22 @@ def test_a_network_below_its_budget_loses_nothing_and_says_so():
     _, _, found = cut_again_and_again("plain", (0.4, 0.3), "ratio")
     assert not found.removed.any()
     assert "Nothing was removed" in found.notes[0] and "ratio=0.3" in found.notes[0]
+
+
+def test_a_cut_after_one_that_went_to_the_floors_removes_nothing_and_says_so():
+    _, thin, found = cut_again_and_again("plain", (0.8, 0.9), "ratio", max_layer_ratio=0.25)
+    assert not found.removed.any() and "Nothing was removed" in found.notes[0]
+    assert 0 < found.achieved["ratio"] <= 0.25
+
+
+def test_a_ratio_of_branches_is_of_the_dense_networks_branches():
+    """Whatever the widths of those that go: here the narrow ones first, then the wide ones."""
+    dense = slim.trace(slim.models.resnet(20), INPUTS)
+    thin = dense.model
+    for ratio, branches in ((0.4, 3), (0.7, 5)):
+        graph = slim.trace(thin, INPUTS)
+        by_place = Scores(np.arange(len(graph)) * 1.0, graph.prunable, np.ones(len(graph), np.int64), "place")
+        found = select_next_cut(dense, graph, by_place, ratio=ratio, granularity="layer")
+        thin = slim.rebuild(thin, graph.plan(found.removed))
+        assert found.achieved["ratio"] == pytest.approx(branches / len(dense.branches))
+        assert len(slim.trace(thin, INPUTS).branches) == len(dense.branches) - branches

@@ -257,6 +257,22 @@ def test_slimming_while_training_is_the_same_as_one_late_cut(make, budget):
         torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-8, msg=name)
 
 
+@pytest.mark.parametrize("ratio", [0.7, 0.9])
+def test_slimming_down_to_the_floors_is_no_error(ratio):
+    """More is asked than floors allow, which is said before; when all has gone that can, the rest trains on."""
+    net = started(chain)
+    penalty, optimizer = build("target", ratio=ratio, **PHASE, max_layer_ratio=0.5), sgd(net)
+    graph = graph_of(net)
+    penalty.attach(net, graph, TOTAL)
+    for first in range(0, TOTAL, 4):
+        steps(net, optimizer, penalty, first, first + 4)
+        if penalty.removed().any():
+            rebuild(net, graph.plan(penalty.removed()), in_place=True, optimizer=optimizer)
+            graph = graph_of(net)
+            penalty.resize(net, graph)
+    assert penalty.summary()["ready"] == 1 and penalty.summary()["zero"] == pytest.approx(0.5, abs=0.02)
+
+
 def test_resumes_on_a_network_that_was_slimmed():
     def begin():
         net = started(chain)
