@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from slim.criteria.batches import Loss, batches_of, loss_of, run
 from slim.criteria.gates import gated
 from slim.criteria.registry import Evidence, criterion
+from slim.errors import SlimError
 
 if TYPE_CHECKING:
     from slim.channels import ChannelGraph
@@ -40,6 +42,9 @@ def fisher(
 
     Yields:
         One value per group with a gate.
+
+    Raises:
+        SlimError: See :func:`score`; or a network that folds another axis into that of several samples.
     """
     total = np.zeros(len(graph))
     covered = np.zeros(len(graph), dtype=bool)
@@ -56,8 +61,21 @@ def fisher(
             for (groups, _), gradient in zip(calls, gradients, strict=True):
                 if gradient is not None:
                     inside = groups >= 0
-                    np.add.at(joint.T, groups[inside], gradient.double().cpu().numpy().T[inside])
+                    rows = _by_sample(gradient, batch.size)
+                    np.add.at(joint.T, groups[inside], rows.double().cpu().numpy().T[inside])
                     covered[groups[inside]] = True
             total += (joint**2).sum(0) / 2
             samples += batch.size
     yield np.flatnonzero(covered), total[covered] / max(samples, 1)
+
+
+def _by_sample(gradient: Tensor, samples: int) -> Tensor:
+    """The gradient of a gate, (N, C): of one sample whatever the network folded into its axis (frames, regions)."""
+    if samples == 1:
+        return gradient.sum(0, keepdim=True)
+    if len(gradient) != samples:
+        raise SlimError(
+            f"Criterion fisher needs the samples apart. Got a layer that sees {len(gradient)} for a batch of {samples}:"
+            " the network folds another axis into the batch. Give a loader of batches of one sample, or use taylor."
+        )
+    return gradient

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from slim.criteria.registry import CRITERIA, Evidence, Rank, criterion, find
+from slim.criteria.registry import Evidence, Rank, criterion, find, needs_data
 from slim.criteria.scores import reduce_evidence
+from slim.errors import SlimError
 
 if TYPE_CHECKING:
     from slim.channels import ChannelGraph
@@ -19,11 +20,19 @@ def uniform(graph: ChannelGraph, by: str | Rank | None = None) -> Evidence:
 
     Args:
         graph: The network's channels.
-        by: Criterion that orders a layer; ``gamma`` where the network has scales, else ``l1``.
+        by: Criterion that orders a layer, one without data; ``gamma`` where the network has scales, else ``l1``.
+
+    Raises:
+        SlimError: See :func:`score`; or ``by`` looks at data.
     """
     if by is None:
         by = "gamma" if any(s.weight is not None for s in graph.scales) else "l1"
-    inner = find(by) if not isinstance(by, str) or by not in CRITERIA else CRITERIA[by]
+    inner = find(by)
+    if needs_data(by):
+        raise SlimError(
+            f"uniform orders each layer by a criterion without data. Got by={inner.name!r}. Set criterion.by to gamma or"
+            f" l1, or leave it out; strategy=layer removes the same share of each layer in the order of {inner.name}."
+        )
     values, covered = reduce_evidence(inner.rank(graph), len(graph), inner.reduce)
     # Groups that are not covered, and pinned ones, are left out of the order.
     ranked = np.flatnonzero(covered & (graph.prunable | graph.inexact))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from slim.criteria import Scores, score
 from slim.criteria.batches import eval_mode
 from slim.criteria.progress import progress
-from slim.errors import SlimError
+from slim.errors import SlimError, expect_whole
 from slim.selection.layerwise import layerwise_removals
 from slim.sensitivity.forward_cache import ForwardCache, zeroed_inputs
 from slim.sensitivity.result import Sensitivity
@@ -57,11 +57,12 @@ def measure(
         seed: Of torch's generators while the loader is read.
 
     Raises:
-        SlimError: No images, shares out of range, or a CSV of another analysis.
+        SlimError: No images, shares or images out of range, or a CSV of another analysis.
     """
     shares = tuple(float(s) for s in shares)
     if not shares or list(shares) != sorted(set(shares)) or not 0 < shares[0] <= shares[-1] < 1:
         raise SlimError(f"shares must be ascending, in (0, 1). Got shares={list(shares)}. Set sensitivity.shares.")
+    expect_whole("images", images, 1, "Set sensitivity.images to 256.")
     if scores is None:
         scores = score(graph, "gamma" if any(s.weight is not None for s in graph.scales) else "l1")
     device = next((p.device for p in graph.model.parameters()), torch.device("cpu"))

@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import slim
+from slim.errors import SlimError
 from tests.criteria.networks import INPUTS, batches, residual, space
 
 
@@ -94,3 +95,27 @@ def test_an_in_place_activation_behind_the_gate_is_no_trouble():
     graph = slim.trace(model, INPUTS)
     assert slim.score(graph, "fisher", loader=batches()).values.any()
     assert all(p.grad is None for p in model.parameters())
+
+
+class Frames(nn.Module):
+    """Classifies films (N, T, 3, H, W): its layers see every frame as a sample."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv2d(3, 6, 1), nn.BatchNorm2d(6), nn.Linear(6, 3)
+
+    def forward(self, films):
+        frames = F.relu(self.norm(self.conv(films.flatten(0, 1)))).mean((2, 3))
+        return self.head(frames.unflatten(0, films.shape[:2]).mean(1))
+
+
+def test_samples_that_a_network_takes_apart_are_counted_whole_or_refused():
+    torch.manual_seed(0)
+    model, films, labels = Frames(), torch.randn(4, 5, 3, 4, 4), torch.tensor([0, 1, 2, 0])
+    graph = slim.trace(model, films[:1])
+    with pytest.raises(SlimError, match="20 for a batch of 4"):
+        slim.score(graph, "fisher", loader=[(films, labels)])
+    single = list(zip(films.split(1), labels.split(1), strict=True))
+    values = slim.score(graph, "fisher", loader=single).values
+    expected = per_sample(model, single, lambda m: m.norm.weight.detach() * m.norm.weight.grad)
+    assert values[space(graph, "conv")] == pytest.approx(expected, rel=1e-3, abs=1e-9)

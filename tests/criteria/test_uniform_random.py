@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import slim
+from slim.errors import SlimError
 from tests.criteria.networks import residual, space
 
 
@@ -28,6 +29,11 @@ def test_uniform_falls_back_to_filters():
     values = slim.score(graph, "uniform").values[space(graph, "first")]
     order = model.first.weight.detach().abs().sum((1, 2, 3)).argsort()
     assert np.argsort(values).tolist() == order.tolist()
+
+
+def test_uniform_has_no_data_for_a_criterion_that_needs_some():
+    with pytest.raises(SlimError, match="Got by='taylor'"):
+        slim.score(residual()[1], "uniform", by="taylor")
 
 
 def test_random_follows_its_seed():

@@ -178,6 +178,7 @@ def test_the_picture_can_be_drawn():
         (None, {"shares": (0.5, 0.2)}, "ascending"),
         (None, {"shares": (0.5, 1.0)}, "ascending"),
         (None, {"memory_mb": 0}, "memory"),
+        *((None, {"images": images}, "images must be") for images in (0, -1, 1.5)),
     ],
 )
 def test_bad_requests(loader, options, message):
