@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import numbers
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -18,13 +19,23 @@ class SlimError(Exception):
 
     def __init__(self, message: str) -> None:
         # A message is one line, whatever text of another library was quoted in it.
-        super().__init__(" ".join(str(message).split()))
+        super().__init__(" ".join(of_worker(str(message)).split()))
 
 
 class RunFailed(SlimError):
     """The request was fine, the run was not (diverged, out of memory, disk full). Exits with 1."""
 
     exit_code = 1
+
+
+def of_worker(text: str) -> str:
+    """What an exception said in a data loader's worker, without the traceback that torch puts before it.
+
+    >>> of_worker("Caught ValueError in DataLoader worker process 0.\\nOriginal ...\\nValueError: no image\\n")
+    'no image'
+    """
+    name = re.match(r"Caught (\w+) in DataLoader worker process", text)
+    return text if name is None else text.rpartition(f"{name[1]}: ")[2].strip()
 
 
 def nearest(name: str, options: Iterable[str], count: int = 3) -> str:

@@ -11,6 +11,8 @@ import traceback
 from collections.abc import Callable
 from contextlib import suppress
 
+from slim.errors import of_worker
+
 
 def guarded(
     action: Callable[[], int], debug: bool = False, lines: list[str] | None = None, switch: str = "debug=true"
@@ -34,7 +36,7 @@ def guarded(
             traceback.print_exc()
         line, code = str(error), int(getattr(error, "exit_code", 0))
         if not code:
-            text = " ".join(str(error).split())[:300]
+            text = " ".join(of_worker(str(error)).split())[:300]
             line, code = f"The run failed. Got {type(error).__name__}: {text}. Add {switch} for the traceback.", 1
     print(line, file=sys.stderr, flush=True)
     if lines is not None:

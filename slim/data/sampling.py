@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -47,6 +49,20 @@ def sample_crops(count: int, seed: int, epoch: int, *, padding: int, mirror: boo
 def sample_seed(seed: int, epoch: int, position: int) -> int:
     """Seed of one image in one epoch, for transforms that use the global generator."""
     return derive_seed(seed, epoch, _SAMPLE, position)
+
+
+@contextmanager
+def drawing_from(seed: int) -> Iterator[None]:
+    """Inside, the global generator of the CPU draws from ``seed``; after it that goes on as if nothing had been drawn.
+
+    Not ``torch.manual_seed``, which seeds the devices, too: in the process that trains they are the training's.
+    """
+    before = torch.get_rng_state()
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(before)
 
 
 def calibration_seed(seed: int) -> int:

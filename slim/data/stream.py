@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from slim.data.decode import read_image, resize_center_crop, unreadable_error
 from slim.data.listing import Listing
-from slim.data.sampling import sample_seed
+from slim.data.sampling import drawing_from, sample_seed
 from slim.errors import RunFailed, SlimError
 
 # A reason in place of an image: an exception would arrive with the worker's traceback in its text.
@@ -35,8 +35,7 @@ class _Files(Dataset[tuple[int, Item]]):
         from torchvision.transforms import v2
 
         # The transforms draw from the global generator; without workers that is the training's own.
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(sample_seed(self.seed, self.epoch, position))
+        with drawing_from(sample_seed(self.seed, self.epoch, position)):
             return v2.RandomResizedCrop(self.size, antialias=True)(image)  # type: ignore[no-any-return]
 
 

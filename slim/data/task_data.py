@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import Any, Protocol
 
@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler, d
 from slim.data import options
 from slim.data.calibration import CalibrationBatches
 from slim.data.image_data import process
-from slim.data.sampling import calibration_seed
+from slim.data.sampling import calibration_seed, drawing_from, sample_seed
 from slim.data.splits import limited_index, permutation, split
 from slim.errors import SlimError, nearest
 
@@ -54,15 +54,15 @@ class TaskOrigin(Protocol):
 class TaskData(LightningDataModule):
     """Training, validation and test batches of an origin, by PyTorch's own ``DataLoader``.
 
-    The order of an epoch follows from ``seed`` and the epoch, which Lightning tells the sampler. Random augmentations
-    draw from torch's generator, in workers from one that the loader seeds. With several processes each reads a share,
-    in training of equal size, in validation and test every image exactly once.
+    The order of an epoch follows from ``seed`` and the epoch, which Lightning tells the sampler, and so does the
+    augmentation of every image: workers change no batch. With several processes each reads a share, in training of
+    equal size, in validation and test every image exactly once.
 
     Args:
         origin: The data set.
         batch_size: Training images per batch and process; those that do not fill the last one are left out.
         eval_batch_size: Images per batch in validation and test.
-        seed: Of the order.
+        seed: Of order and augmentation.
         augment: Whether training samples are augmented.
         val_fraction: Share of the training images held out for validation where the origin has none; 0 for none.
         limit_train: Train on so many images of a fixed shuffle.
@@ -211,7 +211,7 @@ class TaskData(LightningDataModule):
     def _shuffled(self, seed: int) -> Sampler[int]:
         rank, world_size = process()
         # Lightning leaves torch's own distributed samplers as they are, and tells them the epoch.
-        return DistributedSampler(
+        return _Seeded(
             self._sets["train"], world_size, rank, shuffle=True, seed=seed % _SEEDS, drop_last=world_size > 1
         )
 
@@ -231,6 +231,8 @@ class TaskData(LightningDataModule):
             collate_fn=collate if device is None else _Moving(collate, torch.device(device)),
             num_workers=workers,
             persistent_workers=workers > 0,
+            # Its own: the loader would otherwise draw from the training's.
+            generator=torch.Generator().manual_seed(0),
             **arguments,
         )
 
@@ -244,8 +246,19 @@ class _Part(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.index)
 
-    def __getitem__(self, position: int) -> Any:
-        return self.content[self.index[position]]
+    def __getitem__(self, position: int | tuple[int, int]) -> Any:
+        if isinstance(position, int):
+            return self.content[self.index[position]]
+        position, seed = position
+        with drawing_from(seed):
+            return self.content[self.index[position]]
+
+
+class _Seeded(DistributedSampler[Any]):
+    """Positions, each with the seed of its augmentation, which follows from the epoch and the image alone."""
+
+    def __iter__(self) -> Iterator[Any]:
+        return ((position, sample_seed(self.seed, self.epoch, position)) for position in super().__iter__())
 
 
 def known(common: dict[str, Any]) -> dict[str, Any]:

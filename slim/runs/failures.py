@@ -75,7 +75,8 @@ def explained(batch_size: Any, key: str = "data.batch_size") -> Iterator[None]:
                 f"The batch must fit in memory. Got {key}={batch_size} (out of memory). "
                 f"Set {key}={half}{more}; the last checkpoint is kept."
             ) from error
-        if "DataLoader worker" in text:
+        # One that was caught in a worker is the data's own error, and that worker lives.
+        if "DataLoader worker" in text and not text.startswith("Caught "):
             raise RunFailed(
                 f"Data loader workers must live. Got {text.splitlines()[0][:200]}. Lower data.num_workers or free "
                 "memory; the last checkpoint is kept."

@@ -44,10 +44,11 @@ class ResumableLoader:
         loader: Sized iterable of batches; re-iterable. It gives this process its share already.
         key: Non-negative integers, such as (seed, phase).
         limit: At most so many batches per epoch.
+        same: Every iteration is that of epoch 0: for validation, which keeps no position.
     """
 
-    def __init__(self, loader: Any, key: tuple[int, ...], *, limit: int | None = None) -> None:
-        self.key = key
+    def __init__(self, loader: Any, key: tuple[int, ...], *, limit: int | None = None, same: bool = False) -> None:
+        self.key, self.same = key, same
         self.loader = loader
         self.length: int = len(loader) if limit is None else min(len(loader), limit)
         self.epoch = 0
@@ -58,7 +59,9 @@ class ResumableLoader:
 
     def __iter__(self) -> Iterator[Any]:
         # Lightning makes an iterator before it needs one and may drop it again: nothing happens before the first batch.
-        if self.batch >= self.length:
+        if self.same:
+            self.batch = 0
+        elif self.batch >= self.length:
             self.epoch, self.batch = self.epoch + 1, 0
         jumps = hasattr(self.loader, "set_position")
         source = self._positioned() if jumps else self._replayed()
@@ -75,7 +78,8 @@ class ResumableLoader:
     def _replayed(self) -> Iterator[Any]:
         outside = random_state()
         seed_all(*self.key, self.epoch)
-        source, dropped = iter(self.loader), self.batch
+        self._tell_epoch()
+        source, dropped = self._iterator(), self.batch
         while True:
             try:
                 batch = next(source)
@@ -90,6 +94,18 @@ class ResumableLoader:
                 yield batch
             outside = random_state()
             set_random_state(inside)
+
+    def _tell_epoch(self) -> None:
+        # Lightning tells the sampler of a loader that it was given, not one that is wrapped.
+        batches = getattr(self.loader, "batch_sampler", None)
+        for sampler in (getattr(self.loader, "sampler", None), batches, getattr(batches, "sampler", None)):
+            if callable(getattr(sampler, "set_epoch", None)):
+                sampler.set_epoch(self.epoch)
+
+    def _iterator(self) -> Iterator[Any]:
+        # Workers that outlive an epoch draw on from it; those of a resumed run begin with this one.
+        lasting = getattr(self.loader, "persistent_workers", False) and hasattr(self.loader, "_get_iterator")
+        return self.loader._get_iterator() if lasting else iter(self.loader)
 
     def state_dict(self) -> dict[str, int]:
         """Epoch and index of the next batch."""
@@ -128,7 +144,7 @@ def resumable(
 
     def wrapped_validation() -> Any:
         loader = validation()
-        return ResumableLoader(loader, key[:1]) if _wrappable(loader) else loader
+        return ResumableLoader(loader, key[:1], same=True) if _wrappable(loader) else loader
 
     data.train_dataloader, data.val_dataloader = wrapped_train, wrapped_validation
     try:

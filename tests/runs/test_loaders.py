@@ -1,0 +1,77 @@
+"""Anybody's loaders inside a run: an order for every epoch, and after a resume the same batches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+from slim.data import SegmentationDigits
+from slim.errors import RunFailed
+from slim.runs.failures import explained
+from slim.runs.loaders import ResumableLoader, resumable
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+
+
+class Noise(Dataset[torch.Tensor]):
+    """Another number whenever it is asked."""
+
+    def __len__(self) -> int:
+        return 6
+
+    def __getitem__(self, position: int) -> torch.Tensor:
+        return torch.randn(()) + 100 * position
+
+
+def epochs(loader: ResumableLoader, count: int) -> list[list[float]]:
+    return [[float(batch.sum()) for batch in loader] for _ in range(count)]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_resumed_loader_gives_the_same_batches(workers: int) -> None:
+    """Also where workers outlive an epoch."""
+
+    def loader(**position: int) -> ResumableLoader:
+        lasting = DataLoader(Noise(), batch_size=2, shuffle=True, num_workers=workers, persistent_workers=workers > 0)
+        made = ResumableLoader(lasting, (0, 1))
+        if position:
+            made.load_state_dict(position)
+        return made
+
+    whole = epochs(loader(), 3)
+    assert whole[0] != whole[1]
+    assert epochs(loader(epoch=1, batch=2), 2) == [whole[1][2:], whole[2]]
+
+
+def test_a_sampler_is_told_the_epoch() -> None:
+    numbers: Any = range(20)
+    loader = DataLoader(numbers, batch_size=20, sampler=DistributedSampler(numbers, 1, 0))
+    wrapped = ResumableLoader(loader, (0,))
+    orders = [next(iter(wrapped)).tolist() for _ in range(2)]
+    wrapped.load_state_dict({"epoch": 1, "batch": 0})
+    assert orders[0] != orders[1] == next(iter(wrapped)).tolist()
+
+
+def test_validation_is_the_same_in_every_epoch() -> None:
+    wrapped = ResumableLoader(DataLoader(Noise(), batch_size=2), (0,), same=True)
+    next(iter(wrapped))  # Lightning looks at some batches first
+    first, second = epochs(wrapped, 2)
+    assert first == second and len(first) == 3
+
+
+def test_pictures_come_in_another_order_every_epoch() -> None:
+    data = SegmentationDigits(scenes=6, val_scenes=1, test_scenes=1, image_size=24, batch_size=1)
+    with resumable(data, (0,), None, None):
+        loader = data.train_dataloader()
+        first, second = ([float(images.sum()) for images, _ in loader] for _ in range(2))
+    assert sorted(first) == sorted(second) and first != second
+
+
+def test_an_error_in_a_worker_is_not_the_workers_death() -> None:
+    with pytest.raises(RuntimeError, match="Caught RuntimeError in DataLoader worker"), explained(4):
+        list(DataLoader([torch.zeros(1), torch.zeros(2)], batch_size=2, num_workers=1))  # type: ignore[arg-type]
+    with pytest.raises(RunFailed), explained(4):
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
