@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -173,7 +174,13 @@ class CocoBoxes:
             raise SlimError(
                 f"all parts must have the same categories. Got others in {self.parts[split][1]}. Give files that agree."
             )
-        read = partial(_coco_sample, self.parts[split][0], content)
+        folder = self.parts[split][0]
+        if missing := [name for name, _ in content if not (folder / name).is_file()]:
+            raise SlimError(
+                f"every picture of the JSON file must be there. Got none in {folder} for {', '.join(missing[:5])} "
+                f"({len(missing)} of {len(content)}). Set data.{split}_images, or mend {self.parts[split][1]}."
+            )
+        read = partial(_coco_sample, folder, content)
         return Pictures(len(content), read, self.image_size, augment, unit)
 
     def _content(self, split: str) -> tuple[list[tuple[str, Target]], dict[int, str]]:
@@ -189,12 +196,17 @@ def read_coco(path: Path) -> tuple[list[tuple[str, Target]], dict[int, str]]:
         SlimError: the file is missing or holds something else.
     """
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
         categories = {int(entry["id"]): str(entry["name"]) for entry in content["categories"]}
         label = {number: position for position, number in enumerate(sorted(categories), start=1)}
         found: dict[int, tuple[list[Any], list[int]]] = {int(entry["id"]): ([], []) for entry in content["images"]}
+        for name, known in (("images", found), ("categories", categories)):
+            if len(known) < len(content[name]):
+                raise ValueError(f"{name} that share an id")
         for entry in content["annotations"]:
-            x, y, width, height = map(float, entry["bbox"])
+            x, y, width, height = box = tuple(map(float, entry["bbox"]))
+            if not all(map(math.isfinite, box)):
+                raise ValueError(f"a box of {entry['bbox']}")
             if not entry.get("iscrowd") and width > 0 and height > 0:
                 boxes, labels = found[int(entry["image_id"])]
                 boxes.append([x, y, x + width, y + height])

@@ -20,7 +20,7 @@ from slim.files import write_atomic
 
 log = logging.getLogger(__name__)
 
-_FORMAT = 1  # raise it when decoding changes
+_FORMAT = 2  # raise it when decoding changes
 _HEADER_LIMIT = 4096  # bytes
 
 

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -71,12 +72,24 @@ def _read_with_pillow(path: str | Path, channels: int) -> torch.Tensor:
 
     try:
         with Image.open(path) as picture:
-            pixels = np.array(ImageOps.exif_transpose(picture).convert("L" if channels == 1 else "RGB"))
+            upright = _bytes(ImageOps.exif_transpose(picture), picture.format)
+            pixels = np.array(upright.convert("L" if channels == 1 else "RGB"))
     except Exception as error:
         # Pillow's plugins raise many kinds (OSError, SyntaxError, struct.error); all mean the file is bad.
         reason = "not an image" if type(error).__name__ == "UnidentifiedImageError" else str(error)
         raise SlimError(reason or type(error).__name__) from error
     return torch.from_numpy(pixels).reshape(*pixels.shape[:2], channels).permute(2, 0, 1)
+
+
+def _bytes(picture: Any, form: str | None) -> Any:
+    """A Pillow image whose pixels are bytes: ``convert`` takes everything above 255 for white."""
+    from PIL import Image
+
+    if "16" in picture.mode or (picture.mode == "I" and form == "PPM"):  # Pillow widens those of 16 bits
+        return Image.fromarray((np.asarray(picture) // 257).astype(np.uint8))
+    if picture.mode in ("I", "F"):
+        raise ValueError(f"pixels of 32 bits (mode {picture.mode}), of which nobody knows what is white")
+    return picture
 
 
 def resize_center_crop(image: torch.Tensor, size: int) -> torch.Tensor:

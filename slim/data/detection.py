@@ -11,6 +11,7 @@ from typing import Any
 from slim.data.box_sets import CocoBoxes, SceneBoxes, VOCBoxes
 from slim.data.scenes import SceneOptions
 from slim.data.task_data import TaskData, known
+from slim.errors import SlimError
 
 
 class DetectionDigits(TaskData):
@@ -94,6 +95,11 @@ class CocoDetectionData(TaskData):
     ) -> None:
         root = Path(dir).expanduser()
         parts = {"train": (root / train_images, root / train_boxes), "test": (root / test_images, root / test_boxes)}
+        if (val_images is None) != (val_boxes is None):
+            raise SlimError(
+                f"validation images and their boxes belong together. Got val_images={val_images}, "
+                f"val_boxes={val_boxes}. Set data.val_images and data.val_boxes, or neither."
+            )
         if val_images is not None and val_boxes is not None:
             parts["val"] = (root / val_images, root / val_boxes)
         super().__init__(CocoBoxes("coco_detection", parts, image_size), **known(common))

@@ -161,7 +161,7 @@ class MaskFolder(_Pictures):
             with Image.open(mask) as content:
                 classes = mask_of(content)
             pixels = read_image(image, 3)
-        except (OSError, SlimError, ValueError) as error:
+        except Exception as error:  # Pillow's plugins raise many kinds
             raise SlimError(f"every picture must be readable. Got {error} ({image}, {mask}). Replace it.") from error
         values = classes[classes != IGNORE]
         if classes.ndim != 2 or (len(values) and int(values.max()) >= self.num_classes):
@@ -184,7 +184,8 @@ def _pairs(folder: Path) -> list[tuple[Path, Path]]:
         SlimError: there are none, or one without the other.
     """
     images = folder / "images"
-    files = sorted(path for path in images.glob("*") if path.suffix.lower() in _SUFFIXES)
+    found = (path for path in images.glob("*") if not path.name.startswith("."))
+    files = sorted(path for path in found if path.suffix.lower() in _SUFFIXES)
     if not files:
         raise SlimError(
             f"{images} must hold pictures, with masks beside it. Got none (data.dir). Set data.dir to their folder."

@@ -54,9 +54,17 @@ class Pictures(Dataset[Any]):
             picture, mask = self._transform(picture, tv_tensors.Mask(target))
             return picture.as_subclass(Tensor), mask.as_subclass(Tensor)
         height, width = image.shape[-2:]
+        target = _inside(target, height, width)
         boxes = tv_tensors.BoundingBoxes(target["boxes"], format="XYXY", canvas_size=(height, width))
         picture, content = self._transform(picture, {**target, "boxes": boxes})
         return picture.as_subclass(Tensor), {**content, "boxes": content["boxes"].as_subclass(Tensor).float()}
+
+
+def _inside(target: Any, height: int, width: int) -> Any:
+    """The parts of boxes that are on the picture."""
+    boxes = target["boxes"].clamp(min=0).minimum(torch.tensor([width, height, width, height], dtype=torch.float32))
+    there = (boxes[:, 2:] > boxes[:, :2]).all(1)
+    return {"boxes": boxes[there], "labels": target["labels"][there]}
 
 
 def _transform(size: int, augment: bool) -> Any:
@@ -93,7 +101,14 @@ def picture_of(content: Any) -> Tensor:
 
 
 def mask_of(content: Any) -> Tensor:
-    """A Pillow image of classes, grey or with a palette, as uint8 (H, W)."""
+    """A Pillow image of classes, grey or with a palette, as uint8 (H, W).
+
+    Raises:
+        ValueError: a class that is no byte.
+    """
     import numpy as np
 
-    return torch.from_numpy(np.array(content, dtype=np.uint8))
+    values = np.array(content)
+    if values.size and not 0 <= values.min() <= values.max() <= 255:
+        raise ValueError(f"a mask with values from {values.min()} to {values.max()}, where 0 to 255 can be")
+    return torch.from_numpy(values.astype(np.uint8))

@@ -11,6 +11,7 @@ from slim.data import options
 from slim.data.mask_sets import IMAGENET, VOC_CLASSES, DownloadedMasks, MaskFolder, SceneMasks, pet, voc
 from slim.data.scenes import IGNORE, SceneOptions
 from slim.data.task_data import TaskData, known
+from slim.errors import SlimError
 
 
 class SegmentationDigits(TaskData):
@@ -118,4 +119,8 @@ class SegmentationFolder(TaskData):
         **common: Any,
     ) -> None:
         classes = options.integer("num_classes", num_classes, 2)
+        if classes > IGNORE:
+            raise SlimError(
+                f"a mask tells at most {IGNORE} classes apart. Got num_classes={classes}. Lower data.num_classes."
+            )
         super().__init__(MaskFolder(Path(dir).expanduser(), classes, image_size, mean, std), **known(common))

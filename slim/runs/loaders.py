@@ -99,8 +99,9 @@ class ResumableLoader:
         # Lightning tells the sampler of a loader that it was given, not one that is wrapped.
         batches = getattr(self.loader, "batch_sampler", None)
         for sampler in (getattr(self.loader, "sampler", None), batches, getattr(batches, "sampler", None)):
-            if callable(getattr(sampler, "set_epoch", None)):
-                sampler.set_epoch(self.epoch)
+            tell = getattr(sampler, "set_epoch", None)
+            if callable(tell):
+                tell(self.epoch)
 
     def _iterator(self) -> Iterator[Any]:
         # Workers that outlive an epoch draw on from it; those of a resumed run begin with this one.

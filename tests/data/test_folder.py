@@ -142,8 +142,12 @@ def test_kinds_of_files_agree_with_pillow(tmp_path: Path, suffix: str) -> None:
 
 def test_odd_pictures_are_read(tmp_path: Path) -> None:
     deep = Image.fromarray(np.full((4, 4), 257 * 100, dtype=np.uint16))
-    deep.save(tmp_path / "deep.png")
-    assert (read_image(tmp_path / "deep.png", 3) == 100).all()
+    for name in ("deep.png", "deep.tif", "deep.pgm"):
+        deep.save(tmp_path / name)
+        assert (read_image(tmp_path / name, 3) == 100).all()
+    Image.fromarray(np.ones((4, 4), dtype=np.float32)).save(tmp_path / "real.tif")
+    with pytest.raises(SlimError, match="32 bits"):
+        read_image(tmp_path / "real.tif", 3)
     Image.new("CMYK", (4, 4)).save(tmp_path / "print.jpg")
     assert read_image(tmp_path / "print.jpg", 3).shape == (3, 4, 4)
     Image.new("RGBA", (4, 4), (9, 8, 7, 0)).save(tmp_path / "clear.png")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from slim.data import SegmentationFolder
+from slim.data import CocoDetectionData, SegmentationFolder
 from slim.errors import SlimError
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
@@ -65,3 +66,73 @@ def test_a_picture_that_cannot_be_read_is_one_line(masked: Path, workers: int) -
     with pytest.raises(SlimError, match=r"^every picture must be readable\. Got .*\.png.*Replace it\.$") as caught:
         list(folder(masked, num_workers=workers).train_dataloader())
     assert "Traceback" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [257, 65535])
+def test_a_mask_of_more_than_a_byte_is_refused(masked: Path, value: int) -> None:
+    """257 was class 1."""
+    for path in (masked / "masks").iterdir():
+        Image.fromarray(np.full((12, 14), value, dtype=np.uint16)).save(path)
+    with pytest.raises(SlimError, match=f"values from {value} to {value}"):
+        list(folder(masked).train_dataloader())
+
+
+def test_hidden_pictures_are_none(masked: Path) -> None:
+    (masked / "images" / "._1.png").write_bytes(b"of another system")
+    assert sum(folder(masked).counts.values()) == 8
+
+
+def test_no_mask_tells_300_classes_apart(masked: Path) -> None:
+    with pytest.raises(SlimError, match="at most 255 classes"):
+        folder(masked, num_classes=300)
+
+
+@pytest.fixture
+def boxed(tmp_path: Path) -> Path:
+    """Four pictures, and a place for boxes."""
+    (tmp_path / "boxed").mkdir()
+    for index in range(4):
+        Image.new("RGB", (60, 40)).save(tmp_path / "boxed" / f"{index}.png")
+    return tmp_path / "boxed"
+
+
+def coco(place: Path, *boxes: list[float], names: tuple[str, ...] = ("0.png", "1.png"), **options: Any) -> Any:
+    """Data of pictures ``names`` with ``boxes`` on the first."""
+    annotations = [{"image_id": 0, "bbox": box, "category_id": 7} for box in boxes]
+    images = [{"id": index, "file_name": name} for index, name in enumerate(names)]
+    content = {"images": images, "categories": [{"id": 7, "name": "cat"}], "annotations": annotations}
+    for part in ("train", "test"):
+        (place / f"{part}.json").write_text(json.dumps(content | options.pop("content", {})))
+    files = {"train_images": ".", "train_boxes": "train.json", "test_images": ".", "test_boxes": "test.json"}
+    return CocoDetectionData(**{"dir": str(place), "batch_size": 1, "image_size": 20, **files, **options})
+
+
+def test_boxes_end_where_the_picture_ends(boxed: Path) -> None:
+    """In evaluation as in training: a box outside of it could never be found."""
+    data = coco(boxed, [-10, -10, 40, 30], [50, 30, 30, 30], [70, 50, 5, 5])
+    ((_, (target, _)),) = data.test_dataloader()
+    assert target["boxes"].tolist() == [[0, 0, 10, 10], [pytest.approx(50 / 3), 15, 20, 20]]
+    assert target["labels"].tolist() == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("boxes", "options", "says"),
+    [
+        ([[0, 0, float("nan"), 5]], {}, "a box of"),
+        (
+            [],
+            {"content": {"categories": [{"id": 7, "name": "cat"}, {"id": 7, "name": "dog"}]}},
+            "categories that share",
+        ),
+        (
+            [],
+            {"content": {"images": [{"id": 0, "file_name": f"{index}.png"} for index in (0, 1)]}},
+            "images that share",
+        ),
+        ([], {"names": ("0.png", "gone.png")}, "gone.png .1 of 2.. Set data.train_images"),
+        ([], {"val_images": "."}, "belong together"),
+    ],
+)
+def test_boxes_that_cannot_be_meant(boxed: Path, boxes: Any, options: dict[str, Any], says: str) -> None:
+    with pytest.raises(SlimError, match=says):
+        coco(boxed, *boxes, **options).setup("fit")
