@@ -19,6 +19,7 @@ from slim.errors import SlimError
 log = logging.getLogger(__name__)
 
 _TEST_SHARE = 0.2  # of a folder without one for testing
+_PARTS = ("train", "training", "val", "valid", "validation", "test", "testing")  # hardly names of classes
 _MEASURED = 2000  # images that give mean and deviation of a set too large to decode first
 
 
@@ -59,6 +60,11 @@ class ImageFolder:
             parts["test"] = parts.pop("val")
         self._parts = parts
         self.class_names = class_folders(parts["train"])
+        if parts["train"] == self.root and (odd := [name for name in self.class_names if name.lower() in _PARTS]):
+            raise SlimError(
+                f"a folder with parts needs train. Got {', '.join(odd)} beside no train (data.dir={self.root}). "
+                "Call them train, val and test, or put the classes straight into data.dir."
+            )
         for part in parts.values():
             if (other := class_folders(part)) != self.class_names:
                 odd = sorted(set(other) ^ set(self.class_names))

@@ -150,6 +150,12 @@ class ImageData(LightningDataModule):
             self.setup("fit")
         return tuple(self.dataset.std)
 
+    def normalize_as(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Normalize as a network was trained; what the options say is kept."""
+        fits = len(mean) == len(std) == self.in_channels
+        if fits and self._mean is None and self._std is None:
+            self._mean, self._std = tuple(mean), tuple(std)
+
     @property
     def counts(self) -> dict[str, int]:
         """Images of ``train``, ``val`` and, once they were read, ``test``."""

@@ -50,6 +50,7 @@ def measure(parts: Components) -> dict[str, object]:
     if checkpoint is None:
         raise SlimError("task=evaluate needs a network. Got checkpoint=null. Set checkpoint=<file or run directory>.")
     module = weights.load(parts, Path(checkpoint))
+    weights.normalize_as(parts.data, Path(checkpoint))
     network = parts.network(module)
     value = evaluate(parts, module, "test")
     plan = plan_of(network)
@@ -112,6 +113,8 @@ def _network_on_device(parts: Components) -> nn.Module:
     """The network of ``checkpoint``, or a fresh one, on the run's device and in its memory format."""
     config, hardware = parts.config, parts.hardware
     module = parts.module() if config.checkpoint is None else weights.load(parts, Path(config.checkpoint))
+    if config.checkpoint is not None:
+        weights.normalize_as(parts.data, Path(config.checkpoint))
     network = parts.network(module).to(hardware.device)
     return network.to(memory_format=torch.channels_last) if hardware.channels_last else network
 

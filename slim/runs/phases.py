@@ -28,7 +28,7 @@ from slim.runs.pruning import Cut, cut_network
 from slim.runs.record import command
 from slim.runs.schema import Hardware
 from slim.runs.signals import Interrupted, Signals
-from slim.runs.state import Lock, State, check_same
+from slim.runs.state import Lock, State, check_images, check_same
 from slim.runs.training import train
 from slim.runs.weights import NETWORK
 
@@ -117,9 +117,15 @@ def _state(parts: Components, directory: Path, overrides: list[str], first: bool
         state.config = settings
     else:
         state = State(directory, settings, overrides)
+    check_images(state, _images(parts.data))
     state.save()
     (directory / "error.txt").unlink(missing_ok=True)
     return state
+
+
+def _images(data: Any) -> dict[str, int] | None:
+    counts = getattr(data, "counts", None) if str(type(data).__module__).startswith("slim.data.") else None
+    return None if counts is None else {name: counts[name] for name in ("train", "val")}
 
 
 def _other_processes(before: Mapping[str, Any], now: Hardware) -> str | None:

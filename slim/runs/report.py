@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -104,7 +105,11 @@ def _save(parts: Components, path: Path, thin: nn.Module, dense: nn.Module) -> N
         with contextlib.suppress(SlimError):
             again = recipe.build(found, trust=True)
             builder = found if _shapes(again) == _shapes(dense) else None
-    slim.save(path, thin, plan_of(thin), builder=builder, metadata={"input": parts.input_shape})
+    metadata = {"input": parts.input_shape}
+    for name in weights.NORMALIZATION:
+        if hasattr(parts.data, name):
+            metadata[name] = json.dumps(list(getattr(parts.data, name)))
+    slim.save(path, thin, plan_of(thin), builder=builder, metadata=metadata)
 
 
 def _shapes(network: nn.Module) -> frozenset[tuple[str, tuple[int, ...]]]:

@@ -100,6 +100,7 @@ class State:
     Attributes:
         phases: Name of a finished phase -> what it recorded.
         notes: Lines for the report.
+        images: Numbers of training and validation images; ``None`` where the data do not say.
     """
 
     def __init__(self, directory: Path, config: Mapping[str, Any], overrides: list[str]) -> None:
@@ -109,6 +110,7 @@ class State:
         self.phases: dict[str, dict[str, Any]] = {}
         self.notes: list[str] = []
         self.finished = False
+        self.images: dict[str, int] | None = None
 
     @classmethod
     def load(cls, directory: Path) -> State:
@@ -127,6 +129,7 @@ class State:
             state = cls(directory, body["config"], _texts(body["overrides"]))
             state.phases = {str(phase): dict(record) for phase, record in body["phases"].items()}
             state.notes, state.finished = _texts(body["notes"]), bool(body["finished"])
+            state.images = body.get("images")
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise SlimError(f"A run state must be complete. Got {error!r} ({path}). Start a new run.") from error
         return state
@@ -142,6 +145,7 @@ class State:
                 "phases": self.phases,
                 "notes": self.notes,
                 "finished": self.finished,
+                "images": self.images,
             },
         )
 
@@ -194,6 +198,20 @@ def check_same(state: State, after: Mapping[str, Any]) -> None:
             f"A run goes on with the configuration it began with. Got other values for {', '.join(found)}. "
             f"Start a new run, or change only {', '.join(SAFE_ON_RESUME[:3])}, trainer.devices or logging."
         )
+
+
+def check_images(state: State, now: dict[str, int] | None) -> None:
+    """Refuse to go on with more or fewer images: what was held out would be trained on.
+
+    Raises:
+        SlimError: It has both numbers.
+    """
+    if state.images is not None and now is not None and state.images != now:
+        raise SlimError(
+            f"A run goes on with the images it began with. Got {now}, it began with {state.images}. "
+            "Put the images back, or start a new run."
+        )
+    state.images = now
 
 
 def _texts(items: Any) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,10 +14,14 @@ from torch import Tensor, nn
 
 import slim
 from slim.artifact import read as read_artifact
+from slim.artifact import read_header
 from slim.channels import Plan, plan_of
 from slim.errors import SlimError
 from slim.files import read_torch
 from slim.runs.components import Components
+
+NORMALIZATION = ("mean", "std")
+"""Of the images, per channel; a run writes it into its artifact."""
 
 NETWORK = "network.safetensors"
 """What every finished phase leaves in its folder: the weights, and the plan that the network was thinned by."""
@@ -48,6 +54,16 @@ def load(parts: Components, path: Path, kind: str | None = None) -> pl.Lightning
     module = parts.module(kind, plan=plan)
     fill(module, parts.network(module), weights, path)
     return module
+
+
+def normalize_as(data: Any, path: Path) -> None:
+    """Let ``data`` normalize images as they were when the network in ``path`` was trained, where its artifact says."""
+    path = path / "model.safetensors" if path.is_dir() else path
+    if path.suffix != ".safetensors" or not path.is_file() or not hasattr(data, "normalize_as"):
+        return
+    told = read_header(path).metadata
+    with contextlib.suppress(KeyError, ValueError, TypeError):
+        data.normalize_as(*([float(value) for value in json.loads(told[name])] for name in NORMALIZATION))
 
 
 def read(path: Path) -> tuple[Plan | None, Mapping[str, Tensor]]:

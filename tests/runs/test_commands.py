@@ -13,6 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import slim
 import train
+from slim.runs.state import State
 from slim.sensitivity.forward_cache import ForwardCache
 from tests.runs.tiny import FOUR_STEPS, TINY, run
 
@@ -95,3 +96,46 @@ def test_a_network_without_scales_can_be_evaluated(tmp_path: Path, capfd: pytest
     line += ["model=custom", "model._target_=tests.cli.networks.no_norm", "task=evaluate"]
     assert train.main([*line, f"checkpoint={tmp_path / 'plain.safetensors'}"]) == 0
     assert json.loads(capfd.readouterr().out)["params"] == sum(p.numel() for p in no_norm(10, 1).parameters())
+
+
+@pytest.fixture
+def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two classes that differ in brightness; ``dark`` has the same test images, and training images that are darker."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    chance = np.random.default_rng(0)
+    for part, label in ((part, label) for part in ("train", "test") for label in (0, 1)):
+        for index in range(16):
+            pixels = chance.integers(0, 100, (8, 8, 3)) + 60 * label
+            for name, factor in (("light", 1), ("dark", 4 if part == "train" else 1)):
+                place = tmp_path / name / part / str(label)
+                place.mkdir(parents=True, exist_ok=True)
+                Image.fromarray((pixels // factor).astype(np.uint8)).save(place / f"{index}.png")
+    return tmp_path
+
+
+OF_PHOTOS = ("data=image_folder", "data.limit_train=null", "data.limit_test=null", "data.batch_size=8")
+
+
+def test_images_are_normalized_as_the_network_was_trained(photos: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Not by the training images of the folder on which it is evaluated."""
+    run(photos / "run", *OF_PHOTOS, f"data.dir={photos / 'light'}", "phases=[sparse,prune]", "sparse.epochs=4")
+
+    def accuracy(*overrides: str) -> float:
+        capfd.readouterr()
+        assert train.main(["task=evaluate", f"checkpoint={photos / 'run'}", *overrides]) == 0
+        return float(json.loads(capfd.readouterr().out)["accuracy"])
+
+    dark = f"data.dir={photos / 'dark'}"
+    assert accuracy() == accuracy(dark) > 0.9
+    assert accuracy(dark, "data.mean=[5,5,5]") == 0.5, "what is said on the command line counts"
+
+
+def test_a_run_does_not_go_on_with_other_images(photos: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """They would be dealt anew to training, validation and test."""
+    run(photos / "run", *OF_PHOTOS, f"data.dir={photos / 'light' / 'train'}", "phases=[baseline]", "baseline.epochs=1")
+    state = State.load(photos / "run")
+    state.finished = False
+    state.save()
+    (photos / "light" / "train" / "0" / "0.png").unlink()
+    assert train.main([f"resume={photos / 'run'}"]) == 2
+    assert "Got {'train': 23, 'val': 2}, it began with {'train': 23, 'val': 3}" in capfd.readouterr().err
