@@ -124,8 +124,11 @@ def _state(parts: Components, directory: Path, overrides: list[str], first: bool
 
 
 def _images(data: Any) -> dict[str, int] | None:
-    counts = getattr(data, "counts", None) if str(type(data).__module__).startswith("slim.data.") else None
-    return None if counts is None else {name: counts[name] for name in ("train", "val")}
+    """Numbers of training and validation images, where the data say them."""
+    counts = getattr(data, "counts", None)
+    if not isinstance(counts, Mapping) or not {"train", "val"} <= set(counts):
+        return None
+    return {name: int(counts[name]) for name in ("train", "val")}
 
 
 def _other_processes(before: Mapping[str, Any], now: Hardware) -> str | None:
