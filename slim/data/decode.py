@@ -85,7 +85,7 @@ def _bytes(picture: Any, form: str | None) -> Any:
     """A Pillow image whose pixels are bytes: ``convert`` takes everything above 255 for white."""
     from PIL import Image
 
-    if "16" in picture.mode or (picture.mode == "I" and form == "PPM"):  # Pillow widens those of 16 bits
+    if "16" in picture.mode or (picture.mode == "I" and form in ("PNG", "PPM")):  # Pillow widens those of 16 bits
         return Image.fromarray((np.asarray(picture) // 257).astype(np.uint8))
     if picture.mode in ("I", "F"):
         raise ValueError(f"pixels of 32 bits (mode {picture.mode}), of which nobody knows what is white")

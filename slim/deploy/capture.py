@@ -71,7 +71,9 @@ def _export(network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -
 
 
 def arguments(example: Any, batch: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Positional and keyword arguments with the first sample of ``example`` repeated ``batch`` times.
+    """Positional and keyword arguments with the first sample of ``example`` repeated ``batch`` times, on the CPU.
+
+    Numbers of half and double precision become float32, as what is captured computes.
 
     >>> arguments(torch.zeros(1, 3), 2)[0][0].shape
     torch.Size([2, 3])
@@ -80,7 +82,9 @@ def arguments(example: Any, batch: int) -> tuple[tuple[Any, ...], dict[str, Any]
     def grow(leaf: Any) -> Any:
         if not isinstance(leaf, Tensor) or leaf.dim() == 0:
             return leaf
-        return leaf[:1].detach().cpu().expand(batch, *leaf.shape[1:]).contiguous()
+        sample = leaf[:1].detach().cpu()
+        sample = sample.float() if sample.is_floating_point() else sample
+        return sample.expand(batch, *leaf.shape[1:]).contiguous()
 
     return call_arguments(tree_map(grow, example))
 
@@ -104,6 +108,10 @@ def fold_norms(graph: fx.GraphModule) -> int:
         kind = str(layer.target).removeprefix("aten.")
         if len(layer.users) != 1 or kind not in (*_CONVOLUTIONS, "linear.default") or not _own(layer.args[1]):
             continue
+        if kind == "linear.default" and layer.meta["val"].ndim != 2:  # its features are not the BatchNorm's axis 1
+            continue
+        if not all(value is None or _stored(value) for value in (*layer.args[2:3], *norm.args[1:5])):
+            continue
         _fold(graph, layer, norm, fuse_linear_bn_weights if kind == "linear.default" else fuse_conv_bn_weights)
         folded += 1
     if folded:
@@ -124,7 +132,12 @@ def _forget_unread(graph: fx.GraphModule) -> None:
 
 def _own(weight: Any) -> bool:
     """Whether a weight is read by one layer only."""
-    return isinstance(weight, fx.Node) and weight.op == "get_attr" and len(weight.users) == 1
+    return _stored(weight) and len(weight.users) == 1
+
+
+def _stored(value: Any) -> bool:
+    """Whether it is a parameter or a buffer, not computed."""
+    return isinstance(value, fx.Node) and value.op == "get_attr"
 
 
 def _fold(graph: fx.GraphModule, layer: fx.Node, norm: fx.Node, fuse: Any) -> None:

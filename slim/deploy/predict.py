@@ -17,7 +17,8 @@ if __name__ == "__main__":
         path for path in Path(sys.argv[1]).rglob("*") if path.suffix.lower() in Image.registered_extensions()
     ):
         image = ImageOps.exif_transpose(Image.open(path))
-        image = Image.fromarray((np.asarray(image) // 257).astype("u1")) if "16" in image.mode else image
+        if image.mode.startswith("I"):  # 16 bits: Pillow would take all above 255 for white
+            image = Image.fromarray((np.asarray(image) // 257).astype("u1"))
         image = image.convert("RGB" if len(mean) == 3 else "L")
         image = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)  # shorter side to size, the middle of it
         pixels = (np.asarray(image, "f4").reshape(size, size, -1) / 255 - mean) / std

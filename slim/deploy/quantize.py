@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import Tensor
-from torch.utils._pytree import tree_flatten
+from torch.utils._pytree import tree_flatten, tree_map_only
 
 from slim.deploy.extras import need
 from slim.deploy.onnx_file import metadata_of, quiet_exporter
@@ -58,7 +59,7 @@ def write_int8(
             quantization.quantize_static(
                 str(ready),
                 str(made),
-                _reader(ready, inputs, quantization),
+                _reader(ready, inputs if method == "minmax" else _one_by_one(inputs), quantization),
                 quant_format=quantization.QuantFormat.QDQ,
                 per_channel=True,
                 reduce_range=reduce_range,
@@ -94,6 +95,14 @@ def _reader(path: Path, inputs: Iterable[Any], quantization: Any) -> Any:
             return next(self.rows, None)
 
     return Reader()
+
+
+def _one_by_one(inputs: Iterable[Any]) -> Iterator[Any]:
+    """Every sample as a batch of its own: histograms are only made of batches of one size, and the last one is less."""
+    for batch in inputs:
+        count = next((len(leaf) for leaf in tree_flatten(batch)[0] if isinstance(leaf, Tensor)), 0)
+        for i in range(count):
+            yield tree_map_only(Tensor, itemgetter(slice(i, i + 1)), batch)
 
 
 def feed(names: list[str], batch: Any) -> dict[str, np.ndarray[Any, Any]]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from slim import deploy
@@ -81,6 +82,47 @@ def test_batch_norm_is_folded_where_a_convolution_comes_before(net: nn.Module, e
     assert sum(node.op_type == "BatchNormalization" for node in model.graph.node) <= 1
     stored = set(capture(net, EXAMPLE).state_dict)
     assert not any(name.startswith(("one.", "norm1.", "norm2.")) for name in stored)
+
+
+class Odd(nn.Module):
+    """BatchNorms that no layer can take in: a computed scale, a computed bias, features that are not axis 1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.linear = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 6, 3), nn.Linear(6, 6)
+        self.norms = nn.ModuleList([nn.BatchNorm2d(6), nn.BatchNorm2d(6), nn.BatchNorm1d(6)])
+        self.shift = nn.Parameter(torch.randn(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        norm = self.norms[0]
+        x = F.batch_norm(self.one(x), norm.running_mean, norm.running_var, 1 + norm.weight, norm.bias)
+        x = self.norms[1](F.conv2d(x, self.two.weight, self.two.bias + self.shift))
+        rows = x[:, :, :6, :6].mean(1)
+        return self.norms[2](self.linear(rows)).flatten(1)
+
+
+def test_what_cannot_be_folded_stays_a_batch_norm() -> None:
+    odd, x = Odd(), torch.randn(5, 3, SIZE, SIZE)
+    odd(x), odd.eval()
+    graph = graph_of(capture(odd, x))
+    torch.testing.assert_close(graph(x), odd(x), rtol=1e-4, atol=1e-4)
+    assert [str(node.target) for node in graph.graph.nodes].count("aten.batch_norm.default") == 3
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_a_network_of_another_precision_is_captured_in_float32(dtype: torch.dtype, net: nn.Module) -> None:
+    other, x = network().to(dtype), torch.randn(3, 3, SIZE, SIZE)
+    found = graph_of(capture(other, EXAMPLE.to(dtype)))(x)
+    torch.testing.assert_close(found, other.float()(x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("calibration", ["entropy", "percentile"])
+def test_histograms_take_a_last_batch_that_is_not_full(calibration: str, net: nn.Module, tmp_path: Path) -> None:
+    options = deploy.Options(("int8",), calibration=calibration, max_loss=0.5)
+    deploy.export(
+        net, EXAMPLE, tmp_path, options, judge=judged(net), calibration=lambda: [images(1)[0], images(1)[0][:5]]
+    )
+    assert (tmp_path / "model.int8.onnx").is_file()
 
 
 def test_onnx_carries_metadata_and_nothing_of_this_machine(exported: Any) -> None:

@@ -12,9 +12,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from slim import deploy
+from slim.data.decode import read_image
 from slim.deploy import predict
 from slim.report.html import run_page
 from tests.runs.tiny import run
@@ -87,6 +89,19 @@ def test_predict_gives_the_predictions_of_the_network(exported: Any, photos: Pat
     assert len(rows) == 16 and all(0.5 <= float(share) <= 1 for _, _, share in rows)
     right = sum(Path(path).parent.name == name for path, name, _ in rows) / len(rows)
     assert right == pytest.approx(report["rows"]["finetuned"]["metric"], abs=1 / 16)
+
+
+def test_predict_reads_gray_of_16_bits_as_training_does(exported: Any, photos: Path, tmp_path: Path) -> None:
+    script = exported[0] / "export" / "predict.py"
+    gray = Image.open(next((photos / "test").rglob("*.png"))).convert("L")
+    wide = Image.fromarray(np.asarray(gray).astype(np.uint16) * 257)
+    for form in ("png", "tiff"):
+        gray.save(tmp_path / f"8.{form}"), wide.save(tmp_path / f"16.{form}")
+        assert torch.equal(read_image(tmp_path / f"8.{form}", 3), read_image(tmp_path / f"16.{form}", 3))
+    done = subprocess.run([sys.executable, str(script), str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    answers = {line.partition("\t")[2] for line in done.stdout.splitlines()}
+    assert len(answers) == 1 and len(done.stdout.splitlines()) == 4
 
 
 def test_predict_needs_three_packages() -> None:
