@@ -157,11 +157,17 @@ def _silences(operations: Sequence[Operation]) -> list[frozenset[int]]:
         if name == "mul":
             mine = mine.union(*(found[p] for p in operation.parents))
         elif operation.parents and (
-            name in PASSES_ZERO or (name == "add" and len(operation.parents) == 1 and operation.params)
+            (name in PASSES_ZERO and not _divides(operation))
+            or (name == "add" and len(operation.parents) == 1 and operation.params)
         ):
             mine |= found[operation.parents[0]]
         found.append(mine)
     return found
+
+
+def _divides(operation: Operation) -> bool:
+    """Whether it divides by something computed, which may be zero where the dividend is."""
+    return operation.name.rstrip("_") == "div" and len(operation.parents) > 1
 
 
 def _multiplies(operation: Operation) -> bool:

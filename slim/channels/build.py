@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
 from slim.channels.check import input_spec
@@ -32,6 +33,7 @@ GroupsOf = Callable[[IntArray], IntArray]
 """From ids to group numbers, -1 where an id is no channel."""
 
 
+@torch.inference_mode(False)  # there operations arrive whole, not as the ones that have rules
 def trace(model: nn.Module, example_inputs: Any, *, residual: str = "group", grouped: str = "balance") -> ChannelGraph:
     """Find which channels of any network belong together, by running it once on meta tensors.
 
@@ -50,6 +52,7 @@ def trace(model: nn.Module, example_inputs: Any, *, residual: str = "group", gro
         if value not in known:
             raise SlimError(f"{name} must be one of {', '.join(known)}. Got {name}={value!r}. Choose one of them.")
     model = unwrap(model)
+    _refuse_scripts(model)
     record = record_trace(model, example_inputs, residual=residual, grouped=grouped)
     resolve_split_views(record)
     resolve_shared_streams(record, model, residual)
@@ -57,6 +60,16 @@ def trace(model: nn.Module, example_inputs: Any, *, residual: str = "group", gro
     propagate_balance_pins(record)
     probe_widths(model, example_inputs, record, residual=residual, grouped=grouped)
     return _assemble(model, example_inputs, record)
+
+
+def _refuse_scripts(model: nn.Module) -> None:
+    """Raise where a module with weights is compiled code, whose tensors nobody can replace."""
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule) and any(True for _ in (*module.parameters(), *module.buffers())):
+            raise SlimError(
+                f"A network must be made of Python's modules. Got a ScriptModule ({name or type(module).__name__}). "
+                "Prune the network first, and script the thin one."
+            )
 
 
 def _assemble(model: nn.Module, example_inputs: Any, record: TraceRecord) -> ChannelGraph:

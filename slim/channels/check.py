@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any
 
@@ -38,7 +39,13 @@ def forward_on_meta(
         kwargs: Inputs by name.
         watch: A context around the forward. It sees operations first: some are answered without PyTorch.
     """
-    with torch.no_grad(), temporary_state(network, meta=True, training=False), on_meta(), watch or nullcontext():
+    with (
+        torch.inference_mode(False),
+        torch.no_grad(),
+        temporary_state(network, meta=True, training=False),
+        on_meta(),
+        watch or nullcontext(),
+    ):
         return network(*args, **kwargs)
 
 
@@ -46,10 +53,10 @@ def input_spec(value: Any) -> Any:
     """Shapes and dtypes of example inputs as JSON data; None where they hold anything else."""
     if isinstance(value, Tensor):
         return {"shape": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
-    if isinstance(value, (tuple, list)):
+    if type(value) in (tuple, list):  # what derives from them may be more than JSON gives back (named tuples)
         parts = [input_spec(v) for v in value]
         return None if any(p is None for p in parts) else {"list": parts, "tuple": isinstance(value, tuple)}
-    if isinstance(value, dict) and all(isinstance(k, str) for k in value):
+    if type(value) in (dict, OrderedDict) and all(isinstance(k, str) for k in value):
         items = {k: input_spec(v) for k, v in value.items()}
         return None if any(p is None for p in items.values()) else {"dict": items}
     return None

@@ -147,7 +147,7 @@ def run_forward(tracer: Tracer, example_inputs: Any, *, meta: bool, training: bo
         return other
 
     args, kwargs = call_arguments(example_inputs)
-    with torch.no_grad(), torch.random.fork_rng(devices=[], enabled=not meta):
+    with torch.no_grad():
         args, kwargs = tree_map_only(torch.Tensor, example_tensor, (args, kwargs))
         with temporary_state(tracer.model, meta=meta, training=training):
             try:

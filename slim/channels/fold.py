@@ -19,10 +19,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from slim.channels.duplicate import deep_copy
-from slim.channels.meta_forward import call_arguments, unwrap
+from slim.channels.meta_forward import call_arguments, random_states_kept, unwrap
 
 Call = tuple[Tensor, Tensor, list[tuple[Any, ...]]]
 """Input and output of a module, and the arguments of the convolutions it ran."""
+_PLAIN = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 class SamePadConv2d(nn.Conv2d):
@@ -62,7 +63,7 @@ def fold(model: nn.Module, example_inputs: Any = None) -> nn.Module:
         _remove_hooks(module)
     if example_inputs is None:
         return folded
-    with torch.random.fork_rng(devices=[]):  # new layers draw weights before they get theirs
+    with random_states_kept():  # new layers draw weights before they get theirs
         return _fold_convolutions(folded, example_inputs)
 
 
@@ -107,7 +108,7 @@ def _fold_convolutions(model: nn.Module, example_inputs: Any) -> nn.Module:
     calls: dict[str, Call] = {}
     mode, handles = _Convolutions(), []
     for name, module in model.named_modules():
-        if isinstance(module, nn.Conv2d) and not type(module).__module__.startswith("torch.nn."):
+        if isinstance(module, _PLAIN) and not type(module).__module__.startswith("torch.nn."):
             handles += _watch(name, module, mode, calls)
     training = {module: module.training for module in model.modules()}
     args, kwargs = tree_map_only(Tensor, Tensor.detach, call_arguments(example_inputs))
@@ -146,18 +147,21 @@ def _plain(module: Any, x: Tensor, out: Tensor, seen: list[tuple[Any, ...]]) -> 
     _, weight, bias, stride, padding, dilation, transposed, _, groups = seen[0][:9]
     if transposed:
         return None
-    kernel: Any = module.kernel_size
-    kinds: tuple[tuple[type[nn.Conv2d], Any], ...] = ((nn.Conv2d, tuple(padding)), (SamePadConv2d, (0, 0)))
+    base: Any = next(kind for kind in _PLAIN if isinstance(module, kind))
+    kinds: list[tuple[Any, Any]] = [(base, tuple(padding))]
+    if base is nn.Conv2d:
+        kinds.append((SamePadConv2d, (0, 0)))
     for kind, pads in kinds:
-        plain = kind(
-            module.in_channels, module.out_channels, kernel, (stride[0], stride[1]), pads, (dilation[0], dilation[1]),
+        plain: Any = kind(
+            module.in_channels, module.out_channels, module.kernel_size, tuple(stride), pads, tuple(dilation),
             groups, bias is not None, device=weight.device, dtype=weight.dtype,
         )  # fmt: skip
         with torch.no_grad():
             plain.weight.copy_(weight)
-            if bias is not None and plain.bias is not None:
+            if bias is not None:
                 plain.bias.copy_(bias)
             result = plain(x)
         if result.shape == out.shape and torch.allclose(result, out, rtol=1e-4, atol=1e-5):
-            return plain.train(module.training)
+            plain.training = module.training
+            return plain  # type: ignore[no-any-return]
     return None

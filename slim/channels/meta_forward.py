@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.modules import module as nn_module
@@ -142,8 +144,20 @@ def _draws_noise(module: nn.Module) -> bool:
 
 
 @contextmanager
+def random_states_kept() -> Iterator[None]:
+    """A forward may draw random numbers: on exit the states of torch (CPU), numpy and Python are as before."""
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+
+
+@contextmanager
 def temporary_state(model: nn.Module, *, meta: bool, training: bool) -> Iterator[None]:
-    """Replace the tensors and the mode of a model; on exit everything is restored.
+    """Replace the tensors and the mode of a model; on exit everything is restored, random states included.
 
     Parameters and float buffers become meta tensors (or detached views with ``meta=False``). Integer buffers keep their
     values in a copy: they are indices, and a forward may count in them. Modules that only add noise stay in eval mode.
@@ -151,6 +165,7 @@ def temporary_state(model: nn.Module, *, meta: bool, training: bool) -> Iterator
     substitutes: dict[int, torch.Tensor] = {}
     saved: list[tuple[dict[str, Any], str, Any]] = []
     states: list[tuple[nn.Module, dict[str, Any]]] = []
+    scripts: list[tuple[nn.Module, bool]] = []
 
     def substitute(name: str, store: dict[str, Any], key: str, buffer: bool) -> None:
         tensor = store[key]
@@ -171,6 +186,10 @@ def temporary_state(model: nn.Module, *, meta: bool, training: bool) -> Iterator
 
     try:
         for prefix, module in model.named_modules():
+            if isinstance(module, torch.jit.ScriptModule):  # compiled, and without tensors: see ``trace``
+                scripts.append((module, module.training))
+                module.training = training
+                continue
             dot = prefix + "." if prefix else ""
             for key in list(module._parameters):
                 substitute(dot + key, module._parameters, key, buffer=False)
@@ -182,10 +201,13 @@ def temporary_state(model: nn.Module, *, meta: bool, training: bool) -> Iterator
                 if type(value) in (dict, list, set) and not key.startswith("_"):
                     module.__dict__[key] = value.copy()
             module.training = training and not _draws_noise(module)
-        yield
+        with random_states_kept():
+            yield
     finally:
         for store, key, tensor in reversed(saved):
             store[key] = tensor
+        for module, mode in scripts:
+            module.training = mode
         for module, state in states:
             module.__dict__.clear()
             module.__dict__.update(state)

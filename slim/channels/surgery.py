@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,12 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.utils.prune import BasePruningMethod
 
 from slim.channels.branches import Branch, is_original, replacement
 from slim.channels.check import check_forward
 from slim.channels.duplicate import deep_copy, duplicate
 from slim.channels.ids import IntArray
 from slim.channels.meta_forward import unwrap
+from slim.channels.optimizer_states import forget_unsliceable
 from slim.channels.plan import Keep, Plan
 from slim.channels.select_layer import set_select
 from slim.channels.settings import set_number
@@ -65,8 +68,9 @@ def _grouped_blocks(
 def _sliced(tensor: Tensor, name: str, cuts: list[tuple[int, Keep]], plan: Plan) -> Tensor:
     """What stays of a parameter, as a new tensor in the same memory format."""
     layout = torch.preserve_format
-    if tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous():
-        layout = torch.channels_last
+    last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(tensor.ndim)
+    if last is not None and tensor.is_contiguous(memory_format=last) and not tensor.is_contiguous():
+        layout = last
 
     def index(values: IntArray) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(values)).to(tensor.device)
@@ -77,7 +81,7 @@ def _sliced(tensor: Tensor, name: str, cuts: list[tuple[int, Keep]], plan: Plan)
         result = torch.cat(parts)
     else:
         result = _selected(tensor, [(dim, index(keep.kept)) for dim, keep in cuts], layout)
-    return result.contiguous(memory_format=layout) if layout is torch.channels_last else result.contiguous()
+    return result.contiguous() if layout is torch.preserve_format else result.contiguous(memory_format=layout)
 
 
 def _selected(tensor: Tensor, cuts: list[tuple[int, Tensor]], layout: torch.memory_format) -> Tensor:
@@ -90,7 +94,7 @@ def _selected(tensor: Tensor, cuts: list[tuple[int, Tensor]], layout: torch.memo
     for dim, kept in cuts:
         shape[dim] = len(kept)
     result = tensor.new_empty(shape)
-    if layout is torch.channels_last:
+    if layout is not torch.preserve_format:
         result = result.to(memory_format=layout)
     (first, rows), *others = cuts
     step = max(1, SLAB * tensor.shape[first] // tensor.numel())
@@ -141,6 +145,7 @@ def mask(model: nn.Module, plan: Plan, *, in_place: bool = False) -> nn.Module:
     return masked
 
 
+@torch.inference_mode(False)  # the thin network can be trained, wherever it is made
 def rebuild(
     model: nn.Module, plan: Plan, *, in_place: bool = False, optimizer: torch.optim.Optimizer | None = None
 ) -> nn.Module:
@@ -152,7 +157,8 @@ def rebuild(
         plan: Made for this network (:func:`slim.select`).
         in_place: Change ``model`` itself; parameters keep their identity, so optimizers still know them. Let go of the
             last loss first: an autograd graph that is still alive remembers the old shapes.
-        optimizer: With ``in_place``: every state tensor shaped like its parameter is sliced with it.
+        optimizer: With ``in_place``: every state tensor shaped like its parameter is sliced with it. A state of other
+            shapes (Adafactor's factors, the history of LBFGS) starts anew, and a warning says so.
 
     Raises:
         SlimError: when the plan was not made for this network, or the thin network cannot run because the model's
@@ -169,6 +175,8 @@ def rebuild(
     if in_place:
         if not plan.is_identity:
             check_forward(_built(model, plan, lambda t: t.to("meta")), plan)
+        for note in forget_unsliceable(optimizer, model, plan) if optimizer is not None else ():
+            warnings.warn(note, stacklevel=3)
         _in_place(model, plan, optimizer)
         thin = model
     else:
@@ -293,6 +301,10 @@ def _empty_caches(module: nn.Module) -> None:
 
 def set_attributes(module: Any) -> None:
     """Make a module's attributes agree with the shapes of its parameters."""
+    for hook in module._forward_pre_hooks.values():
+        if isinstance(hook, BasePruningMethod):  # keeps a weight of the old shape until the next forward
+            kept: Any = hook
+            setattr(module, kept._tensor_name, kept.apply_mask(module).detach())
     weight = getattr(module, "weight", None)
     if weight is None:
         weight = getattr(module, "running_mean", None)

@@ -79,9 +79,11 @@ def score(
     values, covered = reduce_evidence(entry.rank(graph, **options), len(graph), how)
     _inherit_scores(graph, values, covered)
     if not covered.any():
+        another = "Set criterion to one that reads what this network has, like l1."
         raise SlimError(
             f"The criterion finds no channel to rank. Got criterion={entry.name!r} on a network with {len(graph)}"
-            " channel groups and none that it covers. Set criterion to one that reads what this network has, like l1."
+            " channel groups and none that it covers. "
+            + (another if graph.prunable.any() and entry.name != "l1" else "graph.report() says why channels stay.")
         )
     _check_numbers(graph, entry.name, values, covered)
     if normalize != "none":

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from slim.channels import ChannelGraph, Plan, rebuild
+from slim.channels.optimizer_states import forget_unsliceable
 from slim.errors import RunFailed, SlimError
 
 BoolArray = npt.NDArray[np.bool_]
@@ -57,23 +58,15 @@ def cut_in_place(network: nn.Module, plan: Plan, optimizers: Iterable[Optimizer]
     cut = {name for name, _ in plan.axes}
     states: dict[Any, Any] = {}
     for optimizer in optimizers:
-        for parameter, state in list(optimizer.state.items()):
-            name = named.get(id(parameter))
-            if name not in cut:
+        for note in forget_unsliceable(optimizer, network, plan):
+            rank_zero_warn(note)
+        for parameter, state in optimizer.state.items():
+            if named.get(id(parameter)) not in cut:
                 continue
-            odd = [key for key, value in state.items() if _cannot_be_sliced(value, parameter)]
-            if odd:
-                del optimizer.state[parameter]
-                rank_zero_warn(f"The optimizer's {', '.join(odd)} of {name} cannot be cut and starts anew.")
-            else:
-                # One rebuild slices all states: those of a second optimizer come under keys of their own.
-                states.setdefault(parameter, {}).update({(id(optimizer), key): value for key, value in state.items()})
-    flat = [optimizer for optimizer in optimizers if hasattr(optimizer, "_numel_cache")]
+            # One rebuild slices all states: those of a second optimizer come under keys of their own.
+            states.setdefault(parameter, {}).update({(id(optimizer), key): value for key, value in state.items()})
     merged: Any = _Merged(states, [group for optimizer in optimizers for group in optimizer.param_groups])
     rebuild(network, plan, in_place=True, optimizer=merged)
-    for optimizer in flat:  # LBFGS: its history is of all parameters in one vector
-        optimizer.state.clear()
-        optimizer._numel_cache = None
     for optimizer in optimizers:
         stepped = {parameter for group in optimizer.param_groups for parameter in group["params"]}
         for parameter in [each for each in optimizer.state if isinstance(each, Tensor) and each not in stepped]:
@@ -89,10 +82,6 @@ class _Merged:
 
     def __init__(self, state: dict[Any, Any], param_groups: list[dict[str, Any]]) -> None:
         self.state, self.param_groups = state, param_groups
-
-
-def _cannot_be_sliced(value: Any, parameter: Tensor) -> bool:
-    return isinstance(value, Tensor) and value.numel() > 1 and value.shape != parameter.shape
 
 
 def after_surgery(trainer: pl.Trainer | None, module: nn.Module) -> None:

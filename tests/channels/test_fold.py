@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 import slim
@@ -32,6 +34,30 @@ def test_folding_keeps_the_function_and_frees_the_channels(kind: str) -> None:
     assert set(map(type, folded.modules())) & {Standardized, Same} == set()
     free = slim.trace(folded, x)
     assert free.prunable.sum() == 16 > slim.trace(net, x).prunable.sum()
+    check_all(folded, x, 0.5, 0)
+
+
+class Standardized1d(nn.Conv1d):
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight - self.weight.mean((1, 2), keepdim=True)
+        return self._conv_forward(x, weight, self.bias)
+
+
+class Standardized3d(nn.Conv3d):
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight - self.weight.mean((1, 2, 3, 4), keepdim=True)
+        return self._conv_forward(x, weight, self.bias)
+
+
+@pytest.mark.parametrize("kind", [Standardized1d, Standardized3d])
+def test_convolutions_of_other_ranks_fold_too(kind: Any) -> None:
+    dims = 1 if kind is Standardized1d else 3
+    plain = kind.__base__
+    net = nn.Sequential(plain(4, 8, 3), nn.ReLU(), kind(8, 8, 3, padding=1, groups=2), nn.ReLU(), plain(8, 2, 1))
+    net, x = net.double().eval(), torch.randn(2, 4, *[5] * dims, dtype=torch.float64)
+    folded = slim.fold(net, x)
+    close(folded(x), net(x), "folded", 1e-7)
+    assert type(folded[2]) is plain and slim.trace(folded, x).prunable.sum() == 16
     check_all(folded, x, 0.5, 0)
 
 

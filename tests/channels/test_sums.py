@@ -39,10 +39,12 @@ EXACT: dict[str, Callable[[Tensor], Tensor]] = {
     "norm": lambda x: x.norm(dim=1, keepdim=True),
     "of a view": lambda x: x.flatten(2).sum(1).view(x.shape[0], 1, *x.shape[2:]),
     "of a product": lambda x: (x.sigmoid() * x).sum(1, keepdim=True),
+    "of everything": lambda x: (x.relu().sum() * 1e-3).expand(x.shape[0], 1, 1, 1),
     "of both": lambda x: torch.cat([x, x.tanh()], 1).sum(1, keepdim=True),
 }
 INEXACT: dict[str, Callable[[Tensor], Tensor]] = {
     "mean": lambda x: x.mean(1, keepdim=True),
+    "mean of everything": lambda x: x.mean().expand(x.shape[0], 1, 1, 1),
     "of a sigmoid": lambda x: x.sigmoid().sum(1, keepdim=True),
     "of a shift": lambda x: (x + 1).sum(1, keepdim=True),
     "after a clamp": lambda x: x.clamp(0.1, 1).sum(1, keepdim=True),
@@ -52,6 +54,7 @@ INEXACT: dict[str, Callable[[Tensor], Tensor]] = {
 }
 COUNTED: dict[str, Callable[[Tensor], Tensor]] = {
     "divided": lambda x: x.sum(1, keepdim=True) / x.shape[1],
+    "divided by all": lambda x: (x.sum() / x.numel()).expand(x.shape[0], 1, 1, 1),
     "divided by a tensor": lambda x: x.sum(1, keepdim=True) / torch.sqrt(torch.tensor(x.shape[1])),
     "divided by a tensor there": lambda x: x.sum(1, keepdim=True) * (1 / torch.tensor(x.shape[1], device=x.device)),
     "divided by a filled tensor": lambda x: x.sum(1, keepdim=True) / x.new_full((), x.shape[1]).sqrt(),

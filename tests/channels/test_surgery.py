@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune as torch_prune
 
 import slim
 from slim.channels import ChannelGraph, ChannelSelect, Plan, plan_of
@@ -191,6 +192,45 @@ def test_big_parameters_are_cut_slab_by_slab_to_the_same_numbers(
         assert found.stride() == expected.stride(), name
     convolutions = [m.weight for m in slabs.modules() if isinstance(m, nn.Conv2d)]
     assert all(w.is_contiguous(memory_format=layout) for w in convolutions)
+
+
+def test_channels_last_stays_in_three_dimensions() -> None:
+    layers = (nn.Conv3d(3, 8, 3), nn.BatchNorm3d(8), nn.ReLU(), nn.Conv3d(8, 4, 3))
+    model = nn.Sequential(*layers).to(memory_format=torch.channels_last_3d)
+    thin = slim.prune(model, torch.zeros(1, 3, 6, 6, 6), ratio=0.5).model
+    for layer in (thin[0], thin[3]):
+        assert layer.weight.is_contiguous(memory_format=torch.channels_last_3d) and not layer.weight.is_contiguous()
+
+
+@pytest.mark.parametrize("kind", [torch.optim.Adafactor, torch.optim.LBFGS])
+def test_a_state_of_other_shapes_starts_anew_and_says_so(kind: Any) -> None:
+    net = blocked(4)
+    optimizer = kind(net.parameters(), lr=1e-3)
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        value = net(torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))).square().mean()
+        value.backward()
+        return value
+
+    optimizer.step(loss)
+    _, plan = cut(net)
+    with pytest.warns(UserWarning, match="cannot be cut and starts anew"):
+        slim.rebuild(net, plan, in_place=True, optimizer=optimizer)
+    optimizer.step(loss)
+    for parameter, state in optimizer.state.items():
+        if kind is torch.optim.Adafactor and parameter.ndim == 1:
+            assert state["variance"].shape == parameter.shape and state["step"] == 2  # sliced, as ever
+
+
+def test_what_torchs_own_pruning_keeps_follows_the_cut() -> None:
+    net = small_resnet()
+    torch_prune.l1_unstructured(net.conv1, "weight", 0.3)
+    _, plan = cut(net)
+    kept = plan.axes["conv1.weight_orig", 0].kept
+    for thin in (slim.rebuild(net, plan), slim.rebuild(net, plan, in_place=True)):
+        assert thin.conv1.weight.shape[0] == thin.conv1.out_channels == thin.conv1.weight_mask.shape[0] == len(kept)
+        thin(X)
 
 
 def test_optimizer_needs_in_place() -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+import random
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -39,6 +40,70 @@ def test_the_model_is_untouched(training: bool) -> None:
     slim.trace(net, X)
     assert_unchanged(net, before)
     assert net.training == training and not net[0].weight.requires_grad
+
+
+class Drawing(nn.Module):
+    """Draws a number in its forward, and has a layer that training alone reaches."""
+
+    def __init__(self, draw: Any) -> None:
+        super().__init__()
+        self.net, self.auxiliary, self.draw = small(), nn.Linear(3, 3), draw
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.net(x) * (1 + float(self.draw()))
+        return self.auxiliary(out) if self.training else out
+
+
+@pytest.mark.parametrize("draw", [lambda: torch.rand(1), random.random, np.random.rand])
+def test_a_forward_that_draws_numbers_leaves_every_random_state(draw: Any) -> None:
+    def states() -> tuple[Any, ...]:
+        return torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist()
+
+    net, before = Drawing(draw), states()
+    graph = slim.trace(net, X)
+    assert graph.prunable.sum() == 14
+    plan = slim.select(graph, slim.score(graph), ratio=0.5)
+    slim.rebuild(net, plan), slim.rebuild(net, plan, in_place=True), slim.fold(net, X)
+    assert states() == before
+
+
+def test_in_inference_mode_the_same_goes_and_the_thin_network_can_be_trained() -> None:
+    net = small()
+    with torch.inference_mode():
+        result = slim.prune(net, X, ratio=0.5)
+    assert result.plan == slim.prune(net, X, ratio=0.5).plan
+    result.model(torch.randn(2, 3, 8, 8)).sum().backward()
+
+
+class Batch(NamedTuple):
+    image: Tensor
+
+
+class Attributes(dict[str, Tensor]):
+    __getattr__ = dict.__getitem__
+
+
+@pytest.mark.parametrize("kind", [Batch, Attributes])
+def test_inputs_that_json_does_not_give_back_are_no_fixed_width(kind: Any) -> None:
+    class Unpacking(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = small()
+
+        def forward(self, batch: Any) -> Tensor:
+            return self.net(batch.image)
+
+    batch = kind(image=X)
+    result = slim.prune(Unpacking(), (batch,), ratio=0.5)
+    assert result.model(batch).shape == (2, 3) and result.model.net[0].out_channels < 8
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:FutureWarning")
+def test_scripts_are_refused_where_they_hold_weights() -> None:
+    net = nn.Sequential(small(), torch.jit.script(nn.Softmax(1)))
+    assert free(net, X) == 14
+    with pytest.raises(SlimError, match=r"Got a ScriptModule \(1\)"):
+        slim.trace(nn.Sequential(nn.Identity(), torch.jit.script(small())), X)
 
 
 @pytest.mark.parametrize(

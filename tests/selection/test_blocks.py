@@ -197,6 +197,22 @@ def test_the_report_says_how_deep_the_network_was_and_is(net: Net) -> None:
     assert report.depth == (10, 6) and "depth" in str(report)
 
 
+def test_a_branch_that_is_divided_by_its_own_norm_stays() -> None:
+    """Gone, it would be 0 / 0."""
+
+    class Normed(Block):
+        def forward(self, x: Tensor) -> Tensor:
+            out = self.bn2(self.conv2(self.conv1(x)))
+            return x + (out / out.flatten(1).norm(dim=1)[:, None, None, None] if self.normed else out / 2)
+
+    for normed in (False, True):
+        Normed.normed = normed
+        graph = slim.trace(
+            nn.Sequential(nn.Conv2d(3, 12, 1), Normed(12, 8), nn.Conv2d(12, 2, 1)), torch.zeros(1, 3, 8, 8)
+        )
+        assert len(graph.branches) == (not normed)
+
+
 def test_a_branch_that_zeros_do_not_silence_stays() -> None:
     """A normalization without a scale, gated by sigmoid(0) = 1/2."""
 

@@ -35,7 +35,7 @@ def find_rule(func: Any) -> Rule | None:
     if "pool" in name or "upsample" in name or name.startswith(("reflection_pad", "replication_pad", "_upsample")):
         return spatial.spatial
     arguments = {a.name for a in func._schema.arguments}
-    if "dim" in arguments and "keepdim" in arguments:
+    if {"dim", "keepdim"} <= arguments or name in spatial.STATISTICS:
         return spatial.reduction
     return None
 

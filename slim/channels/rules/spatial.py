@@ -44,8 +44,8 @@ def reduction(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any]
     """Sums, means, maxima: the other axes pass. What is reduced can go from a sum that it adds nothing to."""
     x = args[0]
     names = [a.name for a in func._schema.arguments]
-    dims = argument(args, kwargs, names.index("dim"), "dim", None)
-    keep = argument(args, kwargs, names.index("keepdim"), "keepdim", False)
+    dims = argument(args, kwargs, names.index("dim"), "dim", None) if "dim" in names else None
+    keep = argument(args, kwargs, names.index("keepdim"), "keepdim", False) if "keepdim" in names else False
     dims = range(x.ndim) if dims is None or (isinstance(dims, (list, tuple)) and not dims) else dims
     gone = {positive_dim(d, x.ndim) for d in ([dims] if isinstance(dims, int) else dims)}
     name = func.overloadpacket.__name__
