@@ -19,6 +19,7 @@ from slim.channels.silence import is_silent
 from slim.channels.trace_record import Axis, NormCall, SizeUse, SplitView, TraceRecord
 
 COMPUTED = "its weight is computed over several axes; slim.fold(model, inputs) makes it a plain one"
+MIXED = "its weight is computed from more than parameters"
 STANDARDIZED = "its weight is standardized over them; slim.fold(model, inputs) makes it a plain one"
 
 

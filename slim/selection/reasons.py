@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 REASONS = 3
 ADVICE = (
     (r"slim\.fold", "Store the weight as a plain one: model = slim.fold(model, inputs)."),
+    (r"from more than parameters", "The input makes the weight: nothing to do, or a plain layer in its place."),
     (r"statistics over", "A normalization over channels: use BatchNorm there, or prune.inexact=true and fine-tune."),
     (r"reduces over", "An average over channels: prune.inexact=true and fine-tune, or prune.granularity=layer."),
     (r"over channels", "Every channel sees all others there: whole blocks may go, by prune.granularity=layer."),

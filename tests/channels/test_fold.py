@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
@@ -87,6 +88,22 @@ def test_the_older_hooks_fold_after_a_step_of_training(kind: str) -> None:
 def test_reasons_name_the_way_out() -> None:
     net = nn.Sequential(parametrizations.weight_norm(nn.Conv2d(4, 8, 3)), nn.Conv2d(8, 2, 1))
     assert "slim.fold" in slim.trace(net, torch.randn(2, 4, 8, 8)).report()
+
+
+def test_a_weight_that_the_input_mixes_is_not_said_to_fold() -> None:
+    class Mixing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.gate = nn.Conv2d(3, 8, 1), nn.Linear(8, 2)
+            self.weights = nn.Parameter(torch.randn(2, 6, 8, 3, 3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.first(x)
+            mixed = torch.einsum("nk,koihw->noihw", self.gate(x.mean((2, 3))).softmax(1), self.weights)
+            return F.conv2d(x.flatten(0, 1)[None], mixed.flatten(0, 1), groups=len(x))[0]
+
+    report = slim.trace(Mixing(), torch.randn(2, 3, 6, 6)).report()
+    assert "computed from more than parameters" in report and "slim.fold" not in report
 
 
 def test_rows_of_a_standardized_weight_go_exactly_and_its_columns_when_asked() -> None:

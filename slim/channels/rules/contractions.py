@@ -12,7 +12,7 @@ from slim.channels.ids import IntArray, Shadow, alive, along, axis_layer, varyin
 from slim.channels.rules.elementwise import combine
 from slim.channels.rules.registry import argument, rule
 from slim.channels.trace_record import Axis, Contraction, Term
-from slim.channels.tracer import COMPUTED, Tracer
+from slim.channels.tracer import COMPUTED, MIXED, Tracer
 
 
 @rule("convolution", "_convolution", "convolution_overrideable", "conv1d", "conv2d", "conv3d", "conv_transpose2d")
@@ -127,12 +127,13 @@ def convolve(
     ``factor`` is what multiplies (kept out) x (kept in / groups): batch x positions x kernel taps.
     """
     name = tr.name_of(weight)
+    computed = COMPUTED if tr.is_weight(weight) else MIXED
     if incoming is not None:
         tr.record.raw_reads.append(incoming)
     if not name:
         for layer in tr.shadow_of(weight):
             if len(varying(layer)) > 1:
-                tr.pin(layer, COMPUTED)
+                tr.pin(layer, computed)
             elif varying(layer)[0] > 1:
                 tr.mark_positions(layer)
     if groups == 1:
@@ -142,7 +143,7 @@ def convolve(
         own_in = own_out = None
         for ids in (incoming, tr.axis_ids(weight, 0), tr.axis_ids(weight, 1)):
             if ids is not None:
-                tr.pin(ids, f"a grouped convolution whose {COMPUTED[4:]}")
+                tr.pin(ids, f"a grouped convolution whose {computed[4:]}")
     else:
         own_in, own_out = _grouped(tr, name, weight, incoming, cin, cout, groups, in_axis, out_axis)
     _couple_bias(tr, bias, own_out)
