@@ -129,6 +129,11 @@ def build_error(error: Exception, name: str, weights: Any, arguments: dict[str, 
             f"pretrained weights must be on disk or downloadable. Got {type(error).__name__}: {error} ({weights.url}). "
             f"Put {file} into {folder}, or set model.pretrained=false."
         )
+    if isinstance(error, OSError):
+        return SlimError(
+            f"pretrained weights must be on disk or downloadable. Got {type(error).__name__}: {error} ({name}, "
+            "backbone). Set model.pretrained=false."
+        )
     if weights is not None and isinstance(error, RuntimeError) and "hash" in str(error):
         return SlimError(f"pretrained weights must have their checksum. Got {error}. Delete the file and try again.")
     return SlimError(

@@ -85,6 +85,8 @@ def transformers_model(
             config = _config(transformers, name, known, image_size, options)
             config.num_labels, config.num_channels = num_classes, in_channels
             model = Logits(transformers.AutoModelForImageClassification.from_config(config))
+    except SlimError:
+        raise
     except Exception as error:
         # The hub's errors are many (offline, no such file, a connection that ends), and so are those of odd fields.
         hint = "Set model.pretrained=false and model.name=resnet." if "/" in name else "Change model.*."
@@ -111,6 +113,13 @@ def _config(transformers: Any, name: str, known: list[str], image_size: int | No
         fields["image_size"] = image_size
         if name in _PATCHES:
             fields["patch_size"] = max(1, image_size // _PATCHES[name])
+    own = transformers.AutoConfig.for_model(name)
+    for key in options:
+        if not hasattr(own, key):  # it would be kept, and read by nobody
+            raise SlimError(
+                f"model.{key} must be a field of {type(own).__name__}. Got {key}={options[key]!r}. "
+                f"{nearest(key, own.to_dict())}"
+            )
     return transformers.AutoConfig.for_model(name, **{**fields, **options})
 
 

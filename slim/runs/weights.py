@@ -90,7 +90,7 @@ def _plan_in(body: Any) -> Plan | None:
 
 
 def _state_dict(body: Any, path: Path) -> dict[str, Tensor]:
-    for key in ("state_dict", "model"):
+    for key in ("state_dict", "model", "model_state_dict"):
         if isinstance(body, dict) and isinstance(body.get(key), dict):
             body = body[key]
     if not isinstance(body, dict) or not all(isinstance(value, Tensor) for value in body.values()):
@@ -115,14 +115,27 @@ def _age(path: Path) -> float:
     return path.stat().st_mtime
 
 
+def _inside(weights: Mapping[str, Tensor], own: Mapping[str, Tensor], path: Path) -> Mapping[str, Tensor]:
+    """The weights of the one part of another wrapper that has all names in ``own``; beside it may be losses, metrics."""
+    first = next(iter(own), "")
+    places = [key.removesuffix(first) for key in weights if key.endswith(f".{first}")]
+    places = [place for place in places if all(f"{place}{name}" in weights for name in own)]
+    if len(places) > 1:
+        raise SlimError(
+            f"checkpoint must hold one network of the configured model. Got {len(places)}, under "
+            f"{', '.join(places)} ({path}). Save the state dict of the one that you mean."
+        )
+    place = places[0] if places else f"{next(iter(weights)).partition('.')[0]}."
+    return {key.removeprefix(place): value for key, value in weights.items() if key.startswith(place)}
+
+
 def fill(module: nn.Module, network: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
     """Load ``weights`` into the module, or into its network where they name the network's parameters alone."""
     whole = module.state_dict()
     receiver: nn.Module = module if len(whole.keys() & weights.keys()) > 0 or not weights else network
     own = receiver.state_dict()
     if receiver is network and not own.keys() & weights.keys():
-        # Of another wrapper: a LightningModule that calls its network by another name.
-        weights = {key.partition(".")[2]: value for key, value in weights.items()}
+        weights = _inside(weights, own, path)
     missing, extra = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
     wrong = [key for key in own.keys() & weights.keys() if own[key].shape != weights[key].shape]
     if missing or extra or wrong:

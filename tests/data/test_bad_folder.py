@@ -36,7 +36,7 @@ def test_missing_empty_and_poor_folders(tmp_path: Path, make_folder: MakeFolder)
     (folder / "test" / "bird").mkdir()
     with pytest.raises(SlimError, match=r"same classes.*bird"):
         data(folder)
-    with pytest.raises(SlimError, match="needs train. Got Test, Train"):
+    with pytest.raises(SlimError, match=r"needs train\. Got Test, Train"):
         data(make_folder(parts=("Train", "Test"), name="capital"))
 
 

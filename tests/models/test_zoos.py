@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from urllib.error import URLError
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from slim.errors import SlimError
-from slim.models import check, preprocessing, timm_model, transformers_model
+from slim.models import check, detection_model, preprocessing, timm_model, transformers_model
 
 NETWORKS: dict[str, tuple[Callable[..., nn.Module], str, int]] = {
     "timm, any size": (timm_model, "resnet10t", 32),
@@ -43,6 +44,16 @@ def test_gamma_starts_where_told(kind: str, gamma_init: float | None) -> None:
     assert (scales == 0.25).all() if gamma_init else (scales != 0.25).all()
 
 
+def _without_a_network() -> nn.Module:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("torchvision.models._api.load_state_dict_from_url", _unreachable)
+        return detection_model("ssdlite320_mobilenet_v3_large", pretrained="backbone")
+
+
+def _unreachable(*_: object, **__: object) -> None:
+    raise URLError("Name or service not known")
+
+
 BAD: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "timm, name": (lambda: timm_model("resnet10"), "Did you mean resnet10t"),
     "timm, option": (lambda: timm_model("resnet10t", colour="red"), "Change model"),
@@ -52,6 +63,8 @@ BAD: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "timm, offline": (lambda: timm_model("resnet10t", pretrained=True), "Set model.pretrained=false"),
     "timm, hub": (lambda: timm_model("hf-hub:nobody/nothing"), "could not build hf-hub:nobody/nothing"),
     "transformers, name": (lambda: transformers_model("resnett"), "Did you mean resnet"),
+    "transformers, unknown": (lambda: transformers_model("resnet", hiden_sizes=[8]), "Did you mean hidden_sizes"),
+    "detection, backbone": (_without_a_network, "on disk or downloadable"),
     "transformers, field": (lambda: transformers_model("resnet", depths="many"), "Change model"),
     "transformers, classes": (lambda: transformers_model("resnet", num_classes=0), "num_classes"),
     "transformers, channels": (lambda: transformers_model("resnet", in_channels=0), "in_channels"),

@@ -1,0 +1,42 @@
+"""Checkpoints of anybody's training are weights to begin with, whatever their module called the network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from slim.errors import SlimError
+from slim.runs import weights
+
+
+def network() -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2))
+
+
+def filled(path: Path, state: dict[str, Tensor], key: str = "state_dict") -> nn.Module:
+    torch.save({key: state}, path)
+    empty, module = network(), nn.Module()
+    module.ours = empty
+    weights.fill(module, empty, weights.read(path)[1], path)
+    return empty
+
+
+@pytest.mark.parametrize("place", ["", "net.", "_orig_mod.", "net._orig_mod.", "module.model.backbone."])
+@pytest.mark.parametrize("key", ["state_dict", "model_state_dict"])
+def test_a_network_under_another_name(tmp_path: Path, place: str, key: str) -> None:
+    given = network().state_dict()
+    beside = {"loss.weight": torch.ones(3), "accuracy.total": torch.zeros(())} if place.startswith("net") else {}
+    found = filled(tmp_path / "a.ckpt", {f"{place}{name}": value for name, value in given.items()} | beside, key)
+    assert all(torch.equal(value, given[name]) for name, value in found.state_dict().items())
+
+
+def test_a_deeper_network_and_two_networks_are_refused(tmp_path: Path) -> None:
+    deeper = nn.Sequential(*network(), nn.Conv2d(2, 2, 3)).state_dict()
+    with pytest.raises(SlimError, match="0 weights missing, 2 unknown"):
+        filled(tmp_path / "deeper.ckpt", {f"net.{name}": value for name, value in deeper.items()})
+    twice = {f"{place}.{name}": value for place in ("net", "ema") for name, value in network().state_dict().items()}
+    with pytest.raises(SlimError, match=r"Got 2, under net\., ema\."):
+        filled(tmp_path / "twice.ckpt", twice)
