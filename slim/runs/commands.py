@@ -56,7 +56,7 @@ def measure(parts: Components) -> dict[str, object]:
     plan = plan_of(network)
     return {
         "checkpoint": checkpoint,
-        "data": getattr(parts.data, "name", type(parts.data).__name__),
+        "data": parts.data_name,
         parts.config.metric.name: value,
         **size(parts.trace(network)),
         "input_shape": parts.input_shape,
@@ -123,7 +123,7 @@ def _summary(parts: Components, found: sensitivity.Sensitivity, table: Path) -> 
     """Draw the figure beside the table; what :func:`analyze` returns."""
     config, figure = parts.config, table.with_suffix(".png")
     name = str(config.model["_target_"]).rsplit(".", 1)[-1]
-    title = f"{name}, {parts.data.name}"
+    title = f"{name}, {parts.data_name}"
     sensitivity.draw(found, figure, title=title)
     if config.figures:
         from slim.report.tensorboard import log_picture

@@ -103,6 +103,11 @@ class Components:
         return found
 
     @property
+    def data_name(self) -> str:
+        """Of the data set; the class of a data module that has no name (Lightning's own is None)."""
+        return str(getattr(self.data, "name", None) or type(self.data).__name__)
+
+    @property
     def takes_network(self) -> bool:
         """Whether the module is given its network, built from ``config.model``; others build their own."""
         return "network" in inspect.signature(target(self.config.module["_target_"], "module")).parameters

@@ -59,7 +59,7 @@ def finish(
         seed=config.seed,
         schedule=config.schedule.name,
         passes=len(config.passes),
-        data=str(getattr(parts.data, "name", type(parts.data).__name__)),
+        data=parts.data_name,
         model=_model_name(parts),
         metric=config.metric.model_dump(),
         input_shape=parts.input_shape,
@@ -106,9 +106,8 @@ def _save(parts: Components, path: Path, thin: nn.Module, dense: nn.Module) -> N
             again = recipe.build(found, trust=True)
             builder = found if _shapes(again) == _shapes(dense) else None
     metadata = {"input": parts.input_shape}
-    for name in weights.NORMALIZATION:
-        if hasattr(parts.data, name):
-            metadata[name] = json.dumps(list(getattr(parts.data, name)))
+    if hasattr(parts.data, "normalize_as"):
+        metadata |= {name: json.dumps(list(getattr(parts.data, name))) for name in weights.NORMALIZATION}
     slim.save(path, thin, plan_of(thin), builder=builder, metadata=metadata)
 
 

@@ -116,7 +116,7 @@ def _age(path: Path) -> float:
 
 
 def _inside(weights: Mapping[str, Tensor], own: Mapping[str, Tensor], path: Path) -> Mapping[str, Tensor]:
-    """The weights of the one part of another wrapper that has all names in ``own``; beside it may be losses, metrics."""
+    """The weights of the one part of another wrapper that has all names in ``own``; losses may be beside it."""
     first = next(iter(own), "")
     places = [key.removesuffix(first) for key in weights if key.endswith(f".{first}")]
     places = [place for place in places if all(f"{place}{name}" in weights for name in own)]

@@ -39,7 +39,9 @@ def test_a_whole_run(line: tuple[str, ...], tmp_path: Path, capfd: pytest.Captur
     assert len(report["history"]["sparse"][f"val_{metric}"]) == 2
     capfd.readouterr()
     assert train.main(["task=evaluate", f"checkpoint={tmp_path / 'run'}"]) == 0
-    assert json.loads(capfd.readouterr().out)[metric] == pytest.approx(rows["finetuned"]["metric"])
+    found = json.loads(capfd.readouterr().out)
+    assert found[metric] == pytest.approx(rows["finetuned"]["metric"])
+    assert found["data"] == report["data"] == "Scenes", "Lightning's own name of a data module is None"
 
 
 def test_killed_and_resumed_with_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
