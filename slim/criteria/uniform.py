@@ -30,8 +30,8 @@ def uniform(graph: ChannelGraph, by: str | Rank | None = None) -> Evidence:
     inner = find(by)
     if needs_data(by):
         raise SlimError(
-            f"uniform orders each layer by a criterion without data. Got by={inner.name!r}. Set criterion.by to gamma or"
-            f" l1, or leave it out; strategy=layer removes the same share of each layer in the order of {inner.name}."
+            f"uniform orders each layer by a criterion without data. Got by={inner.name!r}. Set criterion.by to gamma"
+            f" or l1; strategy=layer removes the same share of each layer in the order of {inner.name}."
         )
     values, covered = reduce_evidence(inner.rank(graph), len(graph), inner.reduce)
     # Groups that are not covered, and pinned ones, are left out of the order.

@@ -36,7 +36,7 @@ class SparseTraining(pl.Callback):
         network: See :func:`find_network`.
         example: Inputs of the network; by default those that the training step gives it in the first batch.
         shrink: Instead of ``lam``: the most that a scale can lose in the phase, under the learning rates of the
-            module's own schedulers; 1 takes a scale of 1 to zero. ``lam`` then only gives the default law.
+            module's own schedulers and SGD; 1 takes a scale of 1 to zero. ``lam`` then only gives the default law.
         epochs: How long the law acts; by default until the last cut, or to the end.
         steps: Optimizer steps in that time, which the law plans with. By default as the Trainer counts them: one per
             batch or per so many accumulated. Under manual optimization only the training step knows.
@@ -324,6 +324,8 @@ class SparseTraining(pl.Callback):
             self._use_lam(lam * self._shrink / self.forecast.shrink_budget)
             self.law.attach(self.traced.network, self.traced.graph, steps)
             self.forecast = self.law.forecast(rates, momentum)
+        if not getattr(self.law, "exact_zeros", True) and {"betas", "eps"} & set(optimizer.param_groups[group]):
+            self.forecast = sparsity.under_adaptive(self.forecast, rates, type(optimizer).__name__)
         rank_zero_info(self.forecast.line)
 
     def _rates(self, trainer: pl.Trainer, optimizer: Optimizer, steps: int, group: int) -> list[float]:

@@ -39,7 +39,7 @@ def select_next_cut(dense: ChannelGraph, graph: ChannelGraph, scores: Scores, **
         SlimError: As :func:`select_groups`.
     """
     target = target_of(**{kind: options.pop(kind, None) for kind in ("ratio", "macs", "params", "memory", "latency")})
-    counted = {key: options[key] for key in ("inexact", "granularity") if key in options}
+    counted: dict[str, Any] = {key: options[key] for key in ("inexact", "granularity") if key in options}
     budget, table, before, notes = _next_budget(dense, graph, target, options.pop("table", None), counted)
     rules = {key: options.pop(key) for key in LIMITS if key in options}
     try:
@@ -114,7 +114,9 @@ def _share(
     """Share of the dense network's cost left without ``removed``; for ``ratio`` the share removed."""
     if kind == "ratio":
         gone = _entries(dense, granularity) - _entries(graph, granularity)
-        return (gone + int(_counts(graph, granularity)[removed].sum())) / max(1, _removable(dense, inexact, granularity))
+        return (gone + int(_counts(graph, granularity)[removed].sum())) / max(
+            1, _removable(dense, inexact, granularity)
+        )
     return cost_of(graph, kind)(removed) / max(1.0, cost_of(dense, kind)(np.zeros(len(dense), bool)))
 
 

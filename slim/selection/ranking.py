@@ -118,7 +118,7 @@ def _order(graph: ChannelGraph, scores: Scores, steps: RemovalSteps, bounds: Lim
         score = np.bincount(steps.of[inside], shifted[inside], minlength=len(steps))
         saved = np.bincount(steps.of[inside], marginal(graph, "macs")[inside], minlength=len(steps))
         key = score / np.maximum(saved, 1.0)
-    own = bounds.ratio[steps.space]
+    own = _own_ratio(graph, steps, bounds)
     # share is the middle of a step: at or below the ratio, the nearest count of the layer has gone.
     first = ~np.isnan(own) & (steps.share <= np.nan_to_num(own))
     never = ~np.isnan(own) & ~first
@@ -127,6 +127,15 @@ def _order(graph: ChannelGraph, scores: Scores, steps: RemovalSteps, bounds: Lim
     order = np.lexsort((np.arange(len(steps)), by_name[named], _ascending(key, steps.family), ~first))
     order = order[~never[order]]
     return order.astype(np.int64), int(first.sum())
+
+
+def _own_ratio(graph: ChannelGraph, steps: RemovalSteps, bounds: Limits) -> Floats:
+    """The ratio (n_steps,) that the layers of a step have of their own, NaN for none; of several the smallest."""
+    own = np.full(int(steps.family.max(initial=-1)) + 1, np.nan)
+    inside = np.flatnonzero(steps.of >= 0)
+    np.fmin.at(own, steps.family[steps.of[inside]], bounds.ratio[graph.space_of[inside]])
+    np.fmin.at(own, steps.family, bounds.ratio[steps.space])  # of branches, which are not in ``of``
+    return own[steps.family]
 
 
 def _ascending(key: Floats, family: Ints) -> Ints:

@@ -89,7 +89,8 @@ def select_groups(
         round_to: Every layer that loses channels keeps a multiple of this.
         ignore: Patterns of module names whose layers stay whole.
         overrides: Per pattern, any of ratio, max_layer_ratio, min_channels, round_to, ignore for the layers it names.
-            Layers with a ratio of their own lose it whatever the budget, and it counts towards the budget.
+            Layers with a ratio of their own lose it whatever the budget, and it counts towards the budget; of layers
+            that lose their channels together the smallest ratio.
         strategy: ``global``: by score. ``marginal``: by score per MAC saved. ``layer``: the same share of each layer.
         granularity: ``channel``: single channels. ``layer``: whole residual branches, of which rebuild leaves the
             identity; ``ratio`` is then the share of the branches. ``both``: one order of channels and branches, in

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from slim.errors import SlimError, nearest
-from slim.sparsity.forecast import Forecast
+from slim.sparsity.forecast import Forecast, under_adaptive
 from slim.sparsity.gammas import check_norms, gamma_parameters
 from slim.sparsity.group import group
 from slim.sparsity.l0 import L0
@@ -30,7 +30,17 @@ LAWS: dict[str, Callable[..., Penalty]] = {
     "l0": L0,
 }
 
-__all__ = ["LAWS", "Forecast", "Handle", "Penalty", "Stochastic", "build", "gamma_parameters", "install"]
+__all__ = [
+    "LAWS",
+    "Forecast",
+    "Handle",
+    "Penalty",
+    "Stochastic",
+    "build",
+    "gamma_parameters",
+    "install",
+    "under_adaptive",
+]
 
 
 def build(name: str, **options: Any) -> Penalty:

@@ -68,6 +68,24 @@ def shrink_forecast(
     return Forecast(budget, median, reachable, line)
 
 
+def under_adaptive(forecast: Forecast, lrs: Sequence[float], optimizer: str) -> Forecast:
+    """``forecast`` of a law that adds to gradients, for an optimizer that divides them by their size, like Adam.
+
+    How large an addition is then matters only beside the loss's own gradient, and a step is about as long as the
+    learning rate.
+    """
+    if not forecast.shrink_budget > 0:
+        return forecast
+    most, median = float(sum(lrs)), forecast.median_gamma
+    line = (
+        f"{forecast.line.partition(':')[0]}: {optimizer} divides gradients by their size, so a gamma can lose about "
+        f"{most:.3g} in this phase, the sum of the learning rates, whatever lam is; the median is {median:.3g}."
+    )
+    if most < median:
+        line += " Too weak to reach zero: raise the learning rate, train longer, or use penalty=target."
+    return Forecast(most, median, most >= median, line)
+
+
 def round_up(value: float) -> str:
     """Round up to two significant digits, so that the advised value suffices.
 

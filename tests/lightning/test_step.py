@@ -206,6 +206,22 @@ def test_learning_rates_are_those_of_an_accumulation_that_changes() -> None:
     assert told[0] == seen and len(seen) == 5
 
 
+@pytest.mark.parametrize("law", ["l1", "prox"])
+def test_the_forecast_under_adam_is_what_a_scale_loses(law: str) -> None:
+    class Adam(Plain):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            return 0 * super().training_step(batch, batch_idx)
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.Adam(self.parameters(), lr=0.01)
+
+    module, sparse = Adam(), SparseTraining(law, lam=1e-2)
+    fit(module, sparse, epochs=4)
+    assert sparse.forecast is not None and not sparse.forecast.reachable
+    assert 1 - float(module.net[1].weight.detach().max()) == pytest.approx(sparse.forecast.shrink_budget, rel=0.02)
+    assert ("Adam" in sparse.forecast.line) == (law == "l1")
+
+
 def test_a_learning_rate_finder_leaves_the_law_as_it_was_asked_for() -> None:
     alone, found = SparseTraining("l1", shrink=0.5), SparseTraining("l1", shrink=0.5)
     fit(Plain(), alone)

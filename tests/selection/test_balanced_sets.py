@@ -91,3 +91,29 @@ def test_two_partitions_of_the_same_channels_are_met_at_once():
     assert gone.reshape(3, 4).sum(1).tolist() == [2, 2, 2]
     assert gone.reshape(2, 6).sum(1).tolist() == [3, 3]
     slim.rebuild(model, graph.plan(removed))
+
+
+class Joined(nn.Module):
+    """Two layers that a grouped convolution reads, one in each block: they lose their channels together."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 1), nn.Conv2d(3, 8, 1)
+        self.norm = nn.BatchNorm2d(16)
+        self.both, self.head = nn.Conv2d(16, 8, 1, groups=2), nn.Conv2d(8, 3, 1)
+
+    def forward(self, x):
+        return self.head(self.both(self.norm(torch.cat([self.a(x), self.b(x)], 1))).relu())
+
+
+def test_a_ratio_of_its_own_holds_for_every_layer_of_those_that_are_balanced():
+    graph = slim.trace(Joined(), torch.zeros(1, 3, 4, 4))
+    scores = slim.score(graph, "l1")
+    a, b = (next(s.groups for s in graph.spaces if s.name == name) for name in "ab")
+    for name in "ab":
+        half = select_groups(graph, scores, overrides={name: {"ratio": 0.5}}).removed
+        assert half[a].sum() == half[b].sum() == 4 == half.sum() / 2
+        none = select_groups(graph, scores, ratio=0.4, overrides={name: {"ratio": 0.0}}).removed
+        assert not none[a].any() and not none[b].any() and none.any()
+    smaller = select_groups(graph, scores, overrides={"a": {"ratio": 0.5}, "b": {"ratio": 0.25}}).removed
+    assert smaller[a].sum() == smaller[b].sum() == 2

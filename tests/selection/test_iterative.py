@@ -72,7 +72,7 @@ def test_a_network_below_its_budget_loses_nothing_and_says_so():
 
 
 def test_a_cut_after_one_that_went_to_the_floors_removes_nothing_and_says_so():
-    _, thin, found = cut_again_and_again("plain", (0.8, 0.9), "ratio", max_layer_ratio=0.25)
+    _, _, found = cut_again_and_again("plain", (0.8, 0.9), "ratio", max_layer_ratio=0.25)
     assert not found.removed.any() and "Nothing was removed" in found.notes[0]
     assert 0 < found.achieved["ratio"] <= 0.25
 
