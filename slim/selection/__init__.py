@@ -1,7 +1,7 @@
 """Selection: scores, a budget and constraints make a plan."""
 
 from slim.selection.budget import target_of
-from slim.selection.iterative import LIMITS, remaining_budget, select_next_cut
+from slim.selection.iterative import LIMITS, limits_by_module, overrides_of, remaining_budget, select_next_cut
 from slim.selection.limits import Limits, limits
 from slim.selection.losses import losses
 from slim.selection.schedules import SCHEDULES, Pass, passes, relative
@@ -19,7 +19,9 @@ __all__ = [
     "check_options",
     "exact_zeros",
     "limits",
+    "limits_by_module",
     "losses",
+    "overrides_of",
     "passes",
     "relative",
     "remaining_budget",

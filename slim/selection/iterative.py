@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from slim.selection.selection import NothingRemovable, Selection, select_groups
 if TYPE_CHECKING:
     from slim.channels import ChannelGraph
 
+LEAST = {"min_channels": 1, "round_to": 1, "ignore": False}
 LIMITS = ("min_channels", "max_layer_ratio", "round_to", "ignore", "overrides")
 
 
@@ -142,30 +144,51 @@ def _entries(graph: ChannelGraph, granularity: str) -> int:
     return sum(len(scale.groups) for scale in graph.scales if scale.weight is not None) or len(graph)
 
 
-def dense_limits(dense: ChannelGraph, graph: ChannelGraph, rules: dict[str, Any]) -> dict[str, Any]:
+def dense_limits(dense: ChannelGraph, graph: ChannelGraph, rules: Mapping[str, Any]) -> dict[str, Any]:
     """Limits of the dense network's layers, as overrides for the layers of ``graph``."""
+    return {"overrides": overrides_of(limits_by_module(dense, rules), graph)}
+
+
+def limits_by_module(dense: ChannelGraph, rules: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Limits of the dense network's layers as overrides, plain data, with the ``width`` that a ``ratio`` is of.
+
+    By module: a space is named after its first producer, which may leave it as the network gets thinner.
+    """
     bounds = limits(dense, **rules)
-    # By module: a space is named after its first producer, which may leave it as the network gets thinner.
-    of: dict[str, list[int]] = {}
+    found: dict[str, dict[str, Any]] = {}
     for index, space in enumerate(dense.spaces):
+        rule: dict[str, Any] = {
+            "min_channels": int(bounds.floor[index]),
+            "round_to": int(bounds.round_to[index]),
+            "ignore": bool(bounds.ignored[index]),
+        }
+        if not math.isnan(bounds.ratio[index]):
+            rule |= {"ratio": float(bounds.ratio[index]), "width": len(space.groups)}
         for module in {space.name, *space.modules}:
-            of.setdefault(module, []).append(index)
+            found[module] = _strictest(found.get(module, {}), rule)
+    return found
+
+
+def overrides_of(rules: Mapping[str, dict[str, Any]], graph: ChannelGraph) -> dict[str, dict[str, Any]]:
+    """What :func:`limits_by_module` gave for the dense network, for the layers that ``graph`` has left."""
     overrides: dict[str, dict[str, Any]] = {}
     for space in graph.spaces:
-        mine = sorted({index for module in (space.name, *space.modules) for index in of.get(module, [])})
-        if not mine:
+        rule: dict[str, Any] = {}
+        for module in (space.name, *space.modules):
+            rule = _strictest(rule, rules[module]) if module in rules else rule
+        if not rule:
             continue
-        rule: dict[str, Any] = {
-            "min_channels": int(max(bounds.floor[mine])),
-            "round_to": int(max(bounds.round_to[mine])),
-            "ignore": bool(bounds.ignored[mine].any()),
-        }
-        ratio = float(bounds.ratio[mine[0]])
-        if not math.isnan(ratio):
-            gone = 1.0 - len(space.groups) / len(dense.spaces[mine[0]].groups)
-            rule["ratio"] = relative("ratio", ratio, min(max(gone, 0.0), 1.0 - 1e-9))
+        if "ratio" in rule:
+            gone = 1.0 - len(space.groups) / rule.pop("width")
+            rule["ratio"] = relative("ratio", rule["ratio"], min(max(gone, 0.0), 1.0 - 1e-9))
         overrides[space.name] = rule
-    return {"overrides": overrides}
+    return overrides
+
+
+def _strictest(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    rule = {key: max(one.get(key, least), other.get(key, least)) for key, least in LEAST.items()}
+    ratio = min((each for each in (one, other) if "ratio" in each), key=lambda each: each["ratio"], default={})
+    return rule | {key: ratio[key] for key in ("ratio", "width") if key in ratio}
 
 
 def _nothing_removed(target: Target, share: float) -> str:

@@ -9,7 +9,15 @@ import numpy as np
 
 from slim.criteria import Scores
 from slim.errors import SlimError
-from slim.selection import NothingRemovable, Selection, check_options, select_groups
+from slim.selection import (
+    LIMITS,
+    NothingRemovable,
+    Selection,
+    check_options,
+    limits_by_module,
+    overrides_of,
+    select_groups,
+)
 
 if TYPE_CHECKING:
     from slim.channels import ChannelGraph
@@ -48,22 +56,23 @@ class DenseBudget:
             raise SlimError(f"max_layer_ratio must be in (0, 1]. Got max_layer_ratio={max_layer_ratio}. "
                             "Set penalty.max_layer_ratio.")  # fmt: skip
         check_options(select)
-        self.max_layer_ratio = max_layer_ratio
+        if select.get("granularity", "channel") != "channel":
+            raise SlimError(
+                f"target shrinks single channels. Got granularity={select['granularity']!r}. Leave it out of "
+                "penalty.select, or use another penalty."
+            )
         # Not by score per MAC: re-ranked as it goes, that takes a first layer down to its floor (experiments/nocliff).
-        self.options = {"strategy": "global", **select}
+        options = {"strategy": "global", **select}
+        self._rules = {name: options.pop(name) for name in LIMITS if name in options}
+        self._rules["max_layer_ratio"] = min(max_layer_ratio, self._rules.get("max_layer_ratio", 1.0))
+        self._options = options
         self.dense: dict[str, float] = {}
-        self.floor: dict[str, int] = {}
+        self.limits: dict[str, dict[str, Any]] = {}
 
     def set_dense(self, graph: ChannelGraph, entries: int) -> None:
         """Record ``graph`` as the dense network; ``entries`` is the number of its normalization scales."""
         self.dense = {"entries": entries, "macs": graph.macs(), "params": graph.params(), "scales": _scales(graph)}
-        share, least = 1 - self.max_layer_ratio, int(self.options.get("min_channels", 1))
-        self.floor = {}
-        for space in graph.spaces:
-            # The subtraction is exact to an ulp only: 10 * (1 - 0.9) must ask for one channel, not two.
-            floor = max(least, int(np.ceil(len(space.groups) * share - 1e-9)))
-            # By module: a space is named after its first producer, which may leave it as the network gets thinner.
-            self.floor.update(dict.fromkeys((space.name, *space.modules), floor))
+        self.limits = limits_by_module(graph, self._rules)
 
     def removed_share(self, entries: int) -> float:
         """Share of the dense network's scales that a network with ``entries`` scales has lost."""
@@ -78,13 +87,9 @@ class DenseBudget:
         else:
             now = graph.macs() if self.kind == "macs" else graph.params()
             budget = min(1.0, (1 - (1 - self.amount) * share) * self.dense[self.kind] / now)
-        floors = {
-            space.name: {"min_channels": max(self.floor.get(m, 1) for m in (space.name, *space.modules))}
-            for space in graph.spaces
-        }
-        overrides = {**floors, **(self.options.get("overrides") or {})}
+        options = {**self._options, "overrides": overrides_of(self.limits, graph), self.kind: budget}
         try:
-            return select_groups(graph, scores, **{**self.options, "overrides": overrides, self.kind: budget})
+            return select_groups(graph, scores, **options)
         except NothingRemovable as error:
             if entries == self.dense["entries"]:
                 raise
@@ -92,11 +97,12 @@ class DenseBudget:
 
     def state(self) -> dict[str, Any]:
         """The budget and the dense network's sizes, plain numbers."""
-        return {"budget": self.amount, "dense": dict(self.dense), "floor": dict(self.floor)}
+        return {"budget": self.amount, "dense": dict(self.dense), "limits": self.limits}
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Restore `state`."""
-        self.amount, self.dense, self.floor = state["budget"], dict(state["dense"]), dict(state["floor"])
+        """Restore `state`; of older versions, which had floors alone, too."""
+        floors = {module: {"min_channels": floor} for module, floor in state.get("floor", {}).items()}
+        self.amount, self.dense, self.limits = state["budget"], dict(state["dense"]), state.get("limits", floors)
 
 
 def _scales(graph: ChannelGraph) -> int:

@@ -273,6 +273,37 @@ def test_slimming_down_to_the_floors_is_no_error(ratio):
     assert penalty.summary()["ready"] == 1 and penalty.summary()["zero"] == pytest.approx(0.5, abs=0.02)
 
 
+@pytest.mark.parametrize(
+    ("select", "least"),
+    [
+        ({"overrides": {"LAYER": {"round_to": 1}}}, 0.5),  # the cap of all layers holds there, too
+        ({"overrides": {"LAYER": {"max_layer_ratio": 0.25}}}, 0.75),
+        ({"max_layer_ratio": 0.25}, 0.75),
+        ({"overrides": {"LAYER": {"ratio": 0.25}}}, 0.75),
+    ],
+)
+@pytest.mark.parametrize("every", [TOTAL, 4])
+def test_limits_of_single_layers_are_of_the_dense_network(select, least, every):
+    """However often the network is cut meanwhile, and where a layer has become too narrow to lose any more."""
+    net = started(chain)
+    norm = next(m for m in net.modules() if isinstance(m, torch.nn.BatchNorm2d))
+    norm.weight.data.mul_(0.01)  # that layer would go first
+    graph = graph_of(net)
+    layer, width = graph.spaces[graph.space_of[graph.scales[0].groups[0]]].name, norm.num_features
+    select = {key: {layer: value["LAYER"]} if key == "overrides" else value for key, value in select.items()}
+    penalty, optimizer = (
+        build("target", ratio=0.5, **PHASE, criterion="gamma", max_layer_ratio=0.5, select=select),
+        sgd(net),
+    )
+    penalty.attach(net, graph, TOTAL)
+    for first in range(0, TOTAL, every):
+        steps(net, optimizer, penalty, first, first + every)
+        rebuild(net, graph.plan(penalty.removed()), in_place=True, optimizer=optimizer)
+        graph = graph_of(net)
+        penalty.resize(net, graph)
+    assert norm.num_features == int(np.ceil(least * width))
+
+
 def test_resumes_on_a_network_that_was_slimmed():
     def begin():
         net = started(chain)
