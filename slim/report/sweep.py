@@ -9,6 +9,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
 from slim.errors import SlimError
 from slim.files import read_json, write_atomic, write_json
 from slim.report import formatting
@@ -80,7 +82,10 @@ def _told_apart(directory: str | Path) -> list[Job]:
     directory = Path(directory)
     found = jobs(directory)
     overrides = {name: _overrides(directory / name) for name, _ in found}
-    shared = set.intersection(*(set(items) for items in overrides.values())) if len(overrides) > 1 else set()
+    every = [set(items) for items in overrides.values() if items] or [set()]  # none: it died before Hydra wrote them
+    shared = set.intersection(*every)
+    if len(every) == 1:  # which differs from its experiment
+        shared = {item for item in shared if item.startswith("+experiment=")}
     pages = {name: f"{name}/report.html" for name, _ in found if (directory / name / "report.html").is_file()}
     return [
         Job(name, " ".join(item for item in overrides[name] if item not in shared), record, pages.get(name, ""))
@@ -216,11 +221,13 @@ def _shortened(cells: list[str]) -> dict[str, str]:
 
 
 def _overrides(folder: Path) -> list[str]:
-    """What the command line of the job said, as Hydra kept it: a YAML list with one override per line."""
+    """What the command line of the job said, as Hydra kept it: a YAML list; empty where there is none."""
     path = folder / ".hydra" / "overrides.yaml"
     if not path.is_file():
         return []
-    text = path.read_text(encoding="utf-8", errors="replace")
-    lines = [line.strip() for line in text.splitlines() if line.startswith("- ")]
-    items = [line[2:].strip().strip("'\"") for line in lines]
-    return [item for item in items if not item.startswith(("+experiment=", "hydra.", "output="))]
+    try:
+        items = yaml.safe_load(path.read_text(encoding="utf-8", errors="replace"))
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return []
+    found = [item for item in items if isinstance(item, str)] if isinstance(items, list) else []
+    return [item for item in found if not item.startswith(("hydra.", "output="))]

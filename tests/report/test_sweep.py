@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from slim.errors import SlimError
 from slim.report import sweep
@@ -38,6 +39,22 @@ def test_jobs_come_in_the_order_of_their_numbers(multirun: Path) -> None:
 
 
 def test_only_what_differs_is_told(multirun: Path) -> None:
+    assert sweep.rows(multirun)[2][1] == "prune.ratio=0.2"
+
+
+def test_what_differs_is_told_as_it_was_typed(multirun: Path) -> None:
+    """However YAML writes it: in quotes, in several lines; another experiment is a difference, too."""
+    long = f"data.dir='/{'a folder/' * 20}'"
+    given = ["+experiment=resnet_slim", long, "note='a: b'", 'title="q"', "hydra.verbose=true"]
+    text = yaml.safe_dump([*given, "data=digits"], allow_unicode=True)
+    assert len(text.splitlines()) > 6
+    (multirun / "2" / ".hydra" / "overrides.yaml").write_text(text)
+    assert sweep.rows(multirun)[2][1] == " ".join(given[:-1])
+    assert sweep.rows(multirun)[1][1] == "+experiment=vgg_slim prune.ratio=0.1"
+
+
+def test_a_job_that_died_early_hides_no_difference(multirun: Path) -> None:
+    (multirun / "5" / ".hydra" / "overrides.yaml").unlink()
     assert sweep.rows(multirun)[2][1] == "prune.ratio=0.2"
 
 
