@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import io
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -108,10 +110,25 @@ def composed(overrides: list[str], args: Any) -> Any:
     from hydra import compose
     from hydra.core.global_hydra import GlobalHydra
 
-    found = [f"hydra.searchpath=[file://{Path(args.config_dir).resolve()}]"] if args.config_dir else []
+    found = _search_path(args)
     begun = GlobalHydra.instance().is_initialized()
     with _complaints(overrides), contextlib.nullcontext() if begun else _configuration():
         return compose(args.config_name or "config", overrides=[*found, *overrides], return_hydra_config=True)
+
+
+def _search_path(args: Any) -> list[str]:
+    """``--config-dir`` as an override.
+
+    Raises:
+        SlimError: There is no such folder.
+    """
+    from slim.errors import SlimError
+
+    if args.config_dir and not Path(args.config_dir).is_dir():
+        raise SlimError(
+            f"Configuration of your own must be a folder. Got --config-dir {args.config_dir}. Check the path."
+        )
+    return [f"hydra.searchpath=[{quoted(f'file://{Path(args.config_dir).resolve()}')}]"] if args.config_dir else []
 
 
 @contextlib.contextmanager
@@ -149,6 +166,23 @@ def places(args: Any) -> list[str]:
             *(["--config-name", args.config_name] if args.config_name else [])]  # fmt: skip
 
 
+def options(args: Any) -> list[str]:
+    """:func:`places` as a run remembers them: from whichever folder it goes on."""
+    folder = args.config_dir and os.path.abspath(args.config_dir)
+    return places(argparse.Namespace(config_dir=folder, config_name=args.config_name))
+
+
+def with_options(args: Any, remembered: Sequence[str]) -> Any:
+    """The arguments with what a run remembers of :func:`options`; what the command line says comes first.
+
+    >>> with_options(argparse.Namespace(config_dir=None, config_name="mine"), ["--config-dir", "/conf"]).config_dir
+    '/conf'
+    """
+    known = dict(zip(remembered[::2], remembered[1::2], strict=False))
+    found = {"config_dir": known.get("--config-dir"), "config_name": known.get("--config-name")}
+    return argparse.Namespace(**vars(args) | {name: getattr(args, name) or value for name, value in found.items()})
+
+
 def key_of(override: str) -> str:
     """The key that an override sets.
 
@@ -158,9 +192,20 @@ def key_of(override: str) -> str:
     return override.lstrip("+~").partition("=")[0]
 
 
-def quoted(path: Path) -> str:
-    """A path as the value of an override."""
-    text = str(path).replace("\\", "\\\\").replace("'", "\\'")
+def of_network(overrides: Sequence[str]) -> list[str]:
+    """Of a run's overrides those that make its network and its data: but for where it went."""
+    ours = ((item, key_of(item)) for item in overrides)
+    return [item for item, key in ours if key == "hydra.searchpath" or not key.startswith("hydra.")]
+
+
+def quoted(path: Path | str) -> str:
+    """A path as the value of an override.
+
+    >>> print(quoted("it's"), quoted("a\\\\b"))
+    'it\\'s' 'a\\b'
+    """
+    # A backslash means something to Hydra where a quote follows, and nowhere else.
+    text = re.sub(r"(\\*)('|$)", lambda found: 2 * found[1] + ("\\'" if found[2] else ""), str(path))
     return f"'{text}'"
 
 

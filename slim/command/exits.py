@@ -38,7 +38,8 @@ def guarded(
         if not code:
             text = " ".join(of_worker(str(error)).split())[:300]
             line, code = f"The run failed. Got {type(error).__name__}: {text}. Add {switch} for the traceback.", 1
-    print(line, file=sys.stderr, flush=True)
+    with suppress(OSError):  # nobody reads it: the code tells
+        print(line, file=sys.stderr, flush=True)
     if lines is not None:
         lines.append(line)
     return code

@@ -70,7 +70,7 @@ def text(found: dict[str, Any]) -> str:
 
 def _of_run(home: Path, folder: Path, args: argparse.Namespace) -> Any:
     """The network of a finished run, with the run's data and the run's metric."""
-    from slim.command.compose import compose, key_of, register
+    from slim.command.compose import compose, key_of, of_network, register, with_options
     from slim.runs.exporting import export_network
     from slim.runs.prepare import prepare
     from slim.runs.state import State
@@ -81,9 +81,11 @@ def _of_run(home: Path, folder: Path, args: argparse.Namespace) -> Any:
         "export.calibration": args.calibration, "export.max_loss": args.max_loss,
         "export.opset": "null" if args.opset is None else args.opset,
     }  # fmt: skip
-    kept = [item for item in State.load(home).overrides if key_of(item) not in new and not item.startswith("hydra.")]
+    state = State.load(home)
+    kept = [item for item in of_network(state.overrides) if key_of(item) not in new]
     overrides = [*kept, *(f"{key}={value}" for key, value in new.items())]
-    config, _ = compose(overrides, argparse.Namespace(config_dir=None, config_name=None))
+    places = with_options(argparse.Namespace(config_dir=None, config_name=None), state.options)
+    config, _ = compose(overrides, places)
     return export_network(prepare(config), folder, home / model.ARTIFACT)[0]
 
 

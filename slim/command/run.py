@@ -10,7 +10,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-from slim.command.compose import compose, key_of, places, quoted, register, run_job, show_help
+from slim.command.compose import (
+    compose,
+    key_of,
+    of_network,
+    options,
+    places,
+    quoted,
+    register,
+    run_job,
+    show_help,
+    with_options,
+)
 from slim.command.exits import guarded
 from slim.importing import seldom_collected
 
@@ -37,7 +48,12 @@ def _parsed(argv: list[str]) -> Any:
 
     parser = get_args_parser()
     parser.error = error  # type: ignore[method-assign]
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    for name, instead in (("config_path", "--config-dir <folder>"), ("experimental_rerun", "resume=<run directory>")):
+        if getattr(args, name, None) is not None:
+            option = f"--{name.replace('_', '-')}"
+            raise SlimError(f"An option must be one that this program takes. Got {option}. Give {instead}.")
+    return args
 
 
 def _dispatch(argv: list[str]) -> int:
@@ -55,25 +71,25 @@ def _dispatch(argv: list[str]) -> int:
         return sweep(overrides, args)
     if resume not in ("null", ""):
         return _resume(Path(resume), [item for item in overrides if not item.startswith("resume=")], args)
-    overrides = _overrides_of_run(overrides)
+    overrides, args = _as_the_run(overrides, args)
     config, whole = compose(overrides, args)
     if (model := _model_of_file(config, overrides)) is not None:
         config["model"] = model
     return _run(config, whole, Path(whole.hydra.run.dir), overrides, args)
 
 
-def _overrides_of_run(overrides: list[str]) -> list[str]:
-    """A task on the network of a run finds it as the run was configured, unless ``overrides`` say otherwise."""
+def _as_the_run(overrides: list[str], args: Any) -> tuple[list[str], Any]:
+    """A task on the network of a run finds it as the run was configured, unless the command line says otherwise."""
     given = {key_of(item): item.partition("=")[2].strip("'\"").replace("\\'", "'") for item in overrides}
     path = Path(given.get("checkpoint", "null"))
     home = next((place for place in (path, *path.parents) if (place / "state.json").is_file()), None)
     if given.get("task") not in ("evaluate", "sensitivity") or path == Path("null") or home is None:
-        return overrides
+        return overrides, args
     from slim.runs.state import State
 
-    replaced = {*given, "phases", "checkpoint"}
-    kept = [item for item in State.load(home).overrides if key_of(item) not in replaced]
-    return [*(item for item in kept if not key_of(item).startswith("hydra.")), *overrides]
+    state, replaced = State.load(home), {*given, "phases", "checkpoint"}
+    kept = [item for item in of_network(state.overrides) if key_of(item) not in replaced]
+    return [*kept, *overrides], with_options(args, state.options)
 
 
 def _model_of_file(config: dict[str, Any], overrides: list[str]) -> dict[str, Any] | None:
@@ -131,7 +147,7 @@ def _run(config: dict[str, Any], whole: Any, directory: Path, overrides: list[st
         check_files(parts)
         check_metric(parts)
     if processes.rank() != 0:
-        run(parts, directory.absolute(), overrides)
+        run(parts, directory.absolute(), overrides, options=options(args))
         return 0
     make(directory)
     caught: list[BaseException] = []
@@ -139,7 +155,7 @@ def _run(config: dict[str, Any], whole: Any, directory: Path, overrides: list[st
     def job(cfg: Any) -> None:
         try:
             told = partial(changed, overrides, config, dict(whole.hydra.runtime.choices), args)
-            report.show(run(parts, directory.absolute(), overrides, changed=told))
+            report.show(run(parts, directory.absolute(), overrides, changed=told, options=options(args)))
         except BaseException as error:
             caught.append(error)
 
@@ -158,7 +174,7 @@ def _resume(directory: Path, extra: list[str], args: Any) -> int:
     if state.finished and not extra:
         print(f"{directory}: finished before, see {directory / 'report.md'}.", file=sys.stderr)
         return 0
-    replaced = {key_of(item) for item in extra}
+    replaced, args = {key_of(item) for item in extra}, with_options(args, state.options)
     overrides = [*(item for item in state.overrides if key_of(item) not in replaced), *extra]
     # Hydra wrote .hydra/ when the run began; a kill while it writes it again would leave half of it.
     config, whole = compose([*overrides, "hydra.output_subdir=null"], args)

@@ -9,11 +9,12 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from slim.command.compose import compose, hydra_job, key_of, places, plain_data, quoted
+from slim.command.compose import compose, hydra_job, key_of, options, places, plain_data, quoted
 from slim.command.exits import guarded
 
 _SUBMITIT = ("hydra_plugins.hydra_submitit_launcher", "submitit")
@@ -39,16 +40,26 @@ def sweep(overrides: list[str], args: Any) -> int:
 
     keep_command(directory, shlex.join([*program().split(), "-m", *places(args), *typed]))
     _register()
-    hydra_job(["--multirun", *places(args), *overrides, f"hydra.sweep.dir={quoted(directory)}"], SweepJob(args, varied))
+    line = ["--multirun", *places(args), *overrides, f"hydra.sweep.dir={quoted(directory)}"]
+    with suppress(BrokenPipeError):  # nobody hears how it ends: the code tells
+        hydra_job(line, SweepJob(args, varied))
     from rich.console import Console
 
     from slim.report import sweep
-    from slim.sweeps.jobs import identity, numbers, outcome, write_table
+    from slim.sweeps.jobs import write_table
 
     write_table(directory)
-    Console().print(sweep.table(directory))
-    print(directory)
-    searches = "n_trials" in hydra.sweeper  # for which a job that fails is an answer, too
+    with suppress(BrokenPipeError):
+        Console().print(sweep.table(directory))
+        print(directory)
+    return _code(directory, asked, searches="n_trials" in hydra.sweeper)
+
+
+def _code(directory: Path, asked: Sequence[Sequence[str]], *, searches: bool) -> int:
+    """Of the jobs that were asked for; of a search, for which a job that fails is an answer, too, of any."""
+    from slim.report import sweep
+    from slim.sweeps.jobs import identity, numbers, outcome
+
     known, mine = numbers(directory), map(identity, asked)
     names = [] if searches else [str(known[job]) for job in mine if job in known]  # others are of earlier calls
     ends = [outcome(directory / name).status for name in names or [name for name, _ in sweep.jobs(directory)]]
@@ -81,7 +92,8 @@ class SweepJob:
         place, mine = Path(hydra.runtime.output_dir), list(hydra.overrides.task)
         print(f"── job {place.name}: {' '.join(mine)}", file=sys.stderr, flush=True)
         _wait_for(place)
-        value, code = _run(cfg, place, mine, partial(self._changed, cfg, dict(hydra.runtime.choices), mine))
+        changed = partial(self._changed, cfg, dict(hydra.runtime.choices), mine)
+        value, code = _run(cfg, place, lambda: _train(cfg, place, mine, changed, options(self.args)))
         if code >= 128 and os.getpid() == self.sweeper:
             raise SystemExit(code)
         write_table(place.parent)
@@ -93,7 +105,7 @@ class SweepJob:
         return changed(overrides, plain_data(cfg), choices, self.args, self.varied)
 
 
-def _run(cfg: Any, place: Path, overrides: list[str], changed: Callable[[], list[str]]) -> tuple[float, int]:
+def _run(cfg: Any, place: Path, train: Callable[[], dict[str, Any]]) -> tuple[float, int]:
     """Run the job in ``place``; returns its value and its exit code."""
     from slim.files import write_json
     from slim.runs import record
@@ -110,7 +122,7 @@ def _run(cfg: Any, place: Path, overrides: list[str], changed: Callable[[], list
 
     def action() -> int:
         try:
-            found.update(_train(cfg, place, overrides, changed))
+            found.update(train())
         except Pruned as stop:
             pruned.append(str(stop))
         return 0
@@ -124,7 +136,9 @@ def _run(cfg: Any, place: Path, overrides: list[str], changed: Callable[[], list
     return (objectives.values(found, ["val"])[0] if found else math.nan), code
 
 
-def _train(cfg: Any, place: Path, overrides: list[str], changed: Callable[[], list[str]]) -> dict[str, Any]:
+def _train(
+    cfg: Any, place: Path, overrides: list[str], changed: Callable[[], list[str]], options: list[str]
+) -> dict[str, Any]:
     import dataclasses
 
     import torch
@@ -143,11 +157,12 @@ def _train(cfg: Any, place: Path, overrides: list[str], changed: Callable[[], li
         torch.set_num_threads(told["threads"])
     begun = (place / "state.json").is_file()
     parts = prepare(plain_data(cfg), begun=begun)
+    _check_processes(parts.config)
     if told.get("trial"):
         from slim.sweeps.watch import TrialWatch
 
         parts = dataclasses.replace(parts, watch=TrialWatch(told["trial"]))
-    return run(parts, place, overrides, changed=changed)
+    return run(parts, place, overrides, changed=changed, options=options)
 
 
 def _wait_for(place: Path) -> None:
@@ -189,7 +204,7 @@ def _check_jobs(overrides: list[str], args: Any) -> tuple[Path, Any, list[str], 
     faults = []
     for config, _ in composed:
         try:
-            read(config)
+            _check_processes(read(config))
         except SlimError as error:
             faults.append(error)
     if len(faults) == len(composed):
@@ -200,6 +215,18 @@ def _check_jobs(overrides: list[str], args: Any) -> tuple[Path, Any, list[str], 
     directory = Path(hydra.sweep.dir)
     make(directory)
     return directory, hydra, grid.varied(arguments), jobs
+
+
+def _check_processes(config: Any) -> None:
+    """Several processes start each other by the command line, which is that of the sweep, and would run all of it."""
+    from slim.errors import SlimError
+
+    hardware = config.trainer
+    if hardware.processes > 1:
+        raise SlimError(
+            f"A job of a sweep is one process. Got trainer.devices={hardware.devices}, trainer.num_nodes="
+            f"{hardware.num_nodes}. Set trainer.devices=1, or begin each run by itself."
+        )
 
 
 def _check_search(hydra: Any, arguments: list[str], config: dict[str, Any]) -> None:

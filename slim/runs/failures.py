@@ -60,12 +60,18 @@ def explained(batch_size: Any, key: str = "data.batch_size") -> Iterator[None]:
         key: Where it is set.
 
     Raises:
-        RunFailed: Out of memory, or a dead data loader worker.
+        RunFailed: Out of memory, a dead data loader worker, or nobody who reads what is printed.
     """
     try:
         yield
     except SlimError:
         raise
+    except BrokenPipeError as error:
+        # It would pass for a reader who has seen enough of something that is done.
+        raise RunFailed(
+            "What a run says must be read to its end. Got a closed pipe. Go on with resume=<run directory>; to a file "
+            "(2> log) or with trainer.progress=none."
+        ) from error
     except (RuntimeError, MemoryError) as error:
         text = str(error)
         half = f"{max(int(batch_size) // 2, 1)}" if isinstance(batch_size, int) else "half of it"

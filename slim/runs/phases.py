@@ -54,6 +54,7 @@ def run(
     overrides: list[str],
     say: Say | None = None,
     changed: Callable[[], Sequence[str]] | None = None,
+    options: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Run, or go on with, the phases of a configuration in ``directory``.
 
@@ -63,6 +64,7 @@ def run(
         overrides: What the user typed, kept for resuming.
         say: Prints a line for the user (stderr by default).
         changed: The overrides that say something else than the experiment, for the comparison of runs; by default all.
+        options: Where else configuration was looked for, kept for resuming; see :class:`slim.runs.state.State`.
 
     Returns:
         The record, as in report.json; of other processes than the first an empty one.
@@ -79,7 +81,7 @@ def run(
     # Around everything, too: torch tells of a dead data loader worker in a signal handler, so at any moment, that of
     # telling of another failure included.
     with told(), lock, Signals() as signals:
-        state = _state(parts, directory, overrides, first, say)
+        state = _state(parts, directory, State(directory, plain(parts.config), overrides, options), first, say)
         try:
             with (
                 told(),
@@ -101,11 +103,11 @@ def run(
             raise error if isinstance(error, RunFailed) else RunFailed(str(error)) from error
 
 
-def _state(parts: Components, directory: Path, overrides: list[str], first: bool, say: Say) -> State:
-    """The state of the run so far; rank 0 alone writes it."""
-    settings = plain(parts.config)
+def _state(parts: Components, directory: Path, new: State, first: bool, say: Say) -> State:
+    """The state of the run so far, ``new`` where it begins; rank 0 alone writes it."""
+    settings = new.config
     if not first:
-        return State.load(directory) if (directory / "state.json").is_file() else State(directory, settings, overrides)
+        return State.load(directory) if (directory / "state.json").is_file() else new
     for part in directory.rglob(".*.part"):
         part.unlink()  # what a killed process was writing; the lock says that nobody writes now
     if (directory / "state.json").is_file():
@@ -114,9 +116,10 @@ def _state(parts: Components, directory: Path, overrides: list[str], first: bool
         if (line := _other_processes(state.config["trainer"], parts.config.trainer)) is not None:
             say(line)
             state.note(line)
-        state.config = settings
+        # What is given when a run goes on counts from here on, after the next stop, too.
+        state.config, state.overrides, state.options = settings, new.overrides, new.options
     else:
-        state = State(directory, settings, overrides)
+        state = new
     check_images(state, _images(parts.data))
     state.save()
     (directory / "error.txt").unlink(missing_ok=True)
@@ -165,7 +168,7 @@ class _Run:
             teachers.keep(self.parts, self.directory)
             from slim.report.tensorboard import log_overview
 
-            begun = {"command": command(self.state.overrides), "metric": config.metric.model_dump()}
+            begun = {"command": command(self.state.overrides, self.state.options), "metric": config.metric.model_dump()}
             log_overview(self.directory, begun)
         for number in range(len(config.passes)):
             for kind in config.phases:

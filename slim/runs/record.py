@@ -110,8 +110,12 @@ def _paths(directory: Path, artifact: Path | None, page: Path | None) -> dict[st
     }
 
 
-def command(overrides: Sequence[str]) -> str:
+def command(overrides: Sequence[str], options: Sequence[str] = ()) -> str:
     """What repeats a run, for the shell; where it writes is left out.
+
+    Args:
+        overrides: Of the run.
+        options: Where else configuration is looked for, as in :class:`slim.runs.state.State`.
 
     >>> command(["+experiment=vgg_slim", "model.widths=[8, M]", "hydra.run.dir=x"])
     "python train.py +experiment=vgg_slim 'model.widths=[8, M]'"
@@ -119,7 +123,8 @@ def command(overrides: Sequence[str]) -> str:
     from slim.runs.processes import program
 
     places = ("hydra.run.", "hydra.sweep.", "output=", "resume=")
-    return shlex.join([*program().split(), *(item for item in overrides if not item.lstrip("+~").startswith(places))])
+    kept = (item for item in overrides if not item.lstrip("+~").startswith(places))
+    return shlex.join([*program().split(), *options, *kept])
 
 
 def failed(name: str, error: str) -> dict[str, Any]:

@@ -72,7 +72,7 @@ def finish(
         latency=lines,
         environment={**environment.describe(), "hardware": parts.hardware.line},
         layer_ms=layer_ms,
-        command=record.command(state.overrides),
+        command=record.command(state.overrides, state.options),
         artifact=artifact,
         page=directory / "report.html" if config.figures else None,
         export=_exported(parts, directory, state, say),

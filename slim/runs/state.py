@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -101,12 +101,16 @@ class State:
         phases: Name of a finished phase -> what it recorded.
         notes: Lines for the report.
         images: Numbers of training and validation images; ``None`` where the data do not say.
+        options: Where else configuration was looked for: ``--config-dir`` and ``--config-name``, each with its value.
     """
 
-    def __init__(self, directory: Path, config: Mapping[str, Any], overrides: list[str]) -> None:
+    def __init__(
+        self, directory: Path, config: Mapping[str, Any], overrides: list[str], options: Sequence[str] = ()
+    ) -> None:
         self.path = directory / "state.json"
         self.config = dict(config)
         self.overrides = list(overrides)
+        self.options = list(options)
         self.phases: dict[str, dict[str, Any]] = {}
         self.notes: list[str] = []
         self.finished = False
@@ -126,7 +130,7 @@ class State:
         try:
             if body["format"] != FORMAT:
                 raise ValueError(f"format {body['format']}")
-            state = cls(directory, body["config"], _texts(body["overrides"]))
+            state = cls(directory, body["config"], _texts(body["overrides"]), _texts(body.get("options", [])))
             state.phases = {str(phase): dict(record) for phase, record in body["phases"].items()}
             state.notes, state.finished = _texts(body["notes"]), bool(body["finished"])
             state.images = body.get("images")
@@ -142,6 +146,7 @@ class State:
                 "format": FORMAT,
                 "config": self.config,
                 "overrides": self.overrides,
+                "options": self.options,
                 "phases": self.phases,
                 "notes": self.notes,
                 "finished": self.finished,

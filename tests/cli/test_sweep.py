@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import io
 import json
 import os
 import re
@@ -47,7 +48,7 @@ def test_a_failing_job_does_not_take_the_others_along(tmp_path: Path, capfd: pyt
     assert "Traceback" not in out + err
 
 
-@pytest.mark.parametrize("bad", ["prune.ratoi=0.3,0.5", "model=vgg,resnt", "prune.ratio=1.5,2.5"])
+@pytest.mark.parametrize("bad", ["prune.ratoi=0.3,0.5", "model=vgg,resnt", "prune.ratio=1.5,2.5", "trainer.devices=2"])
 def test_a_sweep_that_cannot_work_is_refused(
     bad: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -58,6 +59,23 @@ def test_a_sweep_that_cannot_work_is_refused(
 
 
 DENSE = ["phases=[baseline]", "baseline.epochs=1"]
+
+
+@pytest.mark.parametrize("several", [[], ["--multirun"]])
+def test_a_run_that_nobody_hears_is_not_done(
+    several: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``python train.py ... 2>&1 | head -1``."""
+
+    class Gone(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+    place = [f"hydra.run.dir={tmp_path}/0", f"hydra.sweep.dir={tmp_path}"]
+    with monkeypatch.context() as patch:
+        patch.setattr("sys.stderr", Gone())
+        assert train.main([*several, *line(*DENSE)[1:], *place]) == 1
+    assert not (tmp_path / "0" / "model.safetensors").exists()
 
 
 def reports(place: Path) -> dict[str, Any]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,8 +14,9 @@ import pytest
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 
-from slim.command import run
+from slim.command import evaluate, run
 from slim.command.compose import CONF, compose, hydra_job, quoted, register, run_job
+from tests.runs.tiny import TINY
 
 ROOT = Path(__file__).parents[2]
 
@@ -45,6 +48,30 @@ def test_a_job_sees_the_line_that_starts_it_again(
     hydra_job(line, lambda cfg: seen.append(list(sys.argv)))
     assert seen == [[*command, *line], [*command, *line]]
     assert sys.argv == [*command, "seed=1"]
+
+
+def test_a_run_remembers_where_its_configuration_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever the folder is called, and from whichever folder it is gone on with, evaluated, or repeated."""
+    conf, other = tmp_path / "it's my conf, ü=1", tmp_path / "other"
+    for folder in (conf / "experiment", other):
+        folder.mkdir(parents=True)
+    body = "# @package _global_\ndefaults:\n  - vgg_slim\nname: small\n"
+    (conf / "experiment" / "small.yaml").write_text(body)
+    tiny = [*TINY, "phases=[baseline]", "baseline.epochs=1"]
+    monkeypatch.chdir(tmp_path)
+    given = ["--config-dir", conf.name, "+experiment=small", *tiny]
+    assert run.main([*given, "hydra.run.dir=one"]) == 0
+    assert run.main(["--multirun", *given, "hydra.sweep.dir=."]) == 0
+    monkeypatch.chdir(other)
+    assert run.main([f"resume={tmp_path / 'one'}", "latency_seconds=0.002"]) == 0
+    capsys.readouterr()
+    assert evaluate.main([str(tmp_path / "0")]) == 0
+    assert "accuracy" in json.loads(capsys.readouterr().out)
+    for place in ("one", "0"):
+        command = json.loads((tmp_path / place / "report.json").read_text())["command"]
+        assert shlex.split(command)[2:5] == ["--config-dir", str(conf), "+experiment=small"]
 
 
 def test_a_single_job_is_run_as_hydra_runs_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -104,7 +104,7 @@ def test_a_killed_run_is_nobodys(tmp_path: Path) -> None:
 
 
 def test_epochs_may_be_added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """To a phase that was stopped: it goes on to the new end."""
+    """To a phase that was stopped: it goes on to the new end, however often it is stopped on the way."""
     save, place = Saver.save, tmp_path / "run"
 
     def stopping(self: Saver, trainer: object) -> None:
@@ -113,10 +113,12 @@ def test_epochs_may_be_added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(Saver, "save", stopping)
     run(place, FOUR_STEPS, "phases=[baseline]", code=143)
+    assert train.main([f"resume={place}", "baseline.epochs=3", "trainer.log_every=1"]) == 143
     monkeypatch.setattr(Saver, "save", save)
-    assert train.main([f"resume={place}", "baseline.epochs=3", "trainer.log_every=1"]) == 0
+    assert train.main([f"resume={place}"]) == 0
     report = json.loads((place / "report.json").read_text())
     assert report["phases"]["baseline"]["epochs"] == 3
+    assert "baseline.epochs=3" in report["command"]
     assert len(report["history"]["baseline"]["train_loss"]) == 3
     assert [step for step, _ in curves(place / "baseline")["2_loss/train"]] == [3, 7, 11], "one curve, without a gap"
 
