@@ -50,6 +50,8 @@ def as_program(action: Callable[[], int]) -> int:
 
     A reader that has seen enough (``| head``) is no failure, and nothing to talk about.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr does: no terminal fails a run that is done
     codes: list[int] = []
     atexit.register(_end, codes)  # registered first, so called last
     try:

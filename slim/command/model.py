@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import copy
 import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,7 +102,8 @@ def find(name: str, args: argparse.Namespace) -> Model:
 def _artifact_of(directory: Path) -> Path:
     if (directory / ARTIFACT).is_file():
         return directory / ARTIFACT
-    hint = f"Finish the run: slim train resume={directory}." if (directory / "state.json").is_file() else "Check it."
+    again = shlex.quote(f"resume={directory}")
+    hint = f"Finish the run: slim train {again}." if (directory / "state.json").is_file() else "Check it."
     raise SlimError(f"A run directory must hold a finished run. Got {directory} without {ARTIFACT}. {hint}")
 
 

@@ -69,7 +69,11 @@ def _write_page(path: Path, found: dict[str, Any]) -> None:
 def _record(run: Path) -> dict[str, Any]:
     path = run / "report.json" if run.is_dir() else run
     if not path.is_file():
-        hint = f"Finish it: slim train resume={run}." if (run / "state.json").is_file() else "Check the path."
+        hint = (
+            f"Finish it: slim train {shlex.quote(f'resume={run}')}."
+            if (run / "state.json").is_file()
+            else "Check the path."
+        )
         raise SlimError(f"A run must have a report. Got {run} without report.json. {hint}")
     record = read_json(path, what="report")
     if not isinstance(record, dict) or not isinstance(record.get("rows"), dict):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -91,10 +92,8 @@ def run(
                 found = _Run(parts, directory, state, signals, loggers, say if first else (lambda line: None))
                 return found.all(changed or (lambda: state.overrides))
         except Interrupted as stop:
-            raise Interrupted(
-                stop.name,
-                f"Stopped by {stop.name}; nothing is lost. Go on with: {processes.program()} resume={directory}",
-            ) from None
+            again = f"{processes.program()} {shlex.quote(f'resume={directory}')}"
+            raise Interrupted(stop.name, f"Stopped by {stop.name}; nothing is lost. Go on with: {again}") from None
         except SlimError as error:
             if first:
                 with contextlib.suppress(SlimError):  # a full disk has no room for this either

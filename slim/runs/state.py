@@ -177,7 +177,8 @@ def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str
     missing = object()
     found = []
     for key in sorted(old.keys() | new.keys()):
-        if key not in SAFE_ON_RESUME and old.get(key, missing) != new.get(key, missing):
+        safe = any(f"{key}.".startswith(f"{name}.") for name in SAFE_ON_RESUME)
+        if not safe and old.get(key, missing) != new.get(key, missing):
             found.append(f"{key} ({old.get(key, 'absent')} -> {new.get(key, 'absent')})")
     return found
 

@@ -28,15 +28,15 @@ SLIMMING = (FOUR_STEPS, "penalty=target", "sparse.epochs=4", "sparse.slim_every=
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGUSR1, 138), (signal.SIGINT, 130)])
 def test_signals_leave_a_checkpoint(tmp_path: Path, number: int, code: int) -> None:
     """And the command that goes on, in one line; the step that is under way is in the checkpoint."""
-    place, told = tmp_path / "run", tmp_path / "told"
+    place, told = tmp_path / "my run", tmp_path / "told"
     line = ["+experiment=vgg_slim", *_tiny("sparse.epochs=400")]
-    process = start([*line, f"hydra.run.dir={place}"], told)
+    process = start([*line, f"hydra.run.dir='{place}'"], told)
     until((place / "sparse" / "last.ckpt").is_file, process.is_alive)
     before = read(place / "sparse" / "last.ckpt")["global_step"]
     assert process.pid is not None
     os.kill(process.pid, number)
     assert exit_code(process) == code, "it ends before its 400 epochs are done, and long before the test's own limit"
-    assert told.read_text().splitlines()[-1].endswith(f"Go on with: python train.py resume={place}")
+    assert told.read_text().splitlines()[-1].endswith(f"Go on with: python train.py 'resume={place}'")
     assert "Traceback" not in told.read_text()
     assert not (place / "lock").exists() and not (place / "error.txt").exists()
     assert State.load(place).phases == {}
@@ -174,8 +174,8 @@ def test_two_runs_never_share_a_directory(tmp_path: Path) -> None:
 
 
 def test_differences_name_keys() -> None:
-    before = {"seed": 0, "sparse": {"epochs": 3, "lr": 0.1}, "debug": False}
-    after = {"seed": 0, "sparse": {"epochs": 9, "lr": 0.2}, "debug": True}
+    before = {"seed": 0, "sparse": {"epochs": 3, "lr": 0.1}, "debug": False, "logger": {"tensorboard": {}}}
+    after = {"seed": 0, "sparse": {"epochs": 9, "lr": 0.2}, "debug": True, "logger": {"csv": {"flush": 1}}}
     assert differences(before, after) == ["sparse.lr (0.1 -> 0.2)"]
 
 
