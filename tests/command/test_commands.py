@@ -70,10 +70,11 @@ def test_a_program_ends_at_once_and_loses_nothing(tmp_path: Path) -> None:
 
 
 def test_no_encoding_of_a_terminal_is_a_failure() -> None:
-    line = "import sys; from slim.command.exits import as_program; sys.exit(as_program(lambda: print('a\u2026\udcff') or 0))"
+    said = "print('a', chr(0x2026), chr(0xDCFF)) or 0"
+    line = f"import sys; from slim.command.exits import as_program; sys.exit(as_program(lambda: {said}))"
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
     done = subprocess.run([sys.executable, "-c", line], capture_output=True, text=True, env=environment)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "a\\u2026\\udcff\n", "")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "a \\u2026 \\udcff\n", "")
 
 
 def test_a_reader_that_leaves_is_no_failure() -> None:
