@@ -125,7 +125,7 @@ def _inside(weights: Mapping[str, Tensor], own: Mapping[str, Tensor], path: Path
             f"checkpoint must hold one network of the configured model. Got {len(places)}, under "
             f"{', '.join(places)} ({path}). Save the state dict of the one that you mean."
         )
-    place = places[0] if places else f"{next(iter(weights)).partition('.')[0]}."
+    place = places[0] if places else f"{next(iter(weights), '').partition('.')[0]}."
     return {key.removeprefix(place): value for key, value in weights.items() if key.startswith(place)}
 
 
