@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any
 
 from slim.errors import SlimError
-from slim.files import read_json, write_json
+from slim.files import read_json, read_torch, write_json
 from slim.runs.schema import SAFE_ON_RESUME
 
 FORMAT = 1
@@ -184,11 +184,12 @@ def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str
 
 
 def check_same(state: State, after: Mapping[str, Any]) -> None:
-    """Refuse to go on with another configuration, or with other epochs of a phase that is done.
+    """Refuse to go on with another configuration, or with epochs that do not fit what is trained.
 
     Raises:
         SlimError: It names the keys that differ.
     """
+    _check_under_way(state, after)
     for phase in state.phases:
         kind = phase.partition("-")[0]  # the passes of a schedule: sparse, sparse-2, ...
         old, new = (config.get(kind, {}).get("epochs") for config in (state.config, after))
@@ -218,6 +219,23 @@ def check_images(state: State, now: dict[str, int] | None) -> None:
             "Put the images back, or start a new run."
         )
     state.images = now
+
+
+def _check_under_way(state: State, after: Mapping[str, Any]) -> None:
+    """A phase that is under way may get more epochs, or fewer that it has not begun."""
+    for path in sorted(state.path.parent.glob("*/last.ckpt")):
+        phase = path.parent.name
+        kind = phase.partition("-")[0]
+        old, new = (config.get(kind, {}).get("epochs") for config in (state.config, after))
+        if phase in state.phases or old is None or new is None or new >= old:
+            continue
+        saved = read_torch(path, what="checkpoint")
+        begun = saved.get("epoch", -1) + 1 if isinstance(saved, dict) else 0
+        if begun > new:
+            raise SlimError(
+                f"A phase is no shorter than what is trained of it. Got {kind}.epochs={new}, and {phase} is in epoch "
+                f"{begun}. Set {kind}.epochs={begun} or more."
+            )
 
 
 def _texts(items: Any) -> list[str]:

@@ -114,6 +114,8 @@ def test_epochs_may_be_added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(Saver, "save", stopping)
     run(place, FOUR_STEPS, "phases=[baseline]", code=143)
     assert train.main([f"resume={place}", "baseline.epochs=3", "trainer.log_every=1"]) == 143
+    assert State.load(place).overrides[-1] == "trainer.log_every=1"
+    assert train.main([f"resume={place}", "baseline.epochs=1"]) == 2, "it is in its second"
     monkeypatch.setattr(Saver, "save", save)
     assert train.main([f"resume={place}"]) == 0
     report = json.loads((place / "report.json").read_text())
