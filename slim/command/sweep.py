@@ -234,10 +234,11 @@ def _check_search(hydra: Any, arguments: list[str], config: dict[str, Any]) -> N
     from omegaconf import OmegaConf
 
     from slim.command.search import settings_of
+    from slim.sweeps.study import check
 
     whole = OmegaConf.create({**config, "hydra": {"sweep": {"dir": str(hydra.sweep.dir)}}})
     options: Any = OmegaConf.to_container(hydra.sweeper, resolve=True)
-    settings_of(options, arguments, whole, None)
+    check(settings_of(options, arguments, whole, None)[0])
 
 
 def _check_plugins(overrides: list[str]) -> None:

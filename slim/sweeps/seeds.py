@@ -34,6 +34,7 @@ def sampler(spec: Mapping[str, Any], ordinal: Callable[[Any, Any], int], space: 
     seed = options.get("seed")
     if seed is None or "seed" not in inspect.signature(kind).parameters or kind.__name__ in IN_ORDER:
         return _made(options)
+    _made(options)  # what is wrong with it is told now, not by the first trial
     return _seeded(lambda number: _made({**options, "seed": (int(seed) + 1_000_003 * number) % 2**32}), ordinal)
 
 

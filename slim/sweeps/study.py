@@ -49,6 +49,22 @@ class Settings:
     grace: float = 300.0
 
 
+def check(settings: Settings) -> None:
+    """Refuse a sampler or a pruner that cannot be made, before anything is written.
+
+    Raises:
+        SlimError: It is not known, does not take its options, or does not fit the objectives or the space.
+    """
+    pruner = (settings.pruner or {}).get("_target_")
+    if pruner and len(settings.directions) > 1:
+        raise SlimError(
+            f"A pruner compares curves of one objective. Got {len(settings.directions)} objectives and "
+            f"hydra.sweeper.pruner={pruner}. Set hydra/sweeper/pruner=none, or one objective."
+        )
+    seeds.pruner(settings.pruner)
+    seeds.sampler(settings.sampler, lambda study, trial: 0, settings.space)
+
+
 @dataclass
 class Study:
     """Trials to run and what became of them.
@@ -64,12 +80,7 @@ class Study:
     def __post_init__(self) -> None:
         found, wanted = optuna(), self.settings
         self._exhausted = False
-        several = len(wanted.directions) > 1
-        if several and wanted.pruner and wanted.pruner.get("_target_"):
-            raise SlimError(
-                f"A pruner compares curves of one objective. Got {len(wanted.directions)} objectives and "
-                f"hydra.sweeper.pruner={wanted.pruner['_target_']}. Set hydra/sweeper/pruner=none, or one objective."
-            )
+        check(wanted)
         self.storage = connect(wanted.storage)
         try:
             self.study = found.create_study(

@@ -184,6 +184,9 @@ def test_a_search_that_was_killed_goes_on_in_the_middle_of_a_trial(tmp_path: Pat
         (["prune.ratio=interval(0.1,0.9)", "hydra.sweeper.objectives=[accuracy]"], "objectives must be known"),
         (["prune.ratio=interval(1.1,1.9)"], "ratio must be in"),
         (["model=vgg,resnt"], "Did you mean resnet"),
+        (["prune.ratio=interval(0.1,0.9)", "hydra/sweeper/sampler=grid"], "A grid needs values"),
+        (["seed=1,2", "+hydra.sweeper.sampler.startup=3"], "sampler.startup must be an option"),
+        (["seed=1,2", "hydra/sweeper/pruner=median", "hydra.sweeper.objectives=[val,macs]"], "of one objective"),
     ],
 )
 def test_a_search_that_cannot_work_is_refused(
