@@ -196,9 +196,13 @@ class Plan:
                     f"{len(mine.kept)} channels, expected {keep.size}. Trace the rebuilt network again."
                 )
             axes[key] = mine.then(keep) if mine is not None else keep
-        selects = dict(self.selects)
-        for name, keep in later.selects.items():
-            selects[name] = selects[name].then(keep) if name in selects else keep
+        selects: dict[str, Keep] = {}
+        for name in dict.fromkeys((*self.selects, *later.selects)):
+            # A plan that does not say what a norm reads of its stream lets it read all: its own channels are those.
+            own = (f"{name}.weight" if name else "weight", 0)
+            streams = [plan.selects.get(name) or plan.axes.get(own) for plan in (self, later)]
+            told = [stream for stream in streams if stream is not None]
+            selects[name] = told[0].then(told[1]) if len(told) > 1 else told[0]
         widths = {k: (v[0], later.widths.get(k, (0, v[1]))[1]) for k, v in self.widths.items()}
         gone = Branch("", later.replaced)
         axes = {key: keep for key, keep in axes.items() if not gone.holds(key[0])}

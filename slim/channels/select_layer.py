@@ -68,6 +68,14 @@ def set_select(norm: nn.Module, index: Tensor) -> None:
     norm.select = ChannelSelect(index.to(place))
 
 
+def unset_select(norm: nn.Module) -> None:
+    """Let ``norm`` read all of its input again (changes ``norm`` in place)."""
+    plain = {selecting: kind for kind, selecting in SELECTING.items()}
+    if type(norm) in plain:
+        del norm.select
+        norm.__class__ = plain[type(norm)]
+
+
 def can_select(norm: nn.Module) -> bool:
     """Whether a selection layer can be put in front of this layer."""
     return type(norm) in SELECTING or isinstance(norm, _Selecting)

@@ -20,7 +20,7 @@ from slim.channels.ids import IntArray
 from slim.channels.meta_forward import unwrap
 from slim.channels.optimizer_states import forget_unsliceable
 from slim.channels.plan import Keep, Plan
-from slim.channels.select_layer import set_select
+from slim.channels.select_layer import set_select, unset_select
 from slim.channels.settings import set_number
 from slim.errors import SlimError, expect
 
@@ -286,8 +286,10 @@ def _update_modules(model: nn.Module, plan: Plan) -> None:
         else:
             read = own.kept if own is not None else np.arange(stream.size)
         position = np.searchsorted(stream.kept, read)
-        if hasattr(norm, "select") or not np.array_equal(position, np.arange(len(stream.kept))):
+        if not np.array_equal(position, np.arange(len(stream.kept))):
             set_select(norm, torch.from_numpy(position))
+        else:  # as a plan for the dense network leaves it, from which files are loaded
+            unset_select(norm)
 
 
 def _empty_caches(module: nn.Module) -> None:

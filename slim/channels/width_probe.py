@@ -267,6 +267,9 @@ def _multiplicities(record: TraceRecord, free: BoolArray) -> IntArray:
     arrays = [array.ravel() for _, array in record.producers]
     arrays += [blocks.ravel() for _, blocks in record.balance]
     arrays += [split.table.ravel() for split in record.split_views]
+    reads = [(note.own, note.read) for note in record.norms if note.selective and note.read is not None]
+    for own, read in reads:  # as wide as what it reads, whether or not it will be
+        classes.join(node[ids.find(own)], node[ids.find(read)], "")
     made: Counter[int] = Counter()
     for array in arrays:
         roots = ids.find(array)
@@ -283,6 +286,7 @@ def _multiplicities(record: TraceRecord, free: BoolArray) -> IntArray:
     number = {int(kind): 3 if kind == widest or made[int(kind)] > 4 else 4 + i % 3 for i, kind in enumerate(order)}
     times[roots] = [number[int(kind)] for kind in kinds]
     held = [r.ravel() for _, read, own in record.selects for r in (read, own)]
+    held += [own[~is_free(record, free, read)] for own, read in reads]
     times[ids.find(np.concatenate(held or [np.zeros(0, np.int64)]))] = 1
     return times
 

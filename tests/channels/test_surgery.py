@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -95,6 +96,57 @@ def test_plans_compose(make: Any, residual: str) -> None:
             assert stored.widths[name] == (module.out_channels, second.get_submodule(name).out_channels)
     assert list(stored.widths) == list(whole.widths) == list(plan_of(first).widths)
     assert len(stored.widths) > 2
+
+
+class Growing(nn.Module):
+    """Norms and convolutions that each read everything made before, and a view at the end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, widths = nn.Conv2d(3, 6, 3, padding=1), [6, 10, 14, 18]
+        self.norms = nn.ModuleList([nn.BatchNorm2d(width) for width in widths])
+        self.convs = nn.ModuleList([nn.Conv2d(width, 4, 3, padding=1) for width in widths[:3]])
+        self.head = nn.Linear(18, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for norm, conv in zip(self.norms, self.convs, strict=False):
+            x = torch.cat([x, conv(norm(x).relu())], 1)
+        return self.head(self.norms[3](x).relu().flatten(2).mean(2))
+
+
+@pytest.mark.parametrize("residuals", [("select", "select"), ("select", "group"), ("group", "select")])
+def test_cuts_of_streams_compose_whatever_each_does_with_them(residuals: tuple[str, str], tmp_path: Path) -> None:
+    """Every cut obeys the law, and files load, though a norm read a part of its stream before or after."""
+    net, x = lively(Growing()).double().eval(), torch.randn(2, 3, 5, 5, dtype=torch.float64)
+    for seed in range(6):
+        thin = net
+        for residual in residuals:
+            how = {"criterion": "random", "criterion_options": {"seed": seed}, "ratio": 0.5}
+            result = slim.prune(thin, x, residual=residual, **how)
+            close(result.model(x), slim.mask(thin, result.plan)(x), "rebuilt")
+            thin = result.model
+        again = slim.load(slim.save(tmp_path / "thin", thin), net)
+        close(again(x), thin(x), "loaded")
+
+
+def test_a_norm_that_reads_one_channel_of_a_stream_keeps_it() -> None:
+    """A layer of one channel has no ids, so the stream's must be held for it."""
+    net, x = lively(Growing()).double().eval(), torch.randn(2, 3, 5, 5, dtype=torch.float64)
+    graph = slim.trace(net, x, residual="select")
+    removed = np.zeros(len(graph), dtype=bool)
+    removed[graph.axes[("norms.0.weight", 0)][1:]] = True
+    thin = slim.rebuild(net, graph.plan(removed))
+    assert thin.norms[0].select.index.tolist() == [0] and thin.stem.out_channels == 6
+    for residual in ("group", "select"):
+        again = slim.trace(thin, x, residual=residual)
+        stream = again.axes[("stem.weight", 0)]
+        assert not again.prunable[stream[0]] and again.prunable[stream[1:]].all()
+
+
+def test_streams_that_are_read_selectively_pass_the_width_probe() -> None:
+    graph = slim.trace(Growing(), torch.zeros(1, 3, 5, 5), residual="select")
+    assert "fixes the width" not in graph.report() and graph.prunable.sum() == 6 + 3 * 4 + 6 + 10 + 14 + 18
 
 
 def test_a_plan_is_plain_data() -> None:

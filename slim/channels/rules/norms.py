@@ -119,6 +119,8 @@ def in_select_layer(tr: Tracer) -> bool:
 def selected(tr: Tracer, stream: IntArray, index: IntArray) -> IntArray:
     """The channels behind a selection layer: their own where streams are read selectively, else the stream's."""
     name, read = tr.names[id(tr.stack[-1])], stream[index]
+    if len(read) == 1:  # a layer of one channel has no ids: nothing else would hold what it reads
+        tr.pin(read, "the only channel of its layer")
     if tr.probing:
         return next(own for where, _, own in tr.record.selects if where == name)
     own = tr.ids.fresh(len(read)) if tr.residual == "select" else read
