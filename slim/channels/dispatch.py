@@ -6,6 +6,7 @@ tensors are used only when an operation has no meta kernel, or the forward asks 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -40,6 +41,16 @@ _DROPS_CHANNELS = {F.dropout1d, F.dropout2d, F.dropout3d, F.feature_alpha_dropou
 """Their noise (N, C, 1, ...) is as wide as their input, but made without it: as operations, foreign data."""
 
 
+def _padded_around(x: torch.Tensor, pad: Sequence[int], mode: str = "constant", value: float | None = None) -> Any:
+    """``F.pad``, where ``circular`` joins pieces: as operations, it writes them into foreign data."""
+    if mode != "circular" or any(n < 0 for n in pad):
+        return F.pad(x, pad, mode, value)
+    for place, (before, after) in enumerate(zip(pad[::2], pad[1::2], strict=True), start=1):
+        size = x.shape[-place]
+        x = torch.cat([x.narrow(-place, size - before, before), x, x.narrow(-place, 0, after)], -place)
+    return x
+
+
 class TracingMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Runs every operation, on meta tensors if ``meta``, and applies its rule to ``tracer``."""
 
@@ -51,6 +62,7 @@ class TracingMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs, tracer = kwargs or {}, self.tracer
         tracer.operation = func.overloadpacket.__name__
         tracer.steps += 1
+        before = _unviewed(func, args)
         out = self._execute(func, args, kwargs)
         tracer.note_operation(args, kwargs, out)
         note_value(func, args, kwargs, out)
@@ -61,7 +73,7 @@ class TracingMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if apply is None:
             tracer.unknown(func, args, kwargs)
         else:
-            apply(tracer, func, args, kwargs, out)
+            apply(tracer, func, before, kwargs, out)
         if _from_parameters(args):
             for t in out if isinstance(out, (list, tuple)) else (out,):
                 if isinstance(t, torch.Tensor):
@@ -85,6 +97,15 @@ class TracingMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return out
 
 
+def _unviewed(func: Any, args: Any) -> Any:
+    """The arguments as they are now, where the operation gives its first one another shape (``squeeze_``)."""
+    if torch.Tag.inplace_view not in func.tags:
+        return args
+    first = args[0].alias() if hasattr(args[0], "alias") else args[0].view(args[0].shape)
+    vars(first).update(vars(args[0]))
+    return (first, *args[1:])
+
+
 class _Watch(TorchFunctionMode):
     """Notes numbers that become tensors, and the arguments of the innermost function that raises; drops no channels.
 
@@ -98,6 +119,8 @@ class _Watch(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in _DROPS_CHANNELS:
             kwargs = {**(kwargs or {}), "training": False}
+        if func is F.pad:
+            func = _padded_around
         try:
             out = func(*args, **(kwargs or {}))
             if func in MAKERS:

@@ -139,8 +139,8 @@ def _other_processes(before: Mapping[str, Any], now: Hardware) -> str | None:
     if then == now.processes:
         return None
     return (
-        f"Goes on with {now.processes} processes instead of {then}. The same: weights, plan, optimizer, epochs, and "
-        f"the order of the images. Not the same: a step sees {now.processes} batches instead of {then}, so there are "
+        f"Goes on with {now.processes} instead of {then} processes. The same: weights, plan, optimizer, epochs, and "
+        f"the order of the images. Not the same: a step sees {now.processes} instead of {then} batches, so there are "
         "other steps to an epoch and other bits from here on."
     )
 

@@ -131,7 +131,7 @@ def test_a_dead_process_ends_all_and_the_run_goes_on(
     monkeypatch.setenv("GAMMAS", str(tmp_path / "gammas"))
     assert train.main([f"resume={place}", "trainer.num_nodes=1", "sparse.epochs=2"]) == 0
     said_then = capfd.readouterr().err
-    assert "Goes on with 1 processes instead of 2. The same: weights, plan" in said_then
+    assert "Goes on with 1 instead of 2 processes. The same: weights, plan" in said_then
     assert any("Not the same" in note for note in json.loads((place / "report.json").read_text())["notes"])
 
 

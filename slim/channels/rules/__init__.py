@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from slim.channels.rules import contractions, elementwise, movement, norms, spatial
+from slim.channels.rules import contractions, elementwise, indexing, movement, norms, spatial, windows
 from slim.channels.rules.registry import RULES, Rule
 
 
@@ -40,4 +40,4 @@ def find_rule(func: Any) -> Rule | None:
     return None
 
 
-__all__ = ["find_rule", "movement"]
+__all__ = ["find_rule", "indexing", "movement", "windows"]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from slim.channels.ids import IntArray, Shadow, alive, along, axis_layer, varying
-from slim.channels.rules.elementwise import combine
+from slim.channels.rules.elementwise import combine, own_sizes
 from slim.channels.rules.registry import argument, rule
 from slim.channels.trace_record import Axis, Contraction, Term
 from slim.channels.tracer import COMPUTED, MIXED, Tracer
@@ -131,14 +131,15 @@ def convolve(
     if incoming is not None:
         tr.record.raw_reads.append(incoming)
     if not name:
-        for layer in tr.shadow_of(weight):
-            if len(varying(layer)) > 1:
-                tr.pin(layer, computed)
-            elif varying(layer)[0] > 1:
-                tr.mark_positions(layer)
+        _mark_taps(tr, weight, computed)
+    shared = groups == cin == cout > 1 and _is_one_kernel(weight)
     if groups == 1:
         own_in, own_out = tr.axis_ids(weight, in_axis), tr.axis_ids(weight, out_axis)
         _link(tr, incoming, own_in, "convolution")
+    elif shared:
+        own_in, own_out = None, incoming
+        if incoming is not None:
+            tr.assume_ids(incoming)
     elif not name:
         own_in = own_out = None
         for ids in (incoming, tr.axis_ids(weight, 0), tr.axis_ids(weight, 1)):
@@ -148,7 +149,7 @@ def convolve(
         own_in, own_out = _grouped(tr, name, weight, incoming, cin, cout, groups, in_axis, out_axis)
     _couple_bias(tr, bias, own_out)
     came = incoming
-    if tr.location() in tr.record.regroup and groups > 1:
+    if shared or (tr.location() in tr.record.regroup and groups > 1):
         own_in, incoming = None, None  # the group count follows the width, channels per group stay
     read = incoming if incoming is not None else own_in
     terms = [Term(ids, per) for ids, per in ((own_out, 1), (read, groups)) if ids is not None]
@@ -160,6 +161,21 @@ def convolve(
         if own_out is not None and not (groups == cin and groups > 1):
             tr.record.producers.append((tr.location(), own_out))
     return own_out
+
+
+def _mark_taps(tr: Tracer, weight: torch.Tensor, reason: str) -> None:
+    """Kernel taps of a computed weight are positions; what varies over several axes stays, for ``reason``."""
+    for layer in tr.shadow_of(weight):
+        if len(varying(layer)) > 1:
+            tr.pin(layer, reason)
+        elif varying(layer)[0] > 1:
+            tr.mark_positions(layer)
+
+
+def _is_one_kernel(weight: torch.Tensor) -> bool:
+    """Whether every channel meets the same kernel, expanded or repeated (a blur): the forward says how often."""
+    base = getattr(weight, "_slim_repeated", weight)
+    return own_sizes(weight)[0] == 1 or (base is not weight and base.ndim == weight.ndim and base.shape[0] == 1)
 
 
 def _couple_bias(tr: Tracer, bias: torch.Tensor | None, own_out: IntArray | None) -> None:

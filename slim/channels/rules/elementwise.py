@@ -67,7 +67,18 @@ def pointwise(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any]
 
 def join_operands(tr: Tracer, operands: Sequence[torch.Tensor], shape: Sequence[int]) -> Shadow:
     """Join what meets when ``operands`` are broadcast to ``shape``."""
-    return combine(tr, [(tr.shadow_of(t), tuple(t.shape)) for t in operands], shape)
+    shadows = [tr.shadow_of(t) for t in operands]
+    if any(shadows) and any(own_sizes(t) != tuple(t.shape) for t in operands):
+        for layer in (layer for shadow in shadows for layer in shadow):
+            tr.assume_ids(layer)  # somebody said how far data are expanded
+    return combine(tr, [(shadow, own_sizes(t)) for shadow, t in zip(shadows, operands, strict=True)], shape)
+
+
+def own_sizes(tensor: torch.Tensor) -> tuple[int, ...]:
+    """The shape, but 1 along every axis over which the same data are expanded."""
+    if tensor.layout is not torch.strided:
+        return tuple(tensor.shape)
+    return tuple(1 if step == 0 else n for n, step in zip(tensor.shape, tensor.stride(), strict=True))
 
 
 def combine(tr: Tracer, operands: Sequence[tuple[Shadow, Sequence[int]]], shape: Sequence[int]) -> Shadow:

@@ -6,11 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 
 from slim.channels.ids import FIXED, IntArray, Shadow, alive, along, axis_layer, pad_rank, varying, view
 from slim.channels.rules.elementwise import combine, join_operands
-from slim.channels.rules.norms import in_select_layer, selected
 from slim.channels.rules.registry import argument, positive_dim, rule
 from slim.channels.tracer import Tracer
 
@@ -179,41 +177,6 @@ def select(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any], o
         tr.set_shadow(result, alive(np.take(x_, index + i if x_.shape[d] > 1 else 0, axis=d) for x_ in shadow))
 
 
-@rule("index_select")
-def index_select(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> None:
-    """Our own selection layer starts channels of its own; any other index into channels is fixed by position."""
-    x, d, index = args[0], positive_dim(args[1], args[0].ndim), args[2]
-    layers = []
-    for layer in tr.shadow_of(x):
-        if layer.shape[d] > 1:
-            if in_select_layer(tr) and not index.is_meta and varying(layer) == (d,):
-                layer = axis_layer(selected(tr, layer.ravel(), index.numpy()), d, x.ndim)
-            else:
-                tr.pin(layer, "an index picks channels by their position")
-                continue
-        layers.append(layer)
-    tr.set_shadow(out, alive(layers))
-
-
-@rule("index", "_unsafe_index")
-def index(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> None:
-    """Indexed axes are fixed by position; the axes behind and before a single run of them pass."""
-    x, indices = args[0], list(args[1])
-    dims = [d for d, i in enumerate(indices) if i is not None]
-    shadow = tuple(tr.keep_whole(y, dims, "an index picks channels by their position") for y in tr.shadow_of(x))
-    if not dims or dims != list(range(dims[0], dims[-1] + 1)):
-        return tr.unknown(func, args, kwargs)
-    inserted = out.ndim - (x.ndim - len(dims))
-    if any(indices[d].dtype in (torch.bool, torch.uint8) for d in dims):
-        return tr.unknown(func, args, kwargs)
-    layers = []
-    for layer in shadow:
-        if not set(varying(layer)) & set(dims):
-            head, tail = layer.shape[: dims[0]], layer.shape[dims[-1] + 1 :]
-            layers.append(layer.reshape(head + (1,) * inserted + tail))
-    tr.set_shadow(out, alive(layers))
-
-
 @rule("new_zeros", "new_ones", "new_full", "new_empty", "new_empty_strided")
 def fresh(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> None:
     """Made from nothing but a dtype and a device: no channels."""
@@ -222,11 +185,13 @@ def fresh(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any], ou
 @rule("roll", "flip", "rot90")
 def roll(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> None:
     """Rotating or flipping positions passes axes without ids, and pins the others."""
-    dims = argument(args, kwargs, 2 if func.overloadpacket.__name__ == "roll" else 1, "dims", ())
+    name = func.overloadpacket.__name__
+    dims = argument(args, kwargs, 1 if name == "flip" else 2, "dims", (0, 1) if name == "rot90" else ())
     dims = [dims] if isinstance(dims, int) else list(dims)
     moved = {positive_dim(d, args[0].ndim) for d in dims} or set(range(args[0].ndim))
-    reason = f"{func.overloadpacket.__name__} moves channels by position"
-    shadow = [tr.keep_whole(layer, tuple(moved), reason) for layer in tr.shadow_of(args[0])]
+    shadow = [
+        tr.keep_whole(layer, tuple(moved), f"{name} moves channels by position") for layer in tr.shadow_of(args[0])
+    ]
     tr.set_shadow(out, tuple(x for x in shadow if not moved & set(varying(x))))
 
 
@@ -302,17 +267,4 @@ def constant_pad(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, A
                 width[d] = (max(low, 0), max(high, 0))
                 layer = np.pad(layer, width, constant_values=FIXED)
         layers.append(layer)
-    tr.set_shadow(out, alive(layers))
-
-
-@rule("im2col", "unfold_im2col")
-def im2col(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> None:
-    """A channel becomes kernel-many consecutive rows."""
-    x = args[0]
-    layers = []
-    for layer in tr.shadow_of(x):
-        if varying(layer) == (1,) and x.ndim == 4:
-            layers.append(axis_layer(np.repeat(layer.ravel(), out.shape[1] // x.shape[1]), 1, 3))
-        else:
-            tr.pin(layer, "unfold over an axis that is not the channels'")
     tr.set_shadow(out, alive(layers))

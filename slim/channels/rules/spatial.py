@@ -99,3 +99,28 @@ def along_axis(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any
             passing.append(layer)
     for result in out if isinstance(out, (tuple, list)) else (out,):
         tr.set_shadow(result, tuple(passing))
+
+
+@rule("_fft_r2c", "_fft_c2r", "_fft_c2c", "tril", "triu")
+def along_axes(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> None:
+    """Fourier transforms and triangles: axes of positions; one of channels is pinned, the others pass."""
+    x, name = args[0], func.overloadpacket.__name__
+    dims = {positive_dim(d, x.ndim) for d in (args[1] if "fft" in name else (-2, -1))}
+    shadow = [tr.keep_whole(layer, tuple(dims), f"{name.strip('_')} over channels") for layer in tr.shadow_of(x)]
+    tr.set_shadow(out, tuple(layer for layer in shadow if not dims & set(varying(layer))))
+
+
+@rule("view_as_real")
+def view_as_real(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> None:
+    """Real and imaginary parts become an axis, behind the others."""
+    tr.set_shadow(out, tuple(layer[..., None] for layer in tr.shadow_of(args[0])))
+
+
+@rule("view_as_complex")
+def view_as_complex(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> None:
+    """The last axis becomes real and imaginary parts."""
+    last = args[0].ndim - 1
+    shadow = [
+        tr.keep_whole(x, (last,), "view_as_complex takes channels by their position") for x in tr.shadow_of(args[0])
+    ]
+    tr.set_shadow(out, tuple(layer[..., 0] for layer in shadow if layer.shape[last] == 1))

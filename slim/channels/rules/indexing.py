@@ -1,0 +1,100 @@
+"""Elements picked and put by index: an axis that is indexed is fixed by position, the others pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from slim.channels.ids import alive, axis_layer, varying
+from slim.channels.rules.elementwise import combine, own_sizes
+from slim.channels.rules.norms import in_select_layer, selected
+from slim.channels.rules.registry import positive_dim, rule
+from slim.channels.tracer import Tracer
+
+_BY_POSITION = "an index picks channels by their position"
+
+
+@rule("index_select")
+def index_select(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> None:
+    """Our own selection layer starts channels of its own; any other index into channels is fixed by position."""
+    x, d, index = args[0], positive_dim(args[1], args[0].ndim), args[2]
+    layers = []
+    for layer in tr.shadow_of(x):
+        if layer.shape[d] > 1:
+            if in_select_layer(tr) and not index.is_meta and varying(layer) == (d,):
+                layer = axis_layer(selected(tr, layer.ravel(), index.numpy()), d, x.ndim)
+            else:
+                tr.pin(layer, _BY_POSITION)
+                continue
+        layers.append(layer)
+    tr.set_shadow(out, alive(layers))
+
+
+@rule("index", "_unsafe_index")
+def index(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> None:
+    """Indexed axes are fixed by position; the axes behind and before a single run of them pass."""
+    x, indices = args[0], list(args[1])
+    dims = [d for d, i in enumerate(indices) if i is not None]
+    shadow = tuple(tr.keep_whole(y, dims, _BY_POSITION) for y in tr.shadow_of(x))
+    if not dims or dims != list(range(dims[0], dims[-1] + 1)):
+        return tr.unknown(func, args, kwargs)
+    inserted = out.ndim - (x.ndim - len(dims))
+    if any(indices[d].dtype in (torch.bool, torch.uint8) for d in dims):
+        return tr.unknown(func, args, kwargs)
+    layers = []
+    for layer in shadow:
+        if not set(varying(layer)) & set(dims):
+            head, tail = layer.shape[: dims[0]], layer.shape[dims[-1] + 1 :]
+            layers.append(layer.reshape(head + (1,) * inserted + tail))
+    tr.set_shadow(out, alive(layers))
+
+
+@rule("index_put", "_index_put_impl", "_unsafe_index_put")
+def index_put(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> None:
+    """One number is put where a mask or positions say."""
+    x, indices, values = args[:3]
+    dims = [d for d, i in enumerate(indices) if i is not None]
+    flags = [indices[d].dtype in (torch.bool, torch.uint8) for d in dims]
+    if values.numel() > 1 or (any(flags) and (len(dims) > 1 or dims != [0])):
+        return tr.unknown(func, args, kwargs)
+    if any(flags):
+        mask = indices[0]
+        behind = (1,) * (x.ndim - mask.ndim)
+        told = tuple(layer.reshape(*layer.shape, *behind) for layer in tr.shadow_of(mask))
+        return tr.set_shadow(out, combine(tr, [(tr.shadow_of(x), x.shape), (told, (*mask.shape, *behind))], x.shape))
+    shadow = [tr.keep_whole(layer, dims, _BY_POSITION) for layer in tr.shadow_of(x)]
+    tr.set_shadow(out, alive(shadow))
+
+
+@rule("gather")
+def gather(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> None:
+    """An element of one axis for each place of the index, which meets the data along the others."""
+    x, d, index = args[0], positive_dim(args[1], args[0].ndim), args[2]
+    if not x.ndim:
+        return
+    layers = []
+    for t in (x, index):
+        shadow = [tr.keep_whole(layer, (d,), _BY_POSITION) for layer in tr.shadow_of(t)]
+        layers.append(tuple(layer for layer in shadow if layer.shape[d] == 1))
+    for layer in layers[0]:
+        if any(index.shape[k] < x.shape[k] for k in varying(layer)):
+            return tr.unknown(func, args, kwargs)  # a range of channels
+        tr.assume_ids(layer)  # somebody said how far the index is expanded
+    sizes = [tuple(1 if k == d else n for k, n in enumerate(own_sizes(t))) for t in (x, index)]
+    tr.set_shadow(
+        out, combine(tr, list(zip(layers, sizes, strict=True)), [1 if k == d else n for k, n in enumerate(out.shape)])
+    )
+
+
+@rule("index_add", "index_copy")
+def index_add(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> None:
+    """Slices are put at positions of one axis, and meet along the others."""
+    x, d, source = args[0], positive_dim(args[1], args[0].ndim), args[3]
+    parts = []
+    for t in (x, source):
+        shadow = [tr.keep_whole(layer, (d,), _BY_POSITION) for layer in tr.shadow_of(t)]
+        size = [1 if k == d else n for k, n in enumerate(t.shape)]
+        parts.append((tuple(layer for layer in shadow if layer.shape[d] == 1), size))
+    tr.set_shadow(out, combine(tr, parts, [1 if k == d else n for k, n in enumerate(out.shape)]))

@@ -1,0 +1,116 @@
+"""Operations over positions: channels pass, one by one, and the thin network computes what the masked one does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import slim
+from tests.channels.laws import check_all
+
+
+class Between(nn.Module):
+    """``operation`` between two convolutions; it gets the activation and the input."""
+
+    def __init__(self, operation: Callable[[Between, Tensor, Tensor], Tensor], **convolution: str) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(4, 8, 3, padding=1, **convolution)  # type: ignore[arg-type]
+        self.norm, self.last = nn.BatchNorm2d(8), nn.Conv2d(8, 3, 1)
+        self.register_buffer("kernel", torch.randn(1, 1, 3, 3))
+        self.register_buffer("map", torch.randn(1, 1, 6, 6))
+        self.operation = operation
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.last(self.operation(self, self.norm(self.first(x)).relu(), x))
+        return result
+
+
+def _put(y: Tensor, place: object, value: Tensor | float) -> Tensor:
+    y = y.clone()
+    y[place] = value  # type: ignore[index]
+    return y
+
+
+def _tokens(y: Tensor, x: Tensor, width: int | None = None) -> Tensor:
+    tokens, kept = y.flatten(2).transpose(1, 2), x.flatten(2).mean(1).topk(9, 1).indices
+    picked = tokens.gather(1, kept[..., None].expand(-1, -1, width or tokens.shape[2]))
+    return picked.transpose(1, 2).unflatten(2, (3, 3))
+
+
+def _unpooled(y: Tensor) -> Tensor:
+    values, places = F.max_pool2d(y, 2, return_indices=True)
+    return F.max_unpool2d(values, places, 2)
+
+
+ROWS = torch.tensor([0, 2, 3])
+PASSES: dict[str, Callable[[Between, Tensor, Tensor], Tensor]] = {
+    "circular padding": lambda net, y, x: F.pad(y, (1, 0, 2, 3), mode="circular"),
+    "spectrum": lambda net, y, x: torch.fft.rfft2(y).abs(),
+    "spectrum and back": lambda net, y, x: torch.fft.irfft2(torch.fft.rfft2(y) * 2),
+    "real part": lambda net, y, x: torch.fft.fft(y, dim=3).real + torch.view_as_complex(torch.stack([y, y], 4)).abs(),
+    "triangle": lambda net, y, x: y.tril() + y.triu(1),
+    "rotation": lambda net, y, x: y.rot90(1, (2, 3)),
+    "windows": lambda net, y, x: y.unfold(2, 3, 2).unfold(3, 2, 2).mean((4, 5)),
+    "unfold and fold": lambda net, y, x: F.fold(F.unfold(y, 3, padding=1), (6, 6), 3, padding=1),
+    "unpooling": lambda net, y, x: _unpooled(y),
+    "quantile": lambda net, y, x: y - y.quantile(0.5, 3, keepdim=True),
+    "tokens that are kept": lambda net, y, x: _tokens(y, x),
+    "rows added": lambda net, y, x: torch.zeros_like(y).index_add(2, ROWS, y[:, :, :3]),
+    "rows overwritten": lambda net, y, x: y.index_copy(2, ROWS, y[:, :, :3] * 2),
+    "a row set": lambda net, y, x: _put(y, (slice(None), slice(None), 0), 0.0),
+    "rows set": lambda net, y, x: _put(y, (slice(None), slice(None), ROWS), 0.5),
+    "what is small set": lambda net, y, x: _put(y, y < 0.2, 0.5),
+    "a map written": lambda net, y, x: _put(y, (slice(None), slice(None), 0), net.map[:, :, 0]),
+    "an expanded map": lambda net, y, x: y * net.map.expand_as(y),
+    "an expanded map of the input": lambda net, y, x: y * x[:, :1].sigmoid().expand(-1, y.shape[1], -1, -1),
+    "blur, repeated": lambda net, y, x: F.conv2d(y, net.kernel.repeat(y.shape[1], 1, 1, 1), groups=y.shape[1]),
+    "blur, expanded": lambda net, y, x: F.conv2d(y, net.kernel.expand(y.shape[1], 1, 3, 3), groups=y.shape[1]),
+    "squeezed in place": lambda net, y, x: y.mean((2, 3), keepdim=True).squeeze_(3).squeeze_(2)[:, :, None, None],
+}
+STAYS: dict[str, Callable[[Between, Tensor, Tensor], Tensor]] = {
+    "spectrum over channels": lambda net, y, x: torch.fft.fft(y, dim=1).abs(),
+    "rotation over channels": lambda net, y, x: y.rot90(2, (1, 2)),
+    "windows of channels": lambda net, y, x: y.unfold(1, 1, 1).sum(4),
+    "an expanded map of a fixed width": lambda net, y, x: y * net.map.expand(1, 8, 6, 6),
+    "tokens of a fixed width": lambda net, y, x: _tokens(y, x, 8),
+    "blur of a fixed width": lambda net, y, x: F.conv2d(y, net.kernel.expand(8, 1, 3, 3), groups=8),
+    "a number for each channel": lambda net, y, x: y * torch.arange(8.0, dtype=y.dtype)[None, :, None, None],
+    "channels overwritten": lambda net, y, x: _put(y, (slice(None), ROWS), 0.5),
+}
+
+
+def _data() -> Tensor:
+    return torch.randn(3, 4, 6, 6, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("name", PASSES)
+def test_channels_pass(name: str) -> None:
+    graph, plan = check_all(Between(PASSES[name]).double(), _data(), 0.5, 0)
+    assert graph.prunable.sum() == 8 and not plan.is_identity
+
+
+@pytest.mark.parametrize("name", STAYS)
+def test_channels_stay_where_their_position_or_number_counts(name: str) -> None:
+    graph, _ = check_all(Between(STAYS[name]).double(), _data(), 0.5, 0)
+    assert not graph.prunable.any()
+
+
+@pytest.mark.parametrize("axes", [1, 2, 3])
+def test_a_convolution_padded_around(axes: int) -> None:
+    conv, norm = (getattr(nn, f"{kind}{axes}d") for kind in ("Conv", "BatchNorm"))
+    net = nn.Sequential(
+        conv(2, 8, 3, padding=1, padding_mode="circular"), norm(8), conv(8, 3, 3, padding=2, padding_mode="circular")
+    )
+    graph, _ = check_all(net.double(), torch.randn(2, 2, *(5,) * axes, dtype=torch.float64), 0.5, 0)
+    assert np.count_nonzero(graph.prunable) == 8
+
+
+def test_an_activation_for_each_sample_is_not_expanded_data() -> None:
+    """A batch of one is no expansion, and what is expanded in the samples says nothing of the channels."""
+    net = Between(lambda net, y, x: y * torch.rand(1, 8, 1, 1, dtype=y.dtype).expand(3, -1, 6, 6))
+    assert not slim.trace(net.double(), _data()).prunable.any()
