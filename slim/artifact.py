@@ -92,6 +92,17 @@ def save(
     return write_atomic(path, to_bytes(tensors, {"slim": json.dumps(header, sort_keys=True)}))
 
 
+def is_artifact(path: Path) -> bool:
+    """Whether a file that exists is of :func:`save`, or claims to be; else it may be anybody's safetensors."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            return "slim" in (file.metadata() or {})
+    except (SafetensorError, OSError, ValueError):
+        return True  # and is told what is wrong with it when it is read
+
+
 def read_header(path: str | Path) -> Header:
     """Read the plan and the metadata of an artifact.
 

@@ -103,10 +103,10 @@ def _model_of_file(config: dict[str, Any], overrides: list[str]) -> dict[str, An
     if named or config.get("task") not in ("evaluate", "sensitivity") or path.suffix != ".safetensors":
         return None
     from slim import recipe
-    from slim.artifact import read_header
+    from slim.artifact import is_artifact, read_header
     from slim.errors import SlimError
 
-    builder = read_header(path).builder if path.is_file() else None
+    builder = read_header(path).builder if path.is_file() and is_artifact(path) else None
     if builder is None:
         return None
     try:

@@ -9,7 +9,7 @@ import torch
 
 from slim.data.cache import load_or_decode, statistics
 from slim.data.decode import read_image, resize_center_crop, unreadable_error
-from slim.data.listing import Listing, class_folders, listing
+from slim.data.listing import Listing, class_folders, listing, parts_of
 from slim.data.loader import Source
 from slim.data.memory import MemorySource
 from slim.data.splits import permutation
@@ -26,9 +26,9 @@ _MEASURED = 2000  # images that give mean and deviation of a set too large to de
 class ImageFolder:
     """Images below ``folder``.
 
-    Either ``train/<class>`` with ``test/<class>`` or ``val/<class>``, or ``train/<class>`` or ``<class>`` alone,
-    of which a fixed fifth is the test set. With all three, ``val`` is the validation set. Classes are the subfolders of
-    the training images.
+    Either ``train/<class>`` with ``test/<class>`` or ``val/<class>`` (or ``valid``, ``validation``), or
+    ``train/<class>`` or ``<class>`` alone, of which a fixed fifth is the test set. With all three, ``val`` is the
+    validation set. Classes are the subfolders of the training images.
 
     Args:
         folder: The folder.
@@ -52,7 +52,7 @@ class ImageFolder:
         self.image_size, self.in_channels = image_size, in_channels
         self.padding = image_size // 8
         self.budget, self.workers, self.zoom = budget, workers, zoom
-        parts = {name: self.root / name for name in ("train", "val", "test") if (self.root / name).is_dir()}
+        parts = parts_of(self.root)
         self._whole = "train" not in parts or len(parts) == 1
         if self._whole:
             parts = {"train": parts.get("train", self.root)}

@@ -41,6 +41,22 @@ class Listing(NamedTuple):
         return digest.hexdigest()
 
 
+def parts_of(root: Path) -> dict[str, Path]:
+    """The folders of ``train``, ``val`` and ``test`` that are there.
+
+    Raises:
+        SlimError: Validation images stand under two names.
+    """
+    named = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
+    found = {part: [root / name for name in names if (root / name).is_dir()] for part, names in named.items()}
+    if len(found["val"]) > 1:
+        raise SlimError(
+            f"a folder has one part for validation. Got {', '.join(path.name for path in found['val'])} "
+            f"(data.dir={root}). Keep one."
+        )
+    return {part: folders[0] for part, folders in found.items() if folders}
+
+
 def class_folders(root: Path) -> tuple[str, ...]:
     """Names of the subfolders of ``root`` that are not hidden, sorted.
 

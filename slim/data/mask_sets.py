@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch.utils.data import Dataset, TensorDataset
 from slim.data import options
 from slim.data.decode import read_image
 from slim.data.downloads import fetch
+from slim.data.listing import parts_of
 from slim.data.pictures import Pictures, mask_of, picture_of
 from slim.data.scenes import IGNORE, SceneOptions
 from slim.data.splits import permutation
@@ -26,6 +28,7 @@ VOC_CLASSES = (
     *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
 )
 _TEST_SHARE = 0.2  # of a folder without test images
+_LOOKED_AT = 32  # masks
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 
 
@@ -132,7 +135,7 @@ class MaskFolder(_Pictures):
     def __init__(self, root: Path, classes: int, size: int, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__("segmentation_folder", root, [str(index) for index in range(classes)], size, mean, std)
         self.root = root
-        self._parts = {part: root / part for part in ("train", "val", "test") if (root / part).is_dir()}
+        self._parts = parts_of(root)
         if self._parts and not {"train", "test"} <= set(self._parts):
             raise SlimError(
                 f"a folder with parts needs train and test. Got {', '.join(self._parts)} (data.dir={root}). "
@@ -151,6 +154,8 @@ class MaskFolder(_Pictures):
             held_out = max(1, round(len(order) * _TEST_SHARE))
             chosen = order[-held_out:] if split == "test" else order[:-held_out]
             files = [files[position] for position in sorted(chosen)]
+        if split == "train" and self.num_classes == 2:
+            _check_foreground([mask for _, mask in files])
         return Pictures(len(files), partial(self._read, files), self.image_size, augment, self.finish)
 
     def _read(self, files: list[tuple[Path, Path]], position: int) -> tuple[Tensor, Tensor]:
@@ -219,3 +224,24 @@ def pet(split: str, *, download: bool, root: str) -> Any:
 
     name = "test" if split == "test" else "trainval"
     return OxfordIIITPet(root, name, target_types="segmentation", download=download)
+
+
+def _check_foreground(masks: list[Path]) -> None:
+    """Refuse masks of 0 and 255 for two classes: 255 is ignored, so that nothing would be learned.
+
+    A sample is read, spread over all; one that cannot be read is told when its picture is.
+
+    Raises:
+        SlimError: no mask of the sample has class 1, and some have 255.
+    """
+    from PIL import Image
+
+    found: set[int] = set()
+    for mask in masks[:: max(1, len(masks) // _LOOKED_AT)]:
+        with contextlib.suppress(Exception), Image.open(mask) as content:
+            found |= set(torch.unique(mask_of(content)).tolist())
+    if IGNORE in found and 1 not in found:
+        raise SlimError(
+            f"a mask holds the numbers of its classes, and {IGNORE} where it is to be ignored. Got no class 1 beside "
+            f"{IGNORE} in {masks[0].parent}. Write 1 for the foreground."
+        )

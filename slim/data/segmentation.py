@@ -99,8 +99,8 @@ class SegmentationFolder(TaskData):
     """Your own: ``images/name.jpg`` with ``masks/name.png``, whose pixels are classes; 255 counts nowhere.
 
     Args:
-        dir: The folder. With ``train`` and ``test`` (and ``val``) inside, each with ``images`` and ``masks``; without,
-            a fixed fifth is the test set.
+        dir: The folder. With ``train`` and ``test`` (and ``val`` or ``valid``) inside, each with ``images`` and
+            ``masks``; without, a fixed fifth is the test set.
         num_classes: Classes, 0 (background) included.
         image_size: Pictures are scaled to this height and width.
         mean: Per channel, of pixels in [0, 1].

@@ -10,11 +10,12 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import slim
+from slim.artifact import is_artifact, read_header
 from slim.artifact import read as read_artifact
-from slim.artifact import read_header
 from slim.channels import Plan, plan_of
 from slim.errors import SlimError
 from slim.files import read_torch
@@ -39,7 +40,7 @@ def load(parts: Components, path: Path, kind: str | None = None) -> pl.Lightning
 
     Args:
         parts: Builds the module.
-        path: ``*.safetensors`` written by :func:`save` or :func:`slim.save`; a Lightning checkpoint ``*.ckpt``; a run
+        path: ``*.safetensors`` of :func:`save`, :func:`slim.save` or anybody; a Lightning checkpoint ``*.ckpt``; a run
             directory (its last network); or a state dict saved by ``torch.save`` (loaded with ``weights_only``).
         kind: The phase that the module is for; ``None`` to evaluate only.
 
@@ -61,7 +62,7 @@ def normalize_as(data: Any, path: Path) -> None:
     path = path / "model.safetensors" if path.is_dir() else path
     if path.suffix != ".safetensors" or not path.is_file() or not hasattr(data, "normalize_as"):
         return
-    told = read_header(path).metadata
+    told = read_header(path).metadata if is_artifact(path) else {}
     with contextlib.suppress(KeyError, ValueError, TypeError):
         data.normalize_as(*([float(value) for value in json.loads(told[name])] for name in NORMALIZATION))
 
@@ -69,6 +70,8 @@ def normalize_as(data: Any, path: Path) -> None:
 def read(path: Path) -> tuple[Plan | None, Mapping[str, Tensor]]:
     """The weights in a file, and the plan that their network was thinned by."""
     if path.suffix == ".safetensors":
+        if not is_artifact(path):
+            return None, load_file(path)
         header, tensors = read_artifact(path)
         return header.plan, tensors
     body = read_torch(path, what="checkpoint")

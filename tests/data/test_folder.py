@@ -121,6 +121,9 @@ def test_val_folder_stands_in_for_test_or_validates(make_folder: MakeFolder) -> 
     assert stands_in.counts == {"train": 18, "val": 6} and len(stands_in.test_dataloader().index) == 24
     validates = data(make_folder(parts=("train", "val", "test"), name="three"))
     assert validates.counts == {"train": 24, "val": 24}
+    assert data(make_folder(parts=("train", "valid", "test"), name="valid")).counts == {"train": 24, "val": 24}
+    with pytest.raises(SlimError, match="Got val, validation"):
+        data(make_folder(parts=("train", "val", "validation"), name="four"))
 
 
 def test_grey_and_scaled_images(make_folder: MakeFolder) -> None:

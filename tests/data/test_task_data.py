@@ -77,6 +77,16 @@ def test_a_mask_of_more_than_a_byte_is_refused(masked: Path, value: int) -> None
         list(folder(masked).train_dataloader())
 
 
+def test_a_foreground_of_255_is_refused(masked: Path) -> None:
+    """255 counts nowhere: the network would learn nothing but background."""
+    for path in (masked / "masks").iterdir():
+        Image.fromarray(np.tile(np.array([0, 255], np.uint8), (12, 7))).save(path)
+    with pytest.raises(SlimError, match="Got no class 1 beside 255"):
+        folder(masked, num_classes=2).train_dataloader()
+    Image.fromarray(np.ones((12, 14), np.uint8)).save(masked / "masks" / "1.png")
+    assert len(folder(masked, num_classes=2).train_dataloader())
+
+
 def test_hidden_pictures_are_none(masked: Path) -> None:
     (masked / "images" / "._1.png").write_bytes(b"of another system")
     assert sum(folder(masked).counts.values()) == 8

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from slim.errors import SlimError
@@ -40,3 +41,15 @@ def test_a_deeper_network_and_two_networks_are_refused(tmp_path: Path) -> None:
     twice = {f"{place}.{name}": value for place in ("net", "ema") for name, value in network().state_dict().items()}
     with pytest.raises(SlimError, match=r"Got 2, under net\., ema\."):
         filled(tmp_path / "twice.ckpt", twice)
+
+
+def test_safetensors_of_anybody(tmp_path: Path) -> None:
+    given, empty, module, path = network().state_dict(), network(), nn.Module(), tmp_path / "a.safetensors"
+    save_file({f"model.{name}": value for name, value in given.items()}, path, metadata={"format": "pt"})
+    module.ours = empty
+    plan, read = weights.read(path)
+    weights.fill(module, empty, read, path)
+    assert plan is None and all(torch.equal(value, given[name]) for name, value in empty.state_dict().items())
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(SlimError, match="must be whole"):
+        weights.read(path)
