@@ -155,3 +155,4 @@ def _seed() -> None:
     np.random.seed(0)
     torch.manual_seed(0)
     torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(False)  # a Trainer that asked for them leaves it so

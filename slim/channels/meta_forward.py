@@ -156,6 +156,17 @@ def random_states_kept() -> Iterator[None]:
 
 
 @contextmanager
+def _any_algorithm() -> Iterator[None]:
+    """Inside, operations without a deterministic implementation run, too: nobody sees what they compute."""
+    before, warn = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(False)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=warn)
+
+
+@contextmanager
 def temporary_state(model: nn.Module, *, meta: bool, training: bool) -> Iterator[None]:
     """Replace the tensors and the mode of a model; on exit everything is restored, random states included.
 
@@ -201,7 +212,7 @@ def temporary_state(model: nn.Module, *, meta: bool, training: bool) -> Iterator
                 if type(value) in (dict, list, set) and not key.startswith("_"):
                     module.__dict__[key] = value.copy()
             module.training = training and not _draws_noise(module)
-        with random_states_kept():
+        with random_states_kept(), _any_algorithm():
             yield
     finally:
         for store, key, tensor in reversed(saved):

@@ -60,7 +60,8 @@ def explained(batch_size: Any, key: str = "data.batch_size") -> Iterator[None]:
         key: Where it is set.
 
     Raises:
-        RunFailed: Out of memory, a dead data loader worker, or nobody who reads what is printed.
+        RunFailed: Out of memory, a dead data loader worker, an operation that cannot repeat itself, or nobody who
+            reads what is printed.
     """
     try:
         yield
@@ -86,5 +87,10 @@ def explained(batch_size: Any, key: str = "data.batch_size") -> Iterator[None]:
             raise RunFailed(
                 f"Data loader workers must live. Got {text.splitlines()[0][:200]}. Lower data.num_workers or free "
                 "memory; the last checkpoint is kept."
+            ) from error
+        if "does not have a deterministic implementation" in text:
+            raise RunFailed(
+                "A run repeats itself bit by bit only where its operations do. "
+                f"Got {text.split(' ', 1)[0]}, which has no such implementation here. Set trainer.deterministic=false."
             ) from error
         raise

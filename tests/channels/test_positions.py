@@ -114,3 +114,9 @@ def test_an_activation_for_each_sample_is_not_expanded_data() -> None:
     """A batch of one is no expansion, and what is expanded in the samples says nothing of the channels."""
     net = Between(lambda net, y, x: y * torch.rand(1, 8, 1, 1, dtype=y.dtype).expand(3, -1, 6, 6))
     assert not slim.trace(net.double(), _data()).prunable.any()
+
+
+def test_the_trace_computes_nothing_that_would_have_to_repeat_itself() -> None:
+    torch.use_deterministic_algorithms(True)
+    assert slim.trace(Between(PASSES["unpooling"]).double(), _data()).prunable.sum() == 8
+    assert torch.are_deterministic_algorithms_enabled()

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import train
@@ -52,6 +53,13 @@ def test_out_of_memory(
 def test_out_of_memory_in_numpy() -> None:
     with pytest.raises(RunFailed, match=r"Got data.batch_size=64 \(out of memory\)"), explained(64):
         np.empty(10**16)
+
+
+def test_an_operation_that_cannot_repeat_itself() -> None:
+    torch.use_deterministic_algorithms(True)  # as a run does
+    x, places = torch.ones(1, 1, 2, 2), torch.zeros(1, 1, 2, 2, dtype=torch.long)
+    with pytest.raises(RunFailed, match=r"Got max_unpool.* Set trainer.deterministic=false"), explained(64):
+        torch.nn.functional.max_unpool2d(x, places, 2)
 
 
 # Data that goes bad while it is streamed
