@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from slim.channels.calls import before_call
 from slim.criteria.batches import batches_of, run
 from slim.criteria.contributions import may_go
 from slim.criteria.registry import Evidence, criterion
@@ -50,7 +51,7 @@ def chip(
 
         return hook
 
-    handles = [graph.model.get_submodule(m).register_forward_pre_hook(make_hook(m)) for m in groups_of]
+    handles = [before_call(graph.model.get_submodule(m), make_hook(m)) for m in groups_of]
     try:
         with batches_of(graph, loader, batches, seed, name="chip") as read, torch.no_grad():
             for batch in read:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from slim.channels.calls import after_call
 from slim.criteria.batches import batches_of, run
 from slim.criteria.patches import blocks_of, draw, patches, regresses
 from slim.criteria.tensors import in_groups, weights
@@ -45,7 +46,7 @@ def contributions(
 
         return hook
 
-    handles = [graph.model.get_submodule(m).register_forward_hook(make_hook(m)) for m in groups_of]
+    handles = [after_call(graph.model.get_submodule(m), make_hook(m)) for m in groups_of]
     try:
         with batches_of(graph, loader, batches, seed, name=name) as read, torch.no_grad():
             for batch in read:

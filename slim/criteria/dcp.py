@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
+from slim.channels.calls import after_call
 from slim.criteria.batches import batches_of, run
 from slim.criteria.contributions import readers_of
 from slim.criteria.patches import blocks_of
@@ -73,7 +74,7 @@ def dcp(
 
 def _inputs_and_outputs(graph: ChannelGraph, layer: nn.Module, kept: list[Any]) -> tuple[Tensor, Tensor]:
     seen: list[tuple[Tensor, Tensor]] = []
-    handle = layer.register_forward_hook(lambda m, args, out: seen.append((args[0].clone(), out.clone())))
+    handle = after_call(layer, lambda m, args, out: seen.append((args[0].clone(), out.clone())))
     try:
         with torch.no_grad():
             for batch in kept:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from slim.channels.calls import after_call
 from slim.criteria.tensors import out_groups, weights
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def gated(graph: ChannelGraph, *, beta: bool) -> Iterator[list[tuple[Ints, Tenso
     try:
         for name, dim, shift, groups in places:
             module = graph.model.get_submodule(name)
-            handles.append(module.register_forward_hook(make_hook(module, dim, shift is not None and not beta, groups)))
+            handles.append(after_call(module, make_hook(module, dim, shift is not None and not beta, groups)))
         with torch.enable_grad():
             yield calls
     finally:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from slim.channels.calls import before_call
 from slim.criteria.batches import batches_of, run
 from slim.criteria.registry import Evidence
 from slim.criteria.tensors import in_groups, weights
@@ -54,9 +55,7 @@ def mean_layer_input(
     try:
         for module in groups_of:
             layer = graph.model.get_submodule(module)
-            handles.append(
-                layer.register_forward_pre_hook(make_hook(module, -1 if isinstance(layer, nn.Linear) else 1))
-            )
+            handles.append(before_call(layer, make_hook(module, -1 if isinstance(layer, nn.Linear) else 1)))
         with batches_of(graph, loader, batches, seed, name=name) as read, torch.no_grad():
             for batch in read:
                 run(graph.model, batch)

@@ -28,6 +28,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from slim.channels import Plan, mask, unwrap
+from slim.channels.calls import after_call, before_call
 from slim.channels.duplicate import deep_copy
 from slim.channels.meta_forward import call_arguments
 from slim.errors import SlimError
@@ -159,9 +160,9 @@ def _record(model: nn.Module, inputs: tuple[tuple[Any, ...], dict[str, Any]]) ->
     handles = []
     for name, module in _takers(model):
         if isinstance(module, _BatchNorm):
-            handles.append(module.register_forward_pre_hook(lambda m, args, n=name: note(n, _read(m, args[0]))))
+            handles.append(before_call(module, lambda m, args, n=name: note(n, _read(m, args[0]))))
         else:
-            handles.append(module.register_forward_hook(lambda m, args, out, n=name: note(n, out)))
+            handles.append(after_call(module, lambda m, args, out, n=name: note(n, out)))
     try:
         model(*inputs[0], **inputs[1])
     finally:
@@ -193,9 +194,9 @@ def _correct(model: nn.Module, inputs: tuple[tuple[Any, ...], dict[str, Any]], s
     handles = []
     for name, module in _takers(model):
         if isinstance(module, _BatchNorm):
-            handles.append(module.register_forward_pre_hook(lambda m, args, n=name: before_norm(n, m, args)))
+            handles.append(before_call(module, lambda m, args, n=name: before_norm(n, m, args)))
         else:
-            handles.append(module.register_forward_hook(lambda m, args, out, n=name: after_bias(n, m, out)))
+            handles.append(after_call(module, lambda m, args, out, n=name: after_bias(n, m, out)))
     try:
         model(*inputs[0], **inputs[1])
     finally:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from slim.channels import unwrap
+from slim.channels.calls import after_call
 from slim.errors import SlimError, expect_whole
 from slim.recovery.isolated import isolated
 from slim.recovery.normal_equations import NormalEquations
@@ -165,7 +166,7 @@ def _calls_on(batch: Any, network: nn.Module, reader: Reader, run: Run) -> list[
         if len(seen) == reader.calls:
             raise _Enough
 
-    handle = network.get_submodule(reader.name).register_forward_hook(hook)
+    handle = after_call(network.get_submodule(reader.name), hook)
     try:
         run(network, batch)
     except _Enough:

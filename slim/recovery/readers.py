@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from slim.channels.calls import after_call
 from slim.criteria.patches import blocks_of, draw, outputs_at, patches, regresses
 
 if TYPE_CHECKING:
@@ -242,7 +243,7 @@ def _calls(network: nn.Module, forward: Callable[[], None]) -> tuple[dict[str, i
             following.update(dict.fromkeys(made, name))
 
     handles = [
-        module.register_forward_hook(lambda m, args, out, n=name: count(n, m, args, out))
+        after_call(module, lambda m, args, out, n=name: count(n, m, args, out))
         for name, module in network.named_modules()
         if regresses(module) or (isinstance(module, _BatchNorm) and module.running_mean is not None)
     ]

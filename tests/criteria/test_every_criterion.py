@@ -15,7 +15,7 @@ import slim
 from slim.criteria import CRITERIA, NORMALIZATIONS, criterion, names
 from slim.criteria.normalize import normalize_scores
 from slim.errors import SlimError
-from tests.criteria.networks import batches, residual, space
+from tests.criteria.networks import INPUTS, Named, batches, residual, space
 
 ALL = sorted(names())
 DATA = [n for n in ALL if n != "combination" and "loader" in inspect.signature(CRITERIA[n].rank).parameters]
@@ -192,3 +192,11 @@ def test_a_criterion_that_says_nothing_is_refused():
     _, graph = residual()
     with pytest.raises(SlimError, match="no channel to rank"):
         slim.score(graph, lambda graph: iter(()))
+
+
+@pytest.mark.parametrize("name", DATA)
+def test_layers_may_be_called_by_keyword(name):
+    model, graph = residual()
+    named = Named()
+    named.load_state_dict(model.state_dict())
+    assert (score(slim.trace(named, INPUTS), name).values == score(graph, name).values).all()

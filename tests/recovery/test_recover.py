@@ -15,6 +15,8 @@ import slim
 from slim.data import DigitsData
 from slim.errors import SlimError
 from slim.recovery import absorb, recalibrate, recover
+from tests.criteria.networks import Named, residual
+from tests.criteria.networks import batches as images
 
 INPUTS = torch.zeros(1, 1, 16, 16)
 
@@ -256,3 +258,17 @@ def test_a_cut_network_trains_in_bf16_on_maps_of_one_pixel() -> None:
         loss.backward()
         optimizer.step()
         assert loss.isfinite() and all(bool(p.grad.isfinite().all()) for p in thin.parameters())
+
+
+def test_layers_may_be_called_by_keyword() -> None:
+    (plain, graph), named = residual(), Named()
+    named.load_state_dict(plain.state_dict())
+    chosen = slim.select(graph, slim.score(graph), ratio=0.5)
+    data = [x for x, _ in images(4, 16)]
+    found = [
+        recover(net, chosen, slim.trace(net, torch.zeros(1, 3, 8, 8)), batches=data, least_squares=4, evaluate=None)
+        for net in (plain, named)
+    ]
+    assert [step.kept for step in found[0].steps] == [True] * 3
+    states = [each.network.state_dict() for each in found]
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
