@@ -13,7 +13,7 @@ from slim.channels import trace
 from slim.errors import SlimError, expect, expect_whole, nearest
 from slim.lightning.network import Network, check_network
 from slim.selection import LIMITS, check_options, target_of
-from slim.sparsity import LAWS
+from slim.sparsity import LAWS, is_law
 
 BUDGETS = ("ratio", "macs", "params", "memory", "latency")
 
@@ -151,9 +151,7 @@ def check_law(penalty: Any) -> None:
     Raises:
         SlimError: Otherwise, also of a class of laws.
     """
-    methods = ("attach", "before_step", "after_step")
-    acts = all(callable(getattr(penalty, name, None)) for name in methods)
-    if not isinstance(penalty, str) and (isinstance(penalty, type) or not acts):
+    if not isinstance(penalty, str) and not is_law(penalty):
         raise SlimError(
             f"penalty must be the name of a law, or a law. Got penalty={penalty!r}. "
             f"Set one of {', '.join(LAWS)}, or what slim.sparsity.build returns."

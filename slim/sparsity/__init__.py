@@ -15,7 +15,7 @@ from slim.sparsity.gammas import check_norms, gamma_parameters
 from slim.sparsity.group import group
 from slim.sparsity.l0 import L0
 from slim.sparsity.l1 import l1
-from slim.sparsity.penalty import Penalty, Stochastic
+from slim.sparsity.penalty import Penalty, Stochastic, is_law
 from slim.sparsity.polarization import polarization
 from slim.sparsity.prox import prox
 from slim.sparsity.step import Handle, install
@@ -39,6 +39,7 @@ __all__ = [
     "build",
     "gamma_parameters",
     "install",
+    "is_law",
     "under_adaptive",
 ]
 

@@ -67,3 +67,9 @@ class Stochastic(Protocol):
 
     def use_sampled_scales(self) -> None:
         """Write the sampled scales back, bit for bit, so that training continues unchanged."""
+
+
+def is_law(value: Any) -> bool:
+    """Whether ``value`` is a law: no class of laws, and no name of one."""
+    methods = ("attach", "before_step", "after_step", "scales")
+    return not isinstance(value, type) and all(callable(getattr(value, name, None)) for name in methods)

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from slim.errors import SlimError
-from slim.sparsity.penalty import Penalty
+from slim.sparsity.penalty import Penalty, is_law
 
 
 class Handle:
@@ -67,7 +67,7 @@ def install(law: Penalty, optimizer: Optimizer) -> Handle:
     >>> bool((net[1].weight < 0.9).all())
     True
     """
-    if not all(hasattr(law, name) for name in ("before_step", "after_step", "scales")):
+    if not is_law(law):
         raise SlimError(f"A law must be a penalty. Got law={str(law)[:40]!r}. Pass slim.sparsity.build('l1').")
     inner = _unwrapped(optimizer)
     installed = _Step(law, inner)
