@@ -210,6 +210,11 @@ class Tracer:
             self.record.assumptions.append((self.location(), layer.ravel()))
         return first
 
+    def outside(self, shadow: Shadow, axes: Sequence[int], reason: str) -> Shadow:
+        """What passes an operation along ``axes``: the layers that hold nothing there, once those are kept whole."""
+        kept = [self.keep_whole(layer, axes, reason) for layer in shadow]
+        return tuple(layer for layer in kept if not set(axes) & set(varying(layer)))
+
     def mark_positions(self, ids: IntArray) -> None:
         """These are positions (kernel taps, vocabulary rows), not channels."""
         if not self.probing:

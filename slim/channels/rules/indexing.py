@@ -74,27 +74,22 @@ def gather(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any], o
     x, d, index = args[0], positive_dim(args[1], args[0].ndim), args[2]
     if not x.ndim:
         return
-    layers = []
-    for t in (x, index):
-        shadow = [tr.keep_whole(layer, (d,), _BY_POSITION) for layer in tr.shadow_of(t)]
-        layers.append(tuple(layer for layer in shadow if layer.shape[d] == 1))
-    for layer in layers[0]:
+    parts = [(tr.outside(tr.shadow_of(t), (d,), _BY_POSITION), _without(own_sizes(t), d)) for t in (x, index)]
+    for layer in parts[0][0]:
         if any(index.shape[k] < x.shape[k] for k in varying(layer)):
             return tr.unknown(func, args, kwargs)  # a range of channels
         tr.assume_ids(layer)  # somebody said how far the index is expanded
-    sizes = [tuple(1 if k == d else n for k, n in enumerate(own_sizes(t))) for t in (x, index)]
-    tr.set_shadow(
-        out, combine(tr, list(zip(layers, sizes, strict=True)), [1 if k == d else n for k, n in enumerate(out.shape)])
-    )
+    tr.set_shadow(out, combine(tr, parts, _without(out.shape, d)))
 
 
 @rule("index_add", "index_copy")
 def index_add(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> None:
     """Slices are put at positions of one axis, and meet along the others."""
     x, d, source = args[0], positive_dim(args[1], args[0].ndim), args[3]
-    parts = []
-    for t in (x, source):
-        shadow = [tr.keep_whole(layer, (d,), _BY_POSITION) for layer in tr.shadow_of(t)]
-        size = [1 if k == d else n for k, n in enumerate(t.shape)]
-        parts.append((tuple(layer for layer in shadow if layer.shape[d] == 1), size))
-    tr.set_shadow(out, combine(tr, parts, [1 if k == d else n for k, n in enumerate(out.shape)]))
+    parts = [(tr.outside(tr.shadow_of(t), (d,), _BY_POSITION), _without(t.shape, d)) for t in (x, source)]
+    tr.set_shadow(out, combine(tr, parts, _without(out.shape, d)))
+
+
+def _without(sizes: Sequence[int], axis: int) -> list[int]:
+    """The sizes, but 1 along an axis on which nothing meets."""
+    return [1 if d == axis else n for d, n in enumerate(sizes)]

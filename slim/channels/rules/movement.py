@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 
 from slim.channels.ids import FIXED, IntArray, Shadow, alive, along, axis_layer, pad_rank, varying, view
 from slim.channels.rules.elementwise import combine, join_operands
@@ -188,11 +190,8 @@ def roll(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out
     name = func.overloadpacket.__name__
     dims = argument(args, kwargs, 1 if name == "flip" else 2, "dims", (0, 1) if name == "rot90" else ())
     dims = [dims] if isinstance(dims, int) else list(dims)
-    moved = {positive_dim(d, args[0].ndim) for d in dims} or set(range(args[0].ndim))
-    shadow = [
-        tr.keep_whole(layer, tuple(moved), f"{name} moves channels by position") for layer in tr.shadow_of(args[0])
-    ]
-    tr.set_shadow(out, tuple(x for x in shadow if not moved & set(varying(x))))
+    moved = [positive_dim(d, args[0].ndim) for d in dims] or range(args[0].ndim)
+    tr.set_shadow(out, tr.outside(tr.shadow_of(args[0]), moved, f"{name} moves channels by position"))
 
 
 @rule("repeat", "tile")
@@ -210,30 +209,38 @@ def repeat(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any], o
     tr.set_shadow(out, tuple(layers))
 
 
+def of_channels(
+    tr: Tracer, x: torch.Tensor, axis: int, rank: int, what: str, carry: Callable[[IntArray], IntArray]
+) -> Shadow:
+    """What ``carry`` makes of the channels (n,) along ``axis``, in a result of that rank; other layers are pinned."""
+    layers = []
+    for layer in tr.shadow_of(x):
+        if varying(layer) == (axis,):
+            layers.append(axis_layer(carry(layer.ravel()), axis, rank))
+        else:
+            tr.pin(layer, f"{what} over an axis that is not the channels'")
+    return alive(layers)
+
+
+def as_one(tr: Tracer, count: int, ids: IntArray) -> IntArray:
+    """Every ``count`` consecutive ids go together, and become one."""
+    blocks = ids.reshape(-1, count)
+    tr.join(blocks, blocks[:, :1])
+    return blocks[:, 0]
+
+
 @rule("pixel_shuffle")
 def pixel_shuffle(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> None:
     """r x r consecutive channels become one: they go together."""
-    area, layers = args[1] ** 2, []
-    for layer in tr.shadow_of(args[0]):
-        if varying(layer) == (layer.ndim - 3,):
-            blocks = layer.reshape(-1, area)
-            tr.join(blocks, blocks[:, :1])
-            layers.append(axis_layer(blocks[:, 0], layer.ndim - 3, layer.ndim))
-        else:
-            tr.pin(layer, "pixel_shuffle over an axis that is not the channels'")
-    tr.set_shadow(out, alive(layers))
+    carry = partial(as_one, tr, args[1] ** 2)
+    tr.set_shadow(out, of_channels(tr, args[0], args[0].ndim - 3, out.ndim, "pixel_shuffle", carry))
 
 
 @rule("pixel_unshuffle")
 def pixel_unshuffle(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> None:
     """One channel becomes r x r."""
-    layers = []
-    for layer in tr.shadow_of(args[0]):
-        if varying(layer) == (layer.ndim - 3,):
-            layers.append(axis_layer(np.repeat(layer.ravel(), args[1] ** 2), layer.ndim - 3, layer.ndim))
-        else:
-            tr.pin(layer, "pixel_unshuffle over an axis that is not the channels'")
-    tr.set_shadow(out, alive(layers))
+    carry = partial(np.repeat, repeats=args[1] ** 2)
+    tr.set_shadow(out, of_channels(tr, args[0], args[0].ndim - 3, out.ndim, "pixel_unshuffle", carry))
 
 
 @rule("channel_shuffle", "native_channel_shuffle")

@@ -18,19 +18,14 @@ def spatial(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any], 
     x = args[0]
     name = func.overloadpacket.__name__
     count = next((k for k in (3, 2, 1) if f"{k}d" in name), x.ndim - 2)
-    passing = []
-    positions = tuple(range(x.ndim - count, x.ndim))
-    for layer in tr.shadow_of(x):
-        layer = tr.keep_whole(layer, positions, f"{name} works on positions")
-        if not set(positions) & set(varying(layer)):
-            passing.append(layer)
+    passing = tr.outside(tr.shadow_of(x), range(x.ndim - count, x.ndim), f"{name} works on positions")
     for t in args[1:]:
         if isinstance(t, torch.Tensor):
             for layer in tr.shadow_of(t):
                 tr.pin(layer, f"{name} reads positions from it")
     for result in out if isinstance(out, (tuple, list)) else (out,):
         if isinstance(result, torch.Tensor) and result.ndim == x.ndim:
-            tr.set_shadow(result, tuple(passing))
+            tr.set_shadow(result, passing)
 
 
 STATISTICS = {"sum", "mean", "var", "std", "var_mean", "std_mean", "linalg_vector_norm", "logsumexp", "amax", "amin"}
@@ -92,22 +87,17 @@ def along_axis(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any
     x = args[0]
     position = 2 if func.overloadpacket.__name__ == "topk" else 1
     d = positive_dim(argument(args, kwargs, position, "dim", -1), x.ndim)
-    passing = []
-    for layer in tr.shadow_of(x):
-        layer = tr.keep_whole(layer, (d,), f"{func.overloadpacket.__name__} over channels")
-        if layer.shape[d] == 1:
-            passing.append(layer)
+    passing = tr.outside(tr.shadow_of(x), (d,), f"{func.overloadpacket.__name__} over channels")
     for result in out if isinstance(out, (tuple, list)) else (out,):
-        tr.set_shadow(result, tuple(passing))
+        tr.set_shadow(result, passing)
 
 
 @rule("_fft_r2c", "_fft_c2r", "_fft_c2c", "tril", "triu")
 def along_axes(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> None:
     """Fourier transforms and triangles: axes of positions; one of channels is pinned, the others pass."""
     x, name = args[0], func.overloadpacket.__name__
-    dims = {positive_dim(d, x.ndim) for d in (args[1] if "fft" in name else (-2, -1))}
-    shadow = [tr.keep_whole(layer, tuple(dims), f"{name.strip('_')} over channels") for layer in tr.shadow_of(x)]
-    tr.set_shadow(out, tuple(layer for layer in shadow if not dims & set(varying(layer))))
+    dims = [positive_dim(d, x.ndim) for d in (args[1] if "fft" in name else (-2, -1))]
+    tr.set_shadow(out, tr.outside(tr.shadow_of(x), dims, f"{name.strip('_')} over channels"))
 
 
 @rule("view_as_real")
@@ -119,8 +109,6 @@ def view_as_real(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, A
 @rule("view_as_complex")
 def view_as_complex(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> None:
     """The last axis becomes real and imaginary parts."""
-    last = args[0].ndim - 1
-    shadow = [
-        tr.keep_whole(x, (last,), "view_as_complex takes channels by their position") for x in tr.shadow_of(args[0])
-    ]
-    tr.set_shadow(out, tuple(layer[..., 0] for layer in shadow if layer.shape[last] == 1))
+    reason = "view_as_complex takes channels by their position"
+    shadow = tr.outside(tr.shadow_of(args[0]), (args[0].ndim - 1,), reason)
+    tr.set_shadow(out, tuple(layer[..., 0] for layer in shadow))
