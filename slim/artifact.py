@@ -6,6 +6,7 @@ how the dense network is built (:mod:`slim.recipe`), and the caller's metadata. 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -24,6 +25,8 @@ from slim.errors import SlimError, expect, shown
 from slim.files import write_atomic
 
 FORMAT = "slim-artifact-1"
+NORMALIZATION = ("mean", "std")
+"""Of the images, per channel: what a run adds to its artifact's metadata."""
 MAX_HEADER = 16 * 2**20  # bytes; ResNet-152's plan takes well under one MB
 
 
@@ -90,6 +93,13 @@ def save(
         header["builder"] = recipe.describe(builder, str(path))
     # One key: safetensors orders several by hash, and two saves of a network must give the same bytes.
     return write_atomic(path, to_bytes(tensors, {"slim": json.dumps(header, sort_keys=True)}))
+
+
+def normalization_in(metadata: Mapping[str, str]) -> dict[str, list[float]]:
+    """Mean and deviation per channel, as the artifact of a run says them; empty where it does not."""
+    with contextlib.suppress(KeyError, ValueError, TypeError):
+        return {name: [float(value) for value in json.loads(metadata[name])] for name in NORMALIZATION}
+    return {}
 
 
 def is_artifact(path: Path) -> bool:

@@ -9,8 +9,6 @@ needs images of the kind that the network will see.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -118,13 +116,6 @@ def _of_model(folder: Path, args: argparse.Namespace) -> Any:
     return exported
 
 
-def _told(found: model.Model, name: str) -> list[float] | None:
-    """What the artifact of a run says of the images."""
-    with contextlib.suppress(KeyError, ValueError, TypeError):
-        return [float(value) for value in json.loads(found.metadata[name])]
-    return None
-
-
 def _random(example: Any) -> Callable[[], Iterable[Any]]:
     def one(batch: int) -> Any:
         def drawn(tensor: Tensor) -> Tensor:
@@ -138,6 +129,7 @@ def _random(example: Any) -> Callable[[], Iterable[Any]]:
 
 def _images(found: model.Model, args: argparse.Namespace) -> tuple[Callable[[], Iterable[Tensor]], dict[str, Any]]:
     """Batches of the images below a folder, and what a program must know to prepare others like them."""
+    from slim.artifact import NORMALIZATION, normalization_in
     from slim.data.decode import read_image, resize_center_crop
     from slim.models import preprocessing
 
@@ -145,8 +137,8 @@ def _images(found: model.Model, args: argparse.Namespace) -> tuple[Callable[[], 
     if not isinstance(example, Tensor) or example.dim() != 4 or example.shape[2] != example.shape[3]:
         raise SlimError(f"--images needs a network of square images. Got {found.name}. Leave --images out.")
     channels, size = int(example.shape[1]), int(example.shape[2])
-    known = preprocessing(found.network)
-    mean, std = (getattr(args, name) or known.get(name) or _told(found, name) for name in ("mean", "std"))
+    known = {**normalization_in(found.metadata), **preprocessing(found.network)}
+    mean, std = (getattr(args, name) or known.get(name) for name in NORMALIZATION)
     if mean is None or std is None or not len(mean) == len(std) == channels:
         raise SlimError(
             f"Images must be prepared as the network was trained on them. Got --mean {mean} --std {std} for {channels} "

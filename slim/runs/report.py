@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_map_only
 
 import slim
 from slim import recipe, report
-from slim.artifact import read_header
+from slim.artifact import NORMALIZATION, read_header
 from slim.channels import ChannelGraph, Plan, plan_of
 from slim.errors import SlimError
 from slim.files import write_json
@@ -107,7 +107,7 @@ def _save(parts: Components, path: Path, thin: nn.Module, dense: nn.Module) -> N
             builder = found if _shapes(again) == _shapes(dense) else None
     metadata = {"input": parts.input_shape}
     if hasattr(parts.data, "normalize_as"):
-        metadata |= {name: json.dumps(list(getattr(parts.data, name))) for name in weights.NORMALIZATION}
+        metadata |= {name: json.dumps(list(getattr(parts.data, name))) for name in NORMALIZATION}
     slim.save(path, thin, plan_of(thin), builder=builder, metadata=metadata)
 
 

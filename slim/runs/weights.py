@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,15 +12,12 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import slim
-from slim.artifact import is_artifact, read_header
+from slim.artifact import is_artifact, normalization_in, read_header
 from slim.artifact import read as read_artifact
 from slim.channels import Plan, plan_of
 from slim.errors import SlimError
 from slim.files import read_torch
 from slim.runs.components import Components
-
-NORMALIZATION = ("mean", "std")
-"""Of the images, per channel; a run writes it into its artifact."""
 
 NETWORK = "network.safetensors"
 """What every finished phase leaves in its folder: the weights, and the plan that the network was thinned by."""
@@ -62,9 +57,8 @@ def normalize_as(data: Any, path: Path) -> None:
     path = path / "model.safetensors" if path.is_dir() else path
     if path.suffix != ".safetensors" or not path.is_file() or not hasattr(data, "normalize_as"):
         return
-    told = read_header(path).metadata if is_artifact(path) else {}
-    with contextlib.suppress(KeyError, ValueError, TypeError):
-        data.normalize_as(*([float(value) for value in json.loads(told[name])] for name in NORMALIZATION))
+    if told := normalization_in(read_header(path).metadata if is_artifact(path) else {}):
+        data.normalize_as(**told)
 
 
 def read(path: Path) -> tuple[Plan | None, Mapping[str, Tensor]]:
