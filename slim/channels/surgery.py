@@ -205,7 +205,7 @@ def _built(model: nn.Module, plan: Plan, prepare: Callable[[Tensor], Tensor]) ->
             else:
                 memo[id(tensor)] = new
     thin = duplicate(model, memo)
-    _update_modules(thin, plan)
+    _update_modules(thin, plan, model)
     return thin
 
 
@@ -245,7 +245,7 @@ def _in_place(model: nn.Module, plan: Plan, optimizer: torch.optim.Optimizer | N
                     tensor.grad = _sliced(grad, name, entries, plan)
             else:
                 tensor.set_(new)  # type: ignore[call-overload]
-    _update_modules(model, plan)
+    _update_modules(model, plan, model)
 
 
 def assign(parameter: nn.Parameter, values: Tensor) -> None:
@@ -261,8 +261,11 @@ def assign(parameter: nn.Parameter, values: Tensor) -> None:
     parameter.data = values
 
 
-def _update_modules(model: nn.Module, plan: Plan) -> None:
-    """Set the widths that modules know of themselves, and the selection layers."""
+def _update_modules(model: nn.Module, plan: Plan, before: nn.Module) -> None:
+    """Set the widths that modules know of themselves, and the selection layers; what they read stands in ``before``.
+
+    A copy on the meta device does not know what it reads.
+    """
     modules = dict(model.named_modules())
     for name in {key[0].rpartition(".")[0] for key in plan.axes}:
         set_attributes(modules[name])
@@ -281,7 +284,7 @@ def _update_modules(model: nn.Module, plan: Plan) -> None:
         norm: Any = modules[name]
         own = plan.axes.get((f"{name}.weight" if name else "weight", 0))
         if hasattr(norm, "select"):
-            read = norm.select.index.cpu().numpy()
+            read = before.get_buffer(f"{name}.select.index" if name else "select.index").cpu().numpy()
             read = read[own.kept] if own is not None else read
         else:
             read = own.kept if own is not None else np.arange(stream.size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -125,6 +126,7 @@ def test_cuts_of_streams_compose_whatever_each_does_with_them(residuals: tuple[s
             how = {"criterion": "random", "criterion_options": {"seed": seed}, "ratio": 0.5}
             result = slim.prune(thin, x, residual=residual, **how)
             close(result.model(x), slim.mask(thin, result.plan)(x), "rebuilt")
+            close(slim.rebuild(copy.deepcopy(thin), result.plan, in_place=True)(x), result.model(x), "in place")
             thin = result.model
         again = slim.load(slim.save(tmp_path / "thin", thin), net)
         close(again(x), thin(x), "loaded")
