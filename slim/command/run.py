@@ -64,13 +64,13 @@ def _dispatch(argv: list[str]) -> int:
     # `trainer.options` takes any key, which Hydra allows nowhere by itself.
     added = {"experiment=": "+", "trainer.options=": "++", "trainer.options.": "++"}
     overrides = [next((s for key, s in added.items() if item.startswith(key)), "") + item for item in args.overrides]
-    resume = next((item.partition("=")[2].strip("'\"") for item in overrides if item.startswith("resume=")), "null")
+    resume = next((item.partition("=")[2].strip("'\"") for item in overrides if key_of(item) == "resume"), "null")
     if args.multirun:
         from slim.command.sweep import sweep
 
         return sweep(overrides, args)
-    if resume not in ("null", ""):
-        return _resume(Path(resume), [item for item in overrides if not item.startswith("resume=")], args)
+    if resume not in ("null", ""):  # an empty one is told of with the rest of the configuration
+        return _resume(Path(resume), [item for item in overrides if key_of(item) != "resume"], args)
     overrides, args = _as_the_run(overrides, args)
     config, whole = compose(overrides, args)
     if (model := _model_of_file(config, overrides)) is not None:

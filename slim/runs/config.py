@@ -42,6 +42,11 @@ def _checked(config: Config) -> Config:
     Raises:
         SlimError: The first rule that does not hold.
     """
+    if config.resume is not None:
+        raise SlimError(
+            f"resume goes on with one run, given on the command line. Got resume={config.resume!r}. "
+            "Give resume=<run directory>, or leave it out."
+        )
     config = _strategy(config)
     _check_phases(config)
     _check_teachers(config)
