@@ -59,17 +59,24 @@ def dcp(
             left -= batch.size
             if left <= 0:
                 break
-        labels = torch.cat([batch.target for batch in kept])
-        if labels.dim() != 1 or labels.is_floating_point():
-            raise SlimError(
-                f"Criterion dcp needs one class per sample. Got targets of shape {tuple(labels.shape)}, {labels.dtype}."
-                " Use thinet or channel_pruning."
-            )
+        labels = _labels([batch.target for batch in kept])
         for module, groups in readers_of(graph).items():
             layer = graph.model.get_submodule(module)
             found = _inputs_and_outputs(graph, layer, kept)
             if len(found[0]) == len(labels):
                 yield groups, order(layer, *found, labels, groups, weight, share)
+
+
+def _labels(targets: list[Any]) -> Tensor:
+    """The classes (N,) of all samples."""
+    for target in targets:
+        if not isinstance(target, Tensor) or target.dim() != 1 or target.is_floating_point():
+            tensor = isinstance(target, Tensor)
+            got = f"of shape {tuple(target.shape)}, {target.dtype}" if tensor else f"of type {type(target).__name__}"
+            raise SlimError(
+                f"Criterion dcp needs one class per sample. Got targets {got}. Use thinet or channel_pruning."
+            )
+    return torch.cat(targets)
 
 
 def _inputs_and_outputs(graph: ChannelGraph, layer: nn.Module, kept: list[Any]) -> tuple[Tensor, Tensor]:

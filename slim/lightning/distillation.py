@@ -175,6 +175,11 @@ def soft_targets(student: Any, teacher: Any, *, temperature: float = 4.0) -> Ten
             f"Student and teacher must give logits of one shape. Got {shapes[0]} and {shapes[1]}. "
             "Give loss=, a function of both outputs."
         )
+    if mine.shape[1] < 2:
+        raise SlimError(
+            f"Student and teacher must give logits of two classes or more. Got {tuple(mine.shape)}, whose softmax is 1 "
+            "whatever they say. Give loss=, a function of both outputs."
+        )
     mine, theirs = (each.float().movedim(1, -1).flatten(0, -2) for each in (mine, theirs.detach()))
     return temperature**2 * F.kl_div(
         F.log_softmax(mine / temperature, dim=1),

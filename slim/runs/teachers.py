@@ -5,11 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from pytorch_lightning.utilities.seed import isolate_rng
+
 from slim.channels import plan_of
 from slim.errors import SlimError
+from slim.lightning import Distillation
 from slim.runs import weights
 from slim.runs.components import Components
+from slim.runs.failures import quiet
 from slim.runs.schema import Config
+from slim.runs.trainer import evaluation_trainer
 from slim.runs.weights import NETWORK
 
 
@@ -59,6 +64,31 @@ def check_files(parts: Components) -> None:
     """
     checkpoint = parts.config.checkpoint
     from_files(parts, None if checkpoint is None else weights.load(parts, Path(checkpoint)))
+
+
+def check_lesson(parts: Components) -> None:
+    """Let an untrained network learn from another one for a batch, where a module is not known to do so.
+
+    Raises:
+        SlimError: Its network gives no logits, or it does not leave its loss to Lightning.
+    """
+    taught = [kind for kind in parts.config.teachers if source(parts.config, kind, 0) is not None]
+    if not taught or str(parts.config.module["_target_"]) in ("slim.tasks.Classification", "slim.tasks.Segmentation"):
+        return
+    try:
+        with isolate_rng(), quiet():
+            teacher = Distillation(parts.dense(), network=parts.config.network)
+            options = {"max_epochs": 1, "limit_train_batches": 1, "limit_val_batches": 0, "num_sanity_val_steps": 0}
+            evaluation_trainer(parts, callbacks=[teacher], **options).fit(
+                parts.module(taught[0]), datamodule=parts.data
+            )
+    except SlimError as error:
+        named = parts.config.teachers[taught[0]].teacher
+        raise SlimError(
+            f"A teacher must say something of classes. Got {taught[0]}.distill.teacher={named}: "
+            f"{str(error).partition(' Give loss=')[0]} Set {taught[0]}.distill.teacher=null."
+        ) from error
+    parts.data.trainer = None  # which holds the module
 
 
 def keep(parts: Components, directory: Path) -> None:

@@ -70,5 +70,7 @@ def test_every_layer_has_each_place_once_and_targets_must_be_classes():
     assert sorted(scores.values[space(graph, "first")]) == pytest.approx(np.arange(1, 6) / 5)
     with pytest.raises(SlimError, match="one class per sample"):
         slim.score(graph, "dcp", loader=[(x, x) for x, _ in batches()])
+    with pytest.raises(SlimError, match="Got targets of type list"):
+        slim.score(graph, "dcp", loader=[(x, [{"labels": y}]) for x, y in batches()])
     with pytest.raises(SlimError, match=r"in \(0, 1\]"):
         slim.score(graph, "dcp", loader=batches(), share=0)

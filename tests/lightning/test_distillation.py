@@ -103,6 +103,7 @@ def test_misuse_is_one_line() -> None:
         (lambda: fit(Unused(), Distillation(convnet(), network="net")), "does not call it"),
         (lambda: fit(plain, Distillation(plain.net)), "a part of it"),
         (lambda: fit(Plain(), Distillation(convnet(classes=4))), "one shape"),
+        (lambda: soft_targets(torch.ones(2, 1), torch.zeros(2, 1)), "two classes or more"),
     ):
         with pytest.raises(SlimError, match=words) as caught:
             misuse()

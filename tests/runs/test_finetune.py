@@ -185,6 +185,17 @@ def test_rewinding_replays_the_end_of_the_sparse_phase(tmp_path: Path) -> None:
         (("sparse.distill.teacher=nowhere.safetensors",), "sparse.distill.teacher"),
         (("finetune.distill.temperature=0",), "Set finetune.distill.temperature above 0"),
         (("finetune.distill.weight=1.5",), "Set finetune.distill.weight"),
+        (
+            (
+                "+experiment=detection_slim",
+                "model.name=ssdlite_resnet8",
+                "data.scenes=16",
+                "data.val_scenes=2",
+                "phases=[baseline,sparse,prune]",
+                "sparse.distill.teacher=dense",
+            ),
+            "must give logits of one shape. Got None",
+        ),
         (("finetune.lr_rewind=0",), "Set finetune.lr_rewind to 1 or more"),
         (("finetune.lr_rewind=9",), "Lower finetune.lr_rewind"),
     ],
