@@ -171,6 +171,11 @@ def _check_schedule(config: Config) -> None:
             "schedule=soft shrinks scales, and penalty=l0 samples them anew at every step. Got both. "
             "Set penalty=l1, or schedule=one_shot."
         )
+    if config.sparse.slim_every and "sparse" in phases and config.penalty.get("name") == "l0":
+        raise SlimError(
+            f"penalty=l0 cannot follow a rebuild during training. Got sparse.slim_every={config.sparse.slim_every}. "
+            "Set sparse.slim_every=0, or penalty=target or prox."
+        )
     if schedule.name == "rewind":
         _check_rewind(config)
 

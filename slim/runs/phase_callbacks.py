@@ -80,8 +80,8 @@ def _sparse_callbacks(
         return None, None
     place: dict[str, Any] = {"network": config.network, "example": parts.example, "trace": config.prune.tracing}
     options = {**config.penalty, **budget}
-    # A law that knows its target has no lam to scale.
-    shrink = training.shrink if options.get("lam") else None
+    # A law that knows its target has no lam to scale, and that of random gates shrinks no scale.
+    shrink = training.shrink if options.get("lam") and options["name"] != "l0" else None
     sparse = SparseTraining(options.pop("name"), shrink=shrink, **place, **options)
     if not training.slim_every:
         return sparse, None

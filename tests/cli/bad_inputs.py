@@ -138,6 +138,7 @@ TRAIN: list[tuple[str, str]] = [
     ("schedule=rewind schedule.rewind_epoch=3 sparse.slim_every=2", "slim_every"),
     ("schedule=soft schedule.every=0", "every must be"),
     ("schedule=soft penalty=l0", "penalty=l1"),
+    ("penalty=l0 sparse.slim_every=1", "Set sparse.slim_every=0"),
     ("schedule=soft prune.ratio=null prune.latency=0.5", "prune.macs"),
     ("task=evaluate", "checkpoint"),
     # Parts
