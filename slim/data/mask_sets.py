@@ -22,7 +22,9 @@ from slim.data.splits import permutation
 from slim.data.task_data import normalized
 from slim.errors import SlimError
 
-IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+Statistics = dict[str, tuple[float, ...]]
+SCENES: Statistics = {"mean": (0.25, 0.25, 0.25), "std": (0.2, 0.2, 0.2)}
+IMAGENET: Statistics = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 VOC_CLASSES = (
     *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
     *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
@@ -33,10 +35,12 @@ _SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 
 
 class Normalized:
-    """Bytes and a byte mask to floats and int64."""
+    """Bytes and a byte mask to floats and int64; ``mean`` and ``std`` per channel, of ``usual`` where they are None."""
 
-    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        self.mean, self.std = mean, std
+    def __init__(self, mean: Sequence[float] | None, std: Sequence[float] | None, usual: Statistics) -> None:
+        self.given = mean is not None or std is not None
+        self.mean = options.per_channel("mean", mean, 3, positive=False) or usual["mean"]
+        self.std = options.per_channel("std", std, 3, positive=True) or usual["std"]
 
     def __call__(self, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """uint8 (3, H, W) and uint8 (H, W) to float32 and int64 of the same shapes."""
@@ -50,9 +54,9 @@ class SceneMasks:
     class_names = ("background", *"0123456789")
     num_classes = 11
 
-    def __init__(self, scenes: SceneOptions, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(self, scenes: SceneOptions, mean: Sequence[float] | None, std: Sequence[float] | None) -> None:
         self.scenes, self.image_size = scenes, scenes.image_size
-        self._finish = Normalized(*_statistics(mean, std))
+        self.finish = Normalized(mean, std, SCENES)
 
     def prepare(self) -> None:
         """Nothing to fetch."""
@@ -61,7 +65,7 @@ class SceneMasks:
         """Samples ``(image float32 (3, H, W), mask int64 (H, W))``."""
         scenes = self.scenes.render(split)
         images, masks = torch.stack([scene.image for scene in scenes]), torch.stack([scene.mask for scene in scenes])
-        return TensorDataset(normalized(images, self._finish.mean, self._finish.std), masks.long())
+        return TensorDataset(normalized(images, self.finish.mean, self.finish.std), masks.long())
 
 
 class _Pictures:
@@ -70,12 +74,18 @@ class _Pictures:
     in_channels, has_val, collate = 3, False, None
 
     def __init__(
-        self, name: str, where: Path, classes: Sequence[str], size: int, mean: Sequence[float], std: Sequence[float]
+        self,
+        name: str,
+        where: Path,
+        classes: Sequence[str],
+        size: int,
+        mean: Sequence[float] | None,
+        std: Sequence[float] | None,
     ) -> None:
         self.name, self.where, self.class_names = name, str(where), tuple(classes)
         self.num_classes = len(self.class_names)
         self.image_size = options.integer("image_size", size, 1)
-        self.finish = Normalized(*_statistics(mean, std))
+        self.finish = Normalized(mean, std, IMAGENET)
 
 
 class DownloadedMasks(_Pictures):
@@ -88,8 +98,8 @@ class DownloadedMasks(_Pictures):
         download: bool,
         classes: Sequence[str],
         size: int,
-        mean: Sequence[float],
-        std: Sequence[float],
+        mean: Sequence[float] | None,
+        std: Sequence[float] | None,
     ) -> None:
         self.root, self.download = Path(root).expanduser().absolute(), bool(download)
         super().__init__(name, self.root, classes, size, mean, std)
@@ -132,7 +142,9 @@ class DownloadedMasks(_Pictures):
 class MaskFolder(_Pictures):
     """``images`` with ``masks``, in parts or not."""
 
-    def __init__(self, root: Path, classes: int, size: int, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(
+        self, root: Path, classes: int, size: int, mean: Sequence[float] | None, std: Sequence[float] | None
+    ) -> None:
         super().__init__("segmentation_folder", root, [str(index) for index in range(classes)], size, mean, std)
         self.root = root
         self._parts = parts_of(root)
@@ -203,12 +215,6 @@ def _pairs(folder: Path) -> list[tuple[Path, Path]]:
             "Add the mask or remove the picture."
         )
     return pairs
-
-
-def _statistics(mean: Sequence[float], std: Sequence[float]) -> tuple[Sequence[float], Sequence[float]]:
-    centre = options.per_channel("mean", mean, 3, positive=False)
-    spread = options.per_channel("std", std, 3, positive=True)
-    return centre or IMAGENET["mean"], spread or IMAGENET["std"]
 
 
 def voc(split: str, *, download: bool, year: str, root: str) -> Any:

@@ -8,13 +8,36 @@ from pathlib import Path
 from typing import Any
 
 from slim.data import options
-from slim.data.mask_sets import IMAGENET, VOC_CLASSES, DownloadedMasks, MaskFolder, SceneMasks, pet, voc
+from slim.data.mask_sets import VOC_CLASSES, DownloadedMasks, MaskFolder, SceneMasks, pet, voc
 from slim.data.scenes import IGNORE, SceneOptions
 from slim.data.task_data import TaskData, known
 from slim.errors import SlimError
 
 
-class SegmentationDigits(TaskData):
+class MaskData(TaskData):
+    """Images with masks: data that are normalized per channel."""
+
+    origin: Any  # with a ``finish``, Normalized
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        """Per channel, of pixels in [0, 1]."""
+        return tuple(self.origin.finish.mean)
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        """Standard deviation per channel, likewise."""
+        return tuple(self.origin.finish.std)
+
+    def normalize_as(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Normalize as a network was trained; what the options say is kept."""
+        finish = self.origin.finish
+        if len(mean) == len(std) == self.in_channels and not finish.given:
+            finish.mean, finish.std = tuple(mean), tuple(std)
+            self._sets.clear()  # which may be normalized already
+
+
+class SegmentationDigits(MaskData):
     """Scenes of handwritten digits; embedded. See :class:`~slim.data.scenes.DigitScenes`.
 
     Batches are ``(images float32 (N, 3, H, W), masks int64 (N, H, W))``: 0 is background, digit + 1 a digit, 255 the
@@ -27,6 +50,8 @@ class SegmentationDigits(TaskData):
         image_size: Height and width.
         digits: Most digits per scene.
         scene_seed: Of the scenes; runs that differ only in ``seed`` train on the same.
+        mean: Per channel, of pixels in [0, 1]; None for the scenes' own.
+        std: Likewise.
         common: See :class:`~slim.data.task_data.TaskData`.
     """
 
@@ -39,15 +64,15 @@ class SegmentationDigits(TaskData):
         image_size: int = 64,
         digits: int = 3,
         scene_seed: int = 0,
-        mean: Sequence[float] = (0.25, 0.25, 0.25),
-        std: Sequence[float] = (0.2, 0.2, 0.2),
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
         **common: Any,
     ) -> None:
         content = SceneOptions(scenes, val_scenes, test_scenes, image_size, digits, scene_seed)
         super().__init__(SceneMasks(content, mean, std), **known(common))
 
 
-class VOCSegmentationData(TaskData):
+class VOCSegmentationData(MaskData):
     """PASCAL VOC's 20 classes and background; the official validation images are the test set.
 
     Args:
@@ -55,7 +80,7 @@ class VOCSegmentationData(TaskData):
         download: Whether missing files may be downloaded.
         year: 2007 to 2012.
         image_size: Pictures are scaled to this height and width.
-        mean: Per channel, of pixels in [0, 1].
+        mean: Per channel, of pixels in [0, 1]; None for ImageNet's.
         std: Likewise.
         common: See :class:`~slim.data.task_data.TaskData`.
     """
@@ -67,8 +92,8 @@ class VOCSegmentationData(TaskData):
         download: bool = True,
         year: str | int = "2012",
         image_size: int = 256,
-        mean: Sequence[float] = IMAGENET["mean"],
-        std: Sequence[float] = IMAGENET["std"],
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
         **common: Any,
     ) -> None:
         origin = DownloadedMasks("voc_segmentation", root, download, VOC_CLASSES, image_size, mean, std)
@@ -76,7 +101,7 @@ class VOCSegmentationData(TaskData):
         super().__init__(origin, **known(common))
 
 
-class OxfordPetData(TaskData):
+class OxfordPetData(MaskData):
     """Oxford-IIIT Pet: pet or background; the border between them counts nowhere. Arguments as VOC's, but ``year``."""
 
     def __init__(
@@ -85,8 +110,8 @@ class OxfordPetData(TaskData):
         root: str = "datasets",
         download: bool = True,
         image_size: int = 256,
-        mean: Sequence[float] = IMAGENET["mean"],
-        std: Sequence[float] = IMAGENET["std"],
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
         **common: Any,
     ) -> None:
         origin = DownloadedMasks("oxford_pet", root, download, ("background", "pet"), image_size, mean, std)
@@ -95,7 +120,7 @@ class OxfordPetData(TaskData):
         super().__init__(origin, **known(common))
 
 
-class SegmentationFolder(TaskData):
+class SegmentationFolder(MaskData):
     """Your own: ``images/name.jpg`` with ``masks/name.png``, whose pixels are classes; 255 counts nowhere.
 
     Args:
@@ -103,7 +128,7 @@ class SegmentationFolder(TaskData):
             ``masks``; without, a fixed fifth is the test set.
         num_classes: Classes, 0 (background) included.
         image_size: Pictures are scaled to this height and width.
-        mean: Per channel, of pixels in [0, 1].
+        mean: Per channel, of pixels in [0, 1]; None for ImageNet's.
         std: Likewise.
         common: See :class:`~slim.data.task_data.TaskData`.
     """
@@ -114,8 +139,8 @@ class SegmentationFolder(TaskData):
         dir: str,
         num_classes: int,
         image_size: int = 256,
-        mean: Sequence[float] = IMAGENET["mean"],
-        std: Sequence[float] = IMAGENET["std"],
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
         **common: Any,
     ) -> None:
         classes = options.integer("num_classes", num_classes, 2)

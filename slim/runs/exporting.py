@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from slim import deploy
 from slim.channels import plan_of
+from slim.data.segmentation import MaskData
 from slim.lightning.example import eager, inputs_of
 from slim.runs import weights
 from slim.runs.components import Components
@@ -150,10 +151,10 @@ def _metadata(parts: Components, module: pl.LightningModule) -> dict[str, Any]:
     """What travels in the ONNX file: how images are prepared, what the classes are called, where it comes from."""
     data, plan = parts.data, plan_of(parts.network(module))
     told: dict[str, Any] = {"experiment": parts.config.name, "plan": None if plan is None else plan.hash}
-    names = {"mean": "mean", "std": "std", "size": "image_size", "classes": "class_names"}
-    if all(hasattr(data, attribute) for attribute in names.values()):
-        told |= {"mean": list(data.mean), "std": list(data.std)}
-        told |= {"size": int(data.image_size), "classes": list(data.class_names)}
+    if all(hasattr(data, attribute) for attribute in ("mean", "std", "image_size")):
+        told |= {"mean": list(data.mean), "std": list(data.std), "size": int(data.image_size)}
+    if hasattr(data, "class_names") and "mean" in told and not isinstance(data, MaskData):  # whose pixels have classes
+        told["classes"] = list(data.class_names)
     return told
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from hydra._internal.utils import get_args_parser
 
+from slim.artifact import normalization_in, read_header
 from slim.command.compose import compose, register
 from slim.errors import SlimError
 from slim.runs.config import read
@@ -98,6 +99,8 @@ def test_every_experiment_runs(experiment: str, tmp_path: Path) -> None:
     )  # fmt: skip
     assert report["status"] == "finished"
     assert report["experiment"] == experiment
+    normalized = normalization_in(read_header(tmp_path / "run" / "model.safetensors").metadata)
+    assert bool(normalized) == (experiment != "detection_slim"), "torchvision's detectors do that themselves"
 
 
 def test_cifar10_gives_the_papers_setting() -> None:

@@ -112,3 +112,18 @@ def test_half_of_the_network_goes_exactly_and_the_rest_trains_on(tmp_path: Path,
     assert slim.trace(module.network, x).macs() <= 0.5 * before
     module.network.train()
     assert fit(module, tmp_path, data)["train/loss"] < 5
+
+
+def test_images_are_normalized_as_a_network_was_trained(tmp_path: Path) -> None:
+    """An artifact says mean and deviation; what is given as an option counts."""
+    told = {"mean": [0.5, 0.4, 0.3], "std": [0.1, 0.2, 0.3]}
+    usual, given, asked = digits(), digits(), digits(**told)
+    given.setup("fit")
+    given.normalize_as(**told)
+    asked.normalize_as([0.0, 0.0, 0.0], [1.0, 1.0, 1.0])
+    assert (usual.mean, usual.std) == ((0.25, 0.25, 0.25), (0.2, 0.2, 0.2))
+    for data in (given, asked):
+        assert [*data.mean, *data.std] == [*told["mean"], *told["std"]]
+    for part in ("val_dataloader", "test_dataloader"):
+        mine, theirs, before = (next(iter(getattr(data, part)()))[0] for data in (given, asked, usual))
+        assert torch.equal(mine, theirs) and not torch.equal(mine, before)
