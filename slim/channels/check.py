@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from slim.channels.meta_forward import call_arguments, call_on_meta, module_stack, move_to_meta, temporary_state
 from slim.channels.plan import Plan
@@ -92,10 +93,24 @@ def check_forward(thin: nn.Module, plan: Plan) -> None:
     try:
         forward_on_meta(thin, args, kwargs)
     except Exception as error:
+        if (other := _as_weights(thin, args, kwargs)) is not None:
+            with suppress(Exception):
+                forward_on_meta(thin, *other)
+                return
         raise SlimError(
             f"The thin network must run. Got {type(error).__name__}: {error} (module {_failing(thin, args, kwargs)}). "
             "Its forward seems to fix a width: compute it from the tensor's shape, or pass the layer in ignore."
         ) from error
+
+
+def _as_weights(thin: nn.Module, args: Any, kwargs: Any) -> Any:
+    """The inputs in the precision of the weights, which may be another than the plan was made in; None where it is."""
+    floats = {p.dtype for p in thin.parameters() if p.is_floating_point()}
+    given = {t.dtype for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor) and t.is_floating_point()}
+    if len(floats) != 1 or not given - floats:
+        return None
+    (dtype,) = floats
+    return tree_map_only(Tensor, lambda t: t.to(dtype) if t.is_floating_point() else t, (args, kwargs))
 
 
 def _failing(thin: nn.Module, args: Any, kwargs: Any) -> str:

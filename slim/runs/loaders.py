@@ -137,10 +137,12 @@ def resumable(
         loader = train()
         if not _wrappable(loader):
             return loader
+        # Lightning hands a loader its state back within an epoch, but not at the end of one; and it may ask for a new
+        # loader every epoch, which goes on where the last one ended.
+        begin = position if place.loader is None else place.loader.state_dict()
         place.loader = ResumableLoader(loader, key, limit=limit)
-        if position is not None:
-            # Lightning hands a loader its state back within an epoch, but not at the end of one.
-            place.loader.load_state_dict(position)
+        if begin is not None:
+            place.loader.load_state_dict(begin)
         return place.loader
 
     def wrapped_validation() -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import pickle
 import re
@@ -212,3 +213,13 @@ def test_random_damage_only_raises_slim_errors(whole: Path, data: st.DataObject)
             pass
         else:
             assert at < 8 + struct.unpack("<Q", bytes(whole.read_bytes()[:8]))[0]  # only in the header's own text
+
+
+def test_a_network_may_be_loaded_in_another_precision(tmp_path: Path) -> None:
+    """The plan was made in double precision, the weights load as copy_ takes them."""
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 1))
+    found = slim.prune(copy.deepcopy(net).double(), torch.zeros(1, 3, 8, 8, dtype=torch.float64), ratio=0.5)
+    path = slim.save(tmp_path / "thin.safetensors", found.model, found.plan)
+    for dtype in (torch.float32, torch.bfloat16, torch.float64):
+        thin = slim.load(path, copy.deepcopy(net).to(dtype))
+        assert torch.equal(thin[0].weight, found.model[0].weight.to(dtype))

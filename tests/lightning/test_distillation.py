@@ -73,6 +73,13 @@ def test_it_lives_through_a_cut_and_stays_out_of_checkpoints(compiled: bool, tmp
     assert distillation.value > 0
 
 
+@pytest.mark.parametrize("precision", ["64-true", "bf16-true"])
+def test_the_student_may_train_in_another_precision(precision: Any) -> None:
+    teacher, module = convnet(), Plain()
+    run = fit(module, Distillation(teacher), epochs=1, precision=precision)
+    assert run.global_step == 3 and teacher[0].weight.dtype == torch.float32
+
+
 def test_misuse_is_one_line() -> None:
     class Manual(Plain):
         def __init__(self) -> None:

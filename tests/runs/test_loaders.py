@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from pytorch_lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from slim.data import SegmentationDigits
@@ -68,6 +69,23 @@ def test_pictures_come_in_another_order_every_epoch() -> None:
         loader = data.train_dataloader()
         first, second = ([float(images.sum()) for images, _ in loader] for _ in range(2))
     assert sorted(first) == sorted(second) and first != second
+
+
+def test_loaders_made_anew_for_every_epoch_go_on_where_the_last_one_ended() -> None:
+    """As Lightning's reload_dataloaders_every_n_epochs makes them; also in a run that was resumed."""
+
+    class Data(LightningDataModule):
+        def train_dataloader(self) -> Any:
+            return DataLoader(Noise(), batch_size=2, shuffle=True)
+
+    def orders(count: int, position: dict[str, int] | None) -> list[list[float]]:
+        data = Data()
+        with resumable(data, (0,), None, position):
+            return [[float(batch.sum()) for batch in data.train_dataloader()] for _ in range(count)]
+
+    first, second, third = orders(3, None)
+    assert first != second != third != first
+    assert orders(2, {"epoch": 1, "batch": 2}) == [second[2:], third]
 
 
 def test_an_error_in_a_worker_is_not_the_workers_death() -> None:
