@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pytorch_lightning.callbacks import StochasticWeightAveraging
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -71,6 +72,7 @@ def test_misuse_is_one_line() -> None:
         (lambda: fit(Plain(), ChannelPruning(macs=0.5, at={"count": 3}), epochs=3), "max_epochs to at least 4"),
         (lambda: fit(Bare(), ChannelPruning(macs=0.5)), "convolutions"),
         (lambda: fit(Frozen(), SparseTraining("l1")), "frozen"),
+        (lambda: fit(Plain(), SparseTraining("l0"), StochasticWeightAveraging(0.1)), "cannot be averaged"),
         (lambda: fit(Plain(), SparseTraining("l0"), ChannelPruning(macs=0.5, at=[1, 2])), "random gates"),
         (
             lambda: fit(Plain(), SparseTraining("l1", trace={"residual": "keep"}), ChannelPruning(macs=0.5, trace={})),
