@@ -65,9 +65,13 @@ def _stays_silent(name: str, args: Sequence[Any], out: Any) -> bool:
         channel = out.ndim - args[1].ndim + 1
         own = [hasattr(t, "_slim_param") for t in args[1:3] if t is not None]
         return all(own) and patterns <= {(channel,)}
-    if name in ("mm", "linear", "addmm"):  # rows of the weight and the bias are masked
-        weight, bias = (args[2], args[0]) if name == "addmm" else (args[1], args[2] if len(args) > 2 else None)
-        return is_silent(weight) and (bias is None or is_silent(bias)) and patterns <= {(out.ndim - 1,)}
+    if name in ("mm", "bmm", "linear", "addmm"):
+        left, right = args[1:3] if name == "addmm" else args[:2]
+        bias = args[0] if name == "addmm" else args[2] if len(args) > 2 else None
+        columns = {(out.ndim - 1,)}
+        if bias is not None and not (is_silent(bias) and patterns <= columns):
+            return False
+        return (is_silent(right) or not patterns & columns) and (is_silent(left) or patterns <= columns)
     if name in ("cat", "concat"):
         d = args[1] % out.ndim if len(args) > 1 else 0
         return patterns <= {(d,)} and all(is_silent(t) or not getattr(t, "_slim_ids", ()) for t in args[0])

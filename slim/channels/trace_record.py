@@ -50,6 +50,15 @@ class SplitView:
 
 
 @dataclasses.dataclass
+class Pieces:
+    """An axis of channels was cut: the ids along each piece."""
+
+    modules: tuple[str, ...]  # whose forwards are running, innermost first
+    step: int  # operations before it
+    ids: list[IntArray]
+
+
+@dataclasses.dataclass
 class SizeUse:
     """A size that a forward gave to an operation: that of ``axis`` of ``layer``, in the innermost of ``modules``."""
 
@@ -98,6 +107,7 @@ class TraceRecord:
     scalars: list[tuple[float, Shadow]] = dataclasses.field(default_factory=list)
     unknown: dict[str, str] = dataclasses.field(default_factory=dict)
     split_views: list[SplitView] = dataclasses.field(default_factory=list)
+    pieces: list[Pieces] = dataclasses.field(default_factory=list)
     sizes: list[SizeUse] = dataclasses.field(default_factory=list)
     inputs: dict[str, list[IntArray]] = dataclasses.field(default_factory=dict)  # module -> ids along axes it is given
     operations: list[Operation] = dataclasses.field(default_factory=list)

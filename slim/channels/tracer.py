@@ -16,7 +16,7 @@ from slim.channels.branches import Operation
 from slim.channels.ids import FIXED, IntArray, Shadow, axis_layer, compress, varying
 from slim.channels.numbers import value_of
 from slim.channels.silence import is_silent
-from slim.channels.trace_record import Axis, NormCall, SizeUse, SplitView, TraceRecord
+from slim.channels.trace_record import Axis, NormCall, Pieces, SizeUse, SplitView, TraceRecord
 
 COMPUTED = "its weight is computed over several axes; slim.fold(model, inputs) makes it a plain one"
 MIXED = "its weight is computed from more than parameters"
@@ -256,6 +256,12 @@ class Tracer:
         if not self.probing:
             self.record.assumptions.append((self.location(), table.ravel()))
 
+    def note_pieces(self, layers: Sequence[IntArray], dim: int) -> None:
+        """An axis is cut into these: what a sum or a concatenation reads looks the same, wherever the cut is."""
+        if all(varying(layer) in ((dim,), ()) for layer in layers):
+            ids = [layer.ravel() for layer in layers]
+            self.record.pieces.append(Pieces(self.modules_running(), self.steps, ids))
+
     def note_sizes(self, shadow: Shadow) -> None:
         """The forward gave an operation the sizes of these axes: numbers that may come from attributes of a module."""
         if not self.probing:
@@ -276,6 +282,16 @@ class Tracer:
         self.assume_ids(layer)
         if isinstance(out, torch.Tensor):
             out._slim_contracted = layer.ravel()  # type: ignore[attr-defined]
+
+    def product_over(self, ids: IntArray, left: torch.Tensor, right: torch.Tensor) -> None:
+        """Two factors are multiplied and added up over channels: a mask must make one of them zero there."""
+        if self.probing or any(self._zero_where_masked(t) for t in (left, right)):
+            return
+        self.inexact(ids, "a product of factors that are not zero where they are masked")
+
+    def _zero_where_masked(self, tensor: torch.Tensor) -> bool:
+        """An operation in place on activations changes no weight, however that is computed."""
+        return is_silent(tensor) and (self.silence_known or self.is_weight(tensor))
 
     def is_parameter(self, tensor: torch.Tensor) -> bool:
         """Whether the tensor is a parameter or a buffer itself."""

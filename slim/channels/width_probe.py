@@ -149,7 +149,7 @@ def _run(
         run_forward(tracer, example_inputs, meta=True)
     except Exception as error:
         failed = error
-    shapes = _shape_conflicts(record, wide_record, times)
+    shapes = _shape_conflicts(record, wide_record, times) + _piece_conflicts(record, wide_record, times)
     ends: list[tuple[int, tuple[str, ...], list[IntArray]]] = [(s, m, [ids]) for s, m, ids in shapes]
     if tracer.first_conflict is not None:
         ends.append((*tracer.first_conflict, tracer.conflicts))
@@ -237,6 +237,23 @@ def _shape_conflicts(
         expected[axes[0]] = int(times[along].sum())
         if expected[1:] != list(after.table.shape[1:]):
             found.append((after.step, after.modules, along[times[along] > 1]))
+    return found
+
+
+def _piece_conflicts(
+    record: TraceRecord, wide: TraceRecord, times: IntArray
+) -> list[tuple[int, tuple[str, ...], IntArray]]:
+    """Axes that are cut in other places than they should be: (operations before, modules, ids)."""
+    found = []
+    for before, after in zip(record.pieces, wide.pieces, strict=False):
+        roots = [record.ids.find(ids) for ids in before.ids]
+        met = [record.ids.find(ids) for ids in after.ids]
+        expected = [np.repeat(piece, times[piece]) for piece in roots]
+        same = len(met) == len(expected) and all(map(np.array_equal, met, expected))
+        moved = np.concatenate(roots)
+        moved = moved[times[moved] > 1]
+        if moved.size and before.modules == after.modules and not same:
+            found.append((after.step, after.modules, moved))
     return found
 
 

@@ -23,7 +23,7 @@ class Between(nn.Module):
         self.norm, self.last = nn.BatchNorm2d(8), nn.Conv2d(8, 3, 1)
         self.register_buffer("kernel", torch.randn(1, 1, 3, 3))
         self.register_buffer("map", torch.randn(1, 1, 6, 6))
-        self.operation = operation
+        self.operation, self.half = operation, 4
 
     def forward(self, x: Tensor) -> Tensor:
         result: Tensor = self.last(self.operation(self, self.norm(self.first(x)).relu(), x))
@@ -70,6 +70,8 @@ PASSES: dict[str, Callable[[Between, Tensor, Tensor], Tensor]] = {
     "an expanded map of the input": lambda net, y, x: y * x[:, :1].sigmoid().expand(-1, y.shape[1], -1, -1),
     "blur, repeated": lambda net, y, x: F.conv2d(y, net.kernel.repeat(y.shape[1], 1, 1, 1), groups=y.shape[1]),
     "blur, expanded": lambda net, y, x: F.conv2d(y, net.kernel.expand(y.shape[1], 1, 3, 3), groups=y.shape[1]),
+    "half of them, of the width": lambda net, y, x: torch.cat([(z := y[:, : y.shape[1] // 2]), y[:, z.shape[1] :]], 1),
+    "half of them, by an attribute": lambda net, y, x: torch.cat([y[:, : net.half] * 2, y[:, net.half :]], 1),
     "squeezed in place": lambda net, y, x: y.mean((2, 3), keepdim=True).squeeze_(3).squeeze_(2)[:, :, None, None],
 }
 STAYS: dict[str, Callable[[Between, Tensor, Tensor], Tensor]] = {
@@ -80,6 +82,9 @@ STAYS: dict[str, Callable[[Between, Tensor, Tensor], Tensor]] = {
     "tokens of a fixed width": lambda net, y, x: _tokens(y, x, 8),
     "blur of a fixed width": lambda net, y, x: F.conv2d(y, net.kernel.expand(8, 1, 3, 3), groups=8),
     "a number for each channel": lambda net, y, x: y * torch.arange(8.0, dtype=y.dtype)[None, :, None, None],
+    "half of them, by a number": lambda net, y, x: torch.cat([y[:, :4] * 2, y[:, 4:]], 1),
+    "a sum of half of them, by a number": lambda net, y, x: y * y.narrow(1, 4, 4).sum(1, keepdim=True).tanh(),
+    "pieces of a number of channels": lambda net, y, x: torch.cat([p * i for i, p in enumerate(y.split(4, 1))], 1),
     "channels overwritten": lambda net, y, x: _put(y, (slice(None), ROWS), 0.5),
 }
 

@@ -29,7 +29,7 @@ class Summed(nn.Module):
 
 def _in_place(x: Tensor) -> Tensor:
     y = x.clone()
-    y[:, :4].add_(1)
+    y[:, : y.shape[1] // 2].add_(1)
     return y.sum(1, keepdim=True)
 
 
@@ -109,6 +109,55 @@ def test_products_that_are_scaled_by_a_tensor_keep_their_width(device: bool) -> 
     graph, _ = check_all(Correlation(device).double(), torch.randn(3, 3, 6, 6, dtype=torch.float64), 0.5, 0)
     groups = graph.axes[("first.weight", 0)].tolist()
     assert not graph.prunable[groups].any() and "computes with the number" in graph.reason(groups[0])
+
+
+class Product(nn.Module):
+    """Pixels' products over the channels of two activations."""
+
+    def __init__(self, activation: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.first, self.second, self.read = nn.Conv2d(3, WIDTH, 1), nn.Conv2d(3, WIDTH, 1), nn.Linear(36, 4)
+        self.activation = activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = (self.activation(layer(x)).flatten(2) for layer in (self.first, self.second))
+        return self.read(a.transpose(1, 2) @ b).mean(1)
+
+
+class Computed(nn.Module):
+    """A weight that is computed from two parameters, on activations that are never zero."""
+
+    def __init__(self, weight: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.conv, self.weight = nn.Conv2d(3, WIDTH, 3), weight
+        self.left, self.right = nn.Parameter(torch.randn(5, 6)), nn.Parameter(torch.randn(6, WIDTH))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(self.conv(x).sigmoid().mean((2, 3)), self.weight(self.left, self.right))
+
+
+@pytest.mark.parametrize(
+    ("activation", "exact"), [(torch.relu, True), (torch.sigmoid, False), (lambda y: nn.functional.elu(y) + 1, False)]
+)
+def test_a_product_over_channels_loses_them_where_a_factor_is_zero(
+    activation: Callable[[Tensor], Tensor], exact: bool
+) -> None:
+    """Not in attention without a softmax, whose features are positive (elu + 1): each channel adds products."""
+    graph, _ = check_all(Product(activation).double(), torch.randn(3, 3, 6, 6, dtype=torch.float64), 0.5, 0)
+    groups = graph.axes[("first.weight", 0)]
+    assert graph.prunable[groups].all() == exact and graph.inexact[groups].all() != exact
+
+
+@pytest.mark.parametrize(
+    ("weight", "exact"),
+    [(lambda a, b: (a @ b).tanh(), True), (lambda a, b: (a @ b).exp(), False), (lambda a, b: a @ (b + 1), False)],
+)
+def test_a_computed_weight_loses_columns_that_a_mask_makes_zero(
+    weight: Callable[[Tensor, Tensor], Tensor], exact: bool
+) -> None:
+    graph, _ = check_all(Computed(weight).double(), torch.randn(3, 3, 6, 6, dtype=torch.float64), 0.5, 0)
+    groups = graph.axes[("conv.weight", 0)]
+    assert graph.prunable[groups].all() == exact and graph.inexact[groups].all() != exact
 
 
 def test_a_normalization_without_a_scale_silences_nothing() -> None:

@@ -36,6 +36,8 @@ def convolution(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, An
         if layer.size > 1 and not any(d >= channel for d in varying(layer)):
             samples.append(layer)  # heads folded into the samples
     out_axis, in_axis = (1, 0) if transposed else (0, 1)
+    if incoming is not None:
+        tr.product_over(incoming, x, weight)
     positions = (x.shape if transposed else out.shape)[channel + 1 :]
     batch = math.prod(x.shape[:channel])
     outgoing = convolve(
@@ -267,6 +269,7 @@ def multiply(tr: Tracer, a: torch.Tensor, b: torch.Tensor, out: torch.Tensor, tr
     if read is not None:
         out._slim_contracted = read  # type: ignore[attr-defined]
         tr.record.raw_reads.append(read)
+        tr.product_over(read, a, b)
     if a.shape[ka] > 1:
         _link(tr, read, columns, "a product")
     if rank > 2:

@@ -123,6 +123,8 @@ def split(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any], ou
     shadow = tr.shadow_of(args[0])
     stops = list(np.cumsum([piece.shape[d] for piece in out]))
     shadow = tuple(_cut(tr, layer, d, stops[:-1], func.overloadpacket.__name__) for layer in shadow)
+    for layer in along(shadow, d):
+        tr.note_pieces(np.split(layer, stops[:-1], axis=d), d)
     start = 0
     for piece, stop in zip(out, stops, strict=True):
         mine = tuple(np.take(x, np.arange(start, stop), axis=d) if x.shape[d] > 1 else x for x in shadow)
@@ -161,6 +163,7 @@ def slice_(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any], o
                 layer = _cut(tr, layer, d, [b for b in (start, stop) if 0 < b < n], "slice")
             if layer.shape[d] > 1:
                 layer = np.take(layer, np.arange(start, start + out.shape[d] * step, step), axis=d)
+                tr.note_pieces([layer], d)
                 tr.note_sizes((layer,))
         layers.append(layer)
     tr.set_shadow(out, alive(layers))
