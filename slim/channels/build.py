@@ -52,7 +52,7 @@ def trace(model: nn.Module, example_inputs: Any, *, residual: str = "group", gro
         if value not in known:
             raise SlimError(f"{name} must be one of {', '.join(known)}. Got {name}={value!r}. Choose one of them.")
     model = unwrap(model)
-    _refuse_scripts(model)
+    _check_tensors(model)
     record = record_trace(model, example_inputs, residual=residual, grouped=grouped)
     resolve_split_views(record)
     resolve_shared_streams(record, model, residual)
@@ -62,8 +62,14 @@ def trace(model: nn.Module, example_inputs: Any, *, residual: str = "group", gro
     return _assemble(model, example_inputs, record)
 
 
-def _refuse_scripts(model: nn.Module) -> None:
-    """Raise where a module with weights is compiled code, whose tensors nobody can replace."""
+def _check_tensors(model: nn.Module) -> None:
+    """Raise where a module with weights is compiled code, whose tensors nobody can replace, or has no weights yet."""
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if nn.parameter.is_lazy(tensor):
+            raise SlimError(
+                f"A network must have its weights. Got {name}, which a lazy module makes when it first runs. "
+                "Run the network once before."
+            )
     for name, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule) and any(True for _ in (*module.parameters(), *module.buffers())):
             raise SlimError(

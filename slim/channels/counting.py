@@ -10,16 +10,23 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
 from slim.channels.check import forward_on_meta
-from slim.channels.meta_forward import call_arguments, meta_like, unwrap
+from slim.channels.meta_forward import call_arguments, meta_like, temporary_state, tensors_in, unwrap
 
 
 def count_macs(model: nn.Module, example_inputs: Any) -> int:
     """Multiply-accumulates of one eval forward on ``example_inputs``, by ``torch.utils.flop_counter``."""
     model = unwrap(model)
     args, kwargs = call_arguments(example_inputs)
-    args, kwargs = tree_map_only(torch.Tensor, meta_like, (args, kwargs))
+    meta_args, meta_kwargs = tree_map_only(torch.Tensor, meta_like, (args, kwargs))
     counter = FlopCounterMode(display=False)
-    forward_on_meta(model, args, kwargs, counter)
+    try:
+        forward_on_meta(model, meta_args, meta_kwargs, counter)
+    except Exception:
+        if any(t.is_meta for t in (*tensors_in((args, kwargs)), *model.parameters())):
+            raise
+        counter = FlopCounterMode(display=False)  # a forward that asks for values
+        with torch.no_grad(), temporary_state(model, meta=False, training=False), counter:
+            model(*args, **kwargs)
     return int(counter.get_total_flops()) // 2
 
 

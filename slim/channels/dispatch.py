@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_map_only
 
 from slim.channels.ids import Ids
 from slim.channels.meta_forward import (
+    asks_for_mode,
     call_arguments,
     call_on_meta,
     meta_like,
@@ -192,7 +193,7 @@ def run_forward(tracer: Tracer, example_inputs: Any, *, meta: bool, training: bo
 
 
 def record_trace(model: nn.Module, example_inputs: Any, *, residual: str, grouped: str) -> TraceRecord:
-    """Trace a network: an eval forward, and a train forward for what only training reaches (auxiliary heads)."""
+    """Trace a network: an eval forward, and a train forward where that is another (auxiliary heads, features)."""
     record = TraceRecord(Ids())
     tracer = Tracer(model, residual=residual, grouped=grouped, record=record)
     real_inputs = all(not t.is_meta for t in tensors_in(call_arguments(example_inputs)))
@@ -220,7 +221,8 @@ def record_trace(model: nn.Module, example_inputs: Any, *, residual: str, groupe
             ) from second
     record.scalars = tracer.scalars
     record.operations, record.results, record.returned = tracer.operations, tracer.results, tracer.returned
-    if any(name not in record.reached and p.numel() > 1 for name, p in model.named_parameters()):
+    unreached = any(name not in record.reached and p.numel() > 1 for name, p in model.named_parameters())
+    if unreached or asks_for_mode(model):
         again = Tracer(model, residual=residual, grouped=grouped, record=record)
         again.seen_norms, again.selective_norms = tracer.seen_norms, tracer.selective_norms
         contractions, selects = len(record.contractions), len(record.selects)

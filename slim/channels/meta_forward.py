@@ -1,7 +1,8 @@
-"""Run the forward of a model on meta tensors (or detached views) without changing the model."""
+"""Run the forward of a model on meta tensors (or copies) without changing the model."""
 
 from __future__ import annotations
 
+import inspect
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from torch import nn
 from torch.nn.modules import module as nn_module
 from torch.utils._pytree import tree_map_only
 
+from slim.channels.attributes_kept import attributes_kept
 from slim.errors import expect
 
 
@@ -139,6 +141,18 @@ _BLOCK_NOISE = {"torchvision.DropBlock2d", "torchvision.DropBlock3d"}
 """Modules (package and class) whose noise in training is as wide as their input, made where no operation shows that."""
 
 
+_NOISE_ONLY = {"torch", "torchvision", "timm", "transformers"}
+"""Packages whose modules, in training, do no more than add noise to what they do (heads of their own aside)."""
+
+
+def asks_for_mode(model: nn.Module) -> bool:
+    """Whether the code of a module asks if it is trained, so that its forward may be another then."""
+    kinds = {kind for m in model.modules() for kind in type(m).__mro__}
+    own = [kind for kind in kinds if kind.__module__.partition(".")[0] not in _NOISE_ONLY]
+    methods = (inspect.unwrap(f) for kind in own for f in vars(kind).values() if inspect.isfunction(f))
+    return any("training" in f.__code__.co_names for f in methods if hasattr(f, "__code__"))
+
+
 def _draws_noise(module: nn.Module) -> bool:
     return f"{type(module).__module__.partition('.')[0]}.{type(module).__name__}" in _BLOCK_NOISE
 
@@ -170,12 +184,10 @@ def _any_algorithm() -> Iterator[None]:
 def temporary_state(model: nn.Module, *, meta: bool, training: bool) -> Iterator[None]:
     """Replace the tensors and the mode of a model; on exit everything is restored, random states included.
 
-    Parameters and float buffers become meta tensors (or detached views with ``meta=False``). Integer buffers keep their
+    Parameters and float buffers become meta tensors (or copies with ``meta=False``). Integer buffers keep their
     values in a copy: they are indices, and a forward may count in them. Modules that only add noise stay in eval mode.
     """
     substitutes: dict[int, torch.Tensor] = {}
-    saved: list[tuple[dict[str, Any], str, Any]] = []
-    states: list[tuple[nn.Module, dict[str, Any]]] = []
     scripts: list[tuple[nn.Module, bool]] = []
 
     def substitute(name: str, store: dict[str, Any], key: str, buffer: bool) -> None:
@@ -185,43 +197,30 @@ def temporary_state(model: nn.Module, *, meta: bool, training: bool) -> Iterator
         if id(tensor) not in substitutes:
             if buffer and not (tensor.is_floating_point() or tensor.is_complex()):
                 other = tensor.detach() if tensor.is_meta else tensor.detach().clone()
-            elif meta:
-                other = meta_like(tensor)
             else:
-                other = tensor.detach().clone() if buffer else tensor.detach()
+                other = meta_like(tensor) if meta else tensor.detach().clone()  # a forward may write into its weights
             if other.is_floating_point():
                 other._slim_param = name
             substitutes[id(tensor)] = other
-        saved.append((store, key, tensor))
         store[key] = substitutes[id(tensor)]
 
-    try:
-        for prefix, module in model.named_modules():
-            if isinstance(module, torch.jit.ScriptModule):  # compiled, and without tensors: see ``trace``
-                scripts.append((module, module.training))
-                module.training = training
-                continue
-            dot = prefix + "." if prefix else ""
-            for key in list(module._parameters):
-                substitute(dot + key, module._parameters, key, buffer=False)
-            for key in list(module._buffers):
-                substitute(dot + key, module._buffers, key, buffer=True)
-            # Plain attributes too, and what is in them: a forward may keep something for the next one (anchors, masks).
-            states.append((module, dict(module.__dict__)))
-            for key, value in states[-1][1].items():
-                if type(value) in (dict, list, set) and not key.startswith("_"):
-                    module.__dict__[key] = value.copy()
-            module.training = training and not _draws_noise(module)
-        with random_states_kept(), _any_algorithm():
+    with attributes_kept(model), random_states_kept(), _any_algorithm():
+        try:
+            for prefix, module in model.named_modules():
+                if isinstance(module, torch.jit.ScriptModule):  # compiled, and without tensors: see ``trace``
+                    scripts.append((module, module.training))
+                    module.training = training
+                    continue
+                dot = prefix + "." if prefix else ""
+                for key in list(module._parameters):
+                    substitute(dot + key, module._parameters, key, buffer=False)
+                for key in list(module._buffers):
+                    substitute(dot + key, module._buffers, key, buffer=True)
+                module.training = training and not _draws_noise(module)
             yield
-    finally:
-        for store, key, tensor in reversed(saved):
-            store[key] = tensor
-        for module, mode in scripts:
-            module.training = mode
-        for module, state in states:
-            module.__dict__.clear()
-            module.__dict__.update(state)
+        finally:
+            for module, mode in scripts:
+                module.training = mode
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import numpy as np
@@ -267,16 +267,16 @@ def _update_modules(model: nn.Module, plan: Plan, before: nn.Module) -> None:
     A copy on the meta device does not know what it reads.
     """
     modules = dict(model.named_modules())
-    for name in {key[0].rpartition(".")[0] for key in plan.axes}:
-        set_attributes(modules[name])
-        _empty_caches(modules[name])
+    for module in holders(model, {name for name, _ in plan.axes}):
+        set_attributes(module)
+        _empty_caches(module)
     for name, groups in plan.regroup.items():
-        module: Any = modules[name]
-        if hasattr(module, "num_groups"):
-            module.num_groups = groups
+        grouped: Any = modules[name]
+        if hasattr(grouped, "num_groups"):
+            grouped.num_groups = groups
         else:
-            module.groups = groups
-            set_attributes(module)
+            grouped.groups = groups
+            set_attributes(grouped)
     for name, values in plan.attributes.items():
         for attribute, value in values.items():
             set_number(modules[name], attribute, value)
@@ -293,6 +293,16 @@ def _update_modules(model: nn.Module, plan: Plan, before: nn.Module) -> None:
             set_select(norm, torch.from_numpy(position))
         else:  # as a plan for the dense network leaves it, from which files are loaded
             unset_select(norm)
+
+
+def holders(model: nn.Module, names: Collection[str]) -> list[nn.Module]:
+    """The modules that hold the parameters and buffers of these names, whatever each calls them (tied weights)."""
+    held = {id(tensor) for name, tensor in _named(model) if name in names}
+    return [
+        module
+        for module in model.modules()
+        if any(id(t) in held for t in (*module._parameters.values(), *module._buffers.values()))
+    ]
 
 
 def _empty_caches(module: nn.Module) -> None:

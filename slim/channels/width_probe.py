@@ -250,7 +250,7 @@ def _piece_conflicts(
         met = [record.ids.find(ids) for ids in after.ids]
         expected = [np.repeat(piece, times[piece]) for piece in roots]
         same = len(met) == len(expected) and all(map(np.array_equal, met, expected))
-        moved = np.concatenate(roots)
+        moved = np.concatenate([*roots, np.zeros(0, dtype=np.int64)])
         moved = moved[times[moved] > 1]
         if moved.size and before.modules == after.modules and not same:
             found.append((after.step, after.modules, moved))

@@ -23,7 +23,7 @@ class Between(nn.Module):
         self.norm, self.last = nn.BatchNorm2d(8), nn.Conv2d(8, 3, 1)
         self.register_buffer("kernel", torch.randn(1, 1, 3, 3))
         self.register_buffer("map", torch.randn(1, 1, 6, 6))
-        self.operation, self.half = operation, 4
+        self.operation, self.half, self.single = operation, 4, nn.GroupNorm(8, 8, affine=False)
 
     def forward(self, x: Tensor) -> Tensor:
         result: Tensor = self.last(self.operation(self, self.norm(self.first(x)).relu(), x))
@@ -72,6 +72,8 @@ PASSES: dict[str, Callable[[Between, Tensor, Tensor], Tensor]] = {
     "blur, expanded": lambda net, y, x: F.conv2d(y, net.kernel.expand(y.shape[1], 1, 3, 3), groups=y.shape[1]),
     "half of them, of the width": lambda net, y, x: torch.cat([(z := y[:, : y.shape[1] // 2]), y[:, z.shape[1] :]], 1),
     "half of them, by an attribute": lambda net, y, x: torch.cat([y[:, : net.half] * 2, y[:, net.half :]], 1),
+    "normalized one by one": lambda net, y, x: F.group_norm(y, y.shape[1]),
+    "normalized one by one by a module": lambda net, y, x: net.single(y),
     "squeezed in place": lambda net, y, x: y.mean((2, 3), keepdim=True).squeeze_(3).squeeze_(2)[:, :, None, None],
 }
 STAYS: dict[str, Callable[[Between, Tensor, Tensor], Tensor]] = {
@@ -85,6 +87,7 @@ STAYS: dict[str, Callable[[Between, Tensor, Tensor], Tensor]] = {
     "half of them, by a number": lambda net, y, x: torch.cat([y[:, :4] * 2, y[:, 4:]], 1),
     "a sum of half of them, by a number": lambda net, y, x: y * y.narrow(1, 4, 4).sum(1, keepdim=True).tanh(),
     "pieces of a number of channels": lambda net, y, x: torch.cat([p * i for i, p in enumerate(y.split(4, 1))], 1),
+    "normalized one by one, by a number": lambda net, y, x: F.group_norm(y, 8),
     "channels overwritten": lambda net, y, x: _put(y, (slice(None), ROWS), 0.5),
 }
 
@@ -125,3 +128,8 @@ def test_the_trace_computes_nothing_that_would_have_to_repeat_itself() -> None:
     torch.use_deterministic_algorithms(True)
     assert slim.trace(Between(PASSES["unpooling"]).double(), _data()).prunable.sum() == 8
     assert torch.are_deterministic_algorithms_enabled()
+
+
+def test_random_numbers_of_a_deviation_per_channel_pass() -> None:
+    net = Between(lambda net, y, x: y + torch.normal(0.0, y.abs()))
+    assert slim.trace(net.double(), _data()).prunable.sum() == 8

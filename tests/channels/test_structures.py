@@ -349,3 +349,19 @@ def test_an_unknown_product_is_not_called_a_computed_weight() -> None:
 
     report = slim.trace(Pairs(), torch.zeros(2, 3)).report()
     assert "no rule for _trilinear (b)" in report and "slim.fold" not in report
+
+
+def test_a_depthwise_weight_of_two_layers_thins_both() -> None:
+    """And whatever shares a weight says its width: a head that is tied to an embedding."""
+    first, second = (nn.Conv2d(8, 8, 3, padding=d, dilation=d, groups=8) for d in (1, 2))
+    second.weight = first.weight
+    net = nn.Sequential(nn.Conv2d(3, 8, 1), first, nn.ReLU(), second, nn.Conv2d(8, 2, 1)).double()
+    graph, plan = check_all(net, torch.randn(2, 3, 6, 6, dtype=torch.float64), 0.5, 0)
+    thin = slim.rebuild(net, plan)
+    assert graph.prunable.sum() == 8 and thin[1].groups == thin[3].groups == thin[3].in_channels == 4
+
+    words = nn.Sequential(nn.Embedding(9, 8), nn.Linear(8, 8), nn.Linear(8, 9, bias=False))
+    words[2].weight = words[0].weight
+    graph = slim.trace(words, torch.zeros(2, 3, dtype=torch.long))
+    thin = slim.rebuild(words, slim.select(graph, slim.score(graph, criterion="l1"), ratio=0.5))
+    assert thin[2].weight is thin[0].weight and thin[2].in_features == thin[0].embedding_dim == 4

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import random
+from collections import deque
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -292,3 +294,74 @@ def test_a_removal_the_structure_forbids_is_refused() -> None:
     removed[np.flatnonzero(uneven.prunable)[:1]] = True
     with pytest.raises(SlimError, match="equally many"):
         uneven.plan(removed)
+
+
+class Writes(nn.Module):
+    """A forward that fills a buffer, and keeps something in attributes of all kinds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.last = nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.Conv2d(8, 2, 1)
+        self.register_buffer("table", None)
+        self.kept = {"levels": {"calls": 0}, "maps": deque[Tensor](maxlen=2)}
+        self.place, self.steps = SimpleNamespace(last=None), torch.zeros(1)
+        self.generators = torch.Generator().manual_seed(0), np.random.default_rng(0), random.Random(0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(self.conv(x)).relu()
+        if self.table is None:
+            self.table = torch.ones(y.shape[2:], dtype=y.dtype, device=y.device)
+        if not hasattr(self, "late"):
+            self.register_buffer("late", torch.ones_like(self.table))
+        self.kept["levels"]["calls"] += 1
+        self.kept["maps"].append(y)
+        self.place.last, self.steps[0] = y, self.steps[0] + 1
+        draws = torch.rand(1, generator=self.generators[0]), *(g.random() for g in self.generators[1:])
+        assert len(draws) == 3
+        return self.last(y * self.table + self.late)
+
+    def state(self) -> tuple[object, ...]:
+        torchs, numpys, python = self.generators
+        drawn = torchs.get_state().tolist(), numpys.bit_generator.state, python.getstate()
+        inside = self.kept["levels"]["calls"], len(self.kept["maps"]), self.place.last, float(self.steps)
+        return (*inside, *drawn, self.table, list(self._buffers))
+
+
+@pytest.mark.parametrize("real", [False, True])
+def test_what_a_forward_writes_does_not_outlive_a_trace_or_a_check(real: bool) -> None:
+    class Asks(Writes):
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.no_grad():
+                self.conv.weight.clamp_(-0.1, 0.1)
+            return super().forward(x * float(x.mean() > -9))
+
+    net = (Asks() if real else Writes()).eval()
+    before, weight = net.state(), net.conv.weight.detach().clone()
+    graph = slim.trace(net, X)
+    thin = slim.rebuild(net, slim.select(graph, slim.score(graph), ratio=0.5))
+    assert count_macs(thin, X) == graph.macs() // 2
+    assert net.state() == before == thin.state() and torch.equal(net.conv.weight, weight)
+    assert thin(X).shape == net(X).shape
+
+
+class Features(nn.Module):
+    """Returns its features in training alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.inner, self.last = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        y = self.inner(self.conv(x).relu()).relu()
+        return (self.last(y), y.mean((2, 3))) if self.training else self.last(y)
+
+
+def test_what_only_training_returns_stays() -> None:
+    graph = slim.trace(Features(), X)
+    assert not graph.prunable[graph.axes[("inner.weight", 0)]].any()
+    assert graph.prunable[graph.axes[("conv.weight", 0)]].all()
+
+
+def test_a_network_without_weights_yet_is_refused() -> None:
+    with pytest.raises(SlimError, match="Run the network once"):
+        slim.trace(nn.Sequential(nn.LazyConv2d(8, 1), nn.ReLU()), X)

@@ -220,7 +220,8 @@ def _grouped(
             if not regroup:
                 tr.pin(own_full, "a depthwise convolution whose group count is not a module's")
         if owner is not None and regroup:
-            tr.record.regroup[name.rpartition(".")[0]] = Axis(name, full_axis)
+            for place in _holders(tr, name, weight):
+                tr.record.regroup[place] = Axis(name, full_axis)
             if cout != cin:
                 tr.record.grouped[name] = groups
                 read = incoming if incoming is not None else own_full.reshape(cin, -1)[:, 0]
@@ -235,18 +236,34 @@ def _grouped(
     tr.record.grouped[name] = groups
     _link(tr, incoming, own_in, "convolution")
     if not tr.probing:
-        _couple_blocks(tr, name, own_in, own_out, groups, regroup)
+        _couple_blocks(tr, name, weight, own_in, own_out, groups, regroup)
     return own_in, own_out
 
 
-def _couple_blocks(tr: Tracer, name: str, own_in: IntArray, own_out: IntArray, groups: int, regroup: bool) -> None:
+def _holders(tr: Tracer, name: str, weight: torch.Tensor) -> list[str]:
+    """The modules whose group counts follow a weight: its own, and the one that runs where it shares the weight."""
+    running = tr.stack[-1] if tr.stack else None
+    shares = running is not None and running._parameters.get("weight") is weight
+    return list(dict.fromkeys([name.rpartition(".")[0], *([tr.names[id(running)]] if shares else [])]))
+
+
+def _couple_blocks(
+    tr: Tracer,
+    name: str,
+    weight: torch.Tensor,
+    own_in: IntArray,
+    own_out: IntArray,
+    groups: int,
+    regroup: bool,
+) -> None:
     """Blocks of a grouped convolution go whole (``grouped="whole"``), or lose equally many channels each."""
     blocks_in, blocks_out = own_in.reshape(groups, -1), own_out.reshape(groups, -1)
     if tr.grouped == "whole":
         tr.join(blocks_in, blocks_in[:, :1])
         tr.join(blocks_out, blocks_in[:, :1])
         if regroup:
-            tr.record.regroup[name.rpartition(".")[0]] = Axis(name, -1)
+            for place in _holders(tr, name, weight):
+                tr.record.regroup[place] = Axis(name, -1)
         else:
             tr.pin(own_out, "a grouped convolution whose group count is not a module's")
         return

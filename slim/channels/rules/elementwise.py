@@ -27,7 +27,6 @@ from slim.channels.tracer import Tracer
     "bernoulli",
     "zero",
     "fill",
-    "normal",
     "uniform",
     "random",
     "resolve_conj",
@@ -41,7 +40,18 @@ def same_shape(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any
             tr.set_shadow(result, tr.shadow_of(args[0]))
 
 
-@rule("_prelu_kernel", "prelu", "copy", "lerp", "where", "hardswish", "hardshrink", "softshrink", "rrelu_with_noise")
+@rule(
+    "_prelu_kernel",
+    "prelu",
+    "copy",
+    "lerp",
+    "where",
+    "normal",
+    "hardswish",
+    "hardshrink",
+    "softshrink",
+    "rrelu_with_noise",
+)
 # Without the tag in torch 2.6.
 @rule("leaky_relu", "elu", "celu", "selu", "hardtanh", "hardsigmoid")
 def pointwise(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from slim.channels.ids import IntArray, Shadow, axis_layer, varying
 from slim.channels.rules.elementwise import combine
@@ -94,11 +95,13 @@ def group_norm(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any
     result = out[0] if isinstance(out, (tuple, list)) else out
     for layer in layers:
         if varying(layer) == (1,):
+            tr.note_sizes((layer,))
+            tr.note_pieces([layer] if groups == x.shape[1] else [], 1)  # one by one, if the count follows the width
             if groups != x.shape[1]:
                 tr.inexact(layer, "group_norm takes statistics over channels")
                 tr.balance(layer.reshape(groups, -1), "group_norm")
             else:
-                per_channel_groups(tr, weight)
+                per_channel_groups(tr, weight, layer.ravel())
         else:
             tr.pin(layer, "group_norm takes statistics over it")
     shape = (1, x.shape[1]) + (1,) * (x.ndim - 2)
@@ -199,10 +202,14 @@ def record_other_norm(
         tr.record.norms.append(NormCall(kind, tr.location(), name, shift, mean, var, own, read))
 
 
-def per_channel_groups(tr: Tracer, weight: Any) -> None:
+def per_channel_groups(tr: Tracer, weight: Any, channels: IntArray) -> None:
     """A group norm with one channel per group: its group count follows its width."""
     name = tr.name_of(weight)
     if name and tr.stack and hasattr(tr.stack[-1], "num_groups"):
         tr.record.regroup[tr.location()] = Axis(name, 0)
     elif weight is not None:
         tr.pin(tr.param_axis(name, 0, weight.numel()) if name else np.empty(0, np.int64), "fixed group count")
+    elif tr.stack and isinstance(tr.stack[-1], nn.GroupNorm):
+        tr.record.settings.update({(tr.location(), key): channels for key in ("num_groups", "num_channels")})
+    else:
+        tr.assume_ids(channels)
