@@ -3,10 +3,24 @@
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
 from PIL import Image, ImageOps
+
+
+def read(path: Path, size: int, channels: int) -> Any:
+    """An image file as training saw it: upright, its shorter side scaled to size, and the middle of that."""
+    image = ImageOps.exif_transpose(Image.open(path))
+    if image.mode.startswith("I"):  # 16 bits: Pillow would take all above 255 for white
+        image = Image.fromarray((np.asarray(image) // 257).astype("u1"))
+    image = image.convert("RGB" if channels == 3 else "L")
+    width, height = (size * side // min(image.size) for side in image.size)
+    left, top = round((width - size) / 2), round((height - size) / 2)
+    image = image.resize((width, height), Image.Resampling.BILINEAR).crop((left, top, left + size, top + size))
+    return np.asarray(image).reshape(size, size, channels)
+
 
 if __name__ == "__main__":
     model = sys.argv[2] if len(sys.argv) > 2 else str(Path(__file__).with_name("model.onnx"))
@@ -16,12 +30,7 @@ if __name__ == "__main__":
     for path in sorted(
         path for path in Path(sys.argv[1]).rglob("*") if path.suffix.lower() in Image.registered_extensions()
     ):
-        image = ImageOps.exif_transpose(Image.open(path))
-        if image.mode.startswith("I"):  # 16 bits: Pillow would take all above 255 for white
-            image = Image.fromarray((np.asarray(image) // 257).astype("u1"))
-        image = image.convert("RGB" if len(mean) == 3 else "L")
-        image = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)  # shorter side to size, the middle of it
-        pixels = (np.asarray(image, "f4").reshape(size, size, -1) / 255 - mean) / std
+        pixels = (read(path, size, len(mean)).astype("f4") / 255 - mean) / std
         logits = session.run(None, {session.get_inputs()[0].name: pixels.transpose(2, 0, 1)[None]})[0][0]
         share = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
         print(f"{path}\t{told['classes'][int(logits.argmax())]}\t{share.max():.3f}")

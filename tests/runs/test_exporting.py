@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from slim import deploy
-from slim.data.decode import read_image
+from slim.data.decode import read_image, resize_center_crop
 from slim.deploy import predict
 from slim.report.html import run_page
 from tests.runs.tiny import run
@@ -102,6 +102,16 @@ def test_predict_reads_gray_of_16_bits_as_training_does(exported: Any, photos: P
     assert done.returncode == 0, done.stderr
     answers = {line.partition("\t")[2] for line in done.stdout.splitlines()}
     assert len(answers) == 1 and len(done.stdout.splitlines()) == 4
+
+
+@pytest.mark.parametrize("shape", [(31, 44), (52, 13), (17, 17), (8, 61), (20, 20)])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_predict_scales_and_cuts_images_as_training_does(tmp_path: Path, shape: Any, channels: int) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (*shape, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "noise.png")
+    trained = resize_center_crop(read_image(tmp_path / "noise.png", channels), 20).permute(1, 2, 0).numpy()
+    read = predict.read(tmp_path / "noise.png", 20, channels)
+    assert read.shape == trained.shape and abs(read.astype(int) - trained).max() <= 4  # each rounds in its own way
 
 
 def test_predict_needs_three_packages() -> None:
