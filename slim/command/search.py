@@ -14,8 +14,8 @@ from slim.command.grid import params
 from slim.command.launch import launch, say, threads, workers
 from slim.errors import SlimError
 from slim.files import write_json
-from slim.sweeps import jobs, objectives
-from slim.sweeps.jobs import CHANGES_NOTHING, Job
+from slim.sweeps import objectives
+from slim.sweeps.jobs import CHANGES_NOTHING, Job, assigned
 from slim.sweeps.storage import url_of
 from slim.sweeps.study import FOLDER, Settings, Study
 
@@ -111,10 +111,6 @@ class _Search:
 
     def _job(self, trial: Any) -> Job:
         overrides = [*self.fixed, *(space.line(key, value) for key, value in trial.params.items())]
-        number = jobs.numbers(self.directory).get(jobs.identity(overrides))
-        if number is None:
-            number = int(trial.user_attrs.get(FOLDER, trial.number))
-        trial.set_user_attr(FOLDER, str(number))
         wanted = self.study.settings
         told = None
         if wanted.pruner and wanted.pruner.get("_target_"):
@@ -124,7 +120,10 @@ class _Search:
                 "trial": trial.number,
                 "pruner": dict(wanted.pruner),
             }
-        return Job(self.directory, number, tuple(overrides), threads=self.threads, trial=told)
+        wish = int(trial.user_attrs.get(FOLDER, trial.number))
+        (job,) = assigned(self.directory, [overrides], wish, threads=self.threads, trial=told)
+        trial.set_user_attr(FOLDER, str(job.number))
+        return job
 
     def _tell(self, number: int, job: Job) -> None:
         found = job.outcome()

@@ -98,20 +98,20 @@ def outcome(folder: Path) -> Outcome:
     return Outcome(str(status), record) if status in ("finished", "failed", "pruned") else Outcome("open", {})
 
 
-def assigned(directory: Path, jobs: Sequence[Sequence[str]], **options: Any) -> list[Job]:
-    """A folder for each list of overrides: the one that such a job had before, else the next number.
+def assigned(directory: Path, jobs: Sequence[Sequence[str]], preferred: int | None = None, **options: Any) -> list[Job]:
+    """A folder for each list of overrides: what such a job had before, else ``preferred``, else the next number.
 
     Jobs with the same identity are one job. Processes that do this at the same time in one directory take turns.
     """
     found: dict[str, Job] = {}
     with alone(directory / ".jobs.lock"):
-        known = numbers(directory)
-        free = max([*known.values(), *_taken(directory)], default=-1) + 1
+        known, taken = numbers(directory), _taken(directory)
+        free = max(taken, default=-1) + 1
         for overrides in jobs:
             name = identity(overrides)
             if name in found:
                 continue
-            number = known.get(name, free)
+            number = known.get(name, free if preferred is None or preferred in taken else preferred)
             free += number == free
             found[name] = Job(directory, number, tuple(overrides), **options)
             found[name].write()

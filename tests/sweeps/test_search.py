@@ -150,3 +150,16 @@ def test_a_grid_runs_what_is_not_finished(tmp_path: Path) -> None:
     assert again.launcher.ran == [["seed=4"], ["seed=13"], ["seed=2"]], "a failed job gets another chance"
     assert json.loads((tmp_path / "3" / "job.json").read_text())["identity"] == identity(["seed=4"])
     assert read_json(tmp_path / "1" / "report.json")["status"] == "finished"
+
+
+def test_a_search_leaves_the_jobs_of_others_in_its_directory_alone(tmp_path: Path) -> None:
+    """Those of a grid, and of another study: their figures are not those of its trials."""
+    grid(sweeper(tmp_path, params=None, max_batch_size=None), ["a=1", "prune.ratio=0.95,0.97"])
+    search(sweeper(tmp_path, n_trials=2), ["a=1"])
+    search(sweeper(tmp_path, n_trials=2, study_name="cheap again"), ["a=2"])
+    for name in ("cheap", "cheap again"):
+        study = optuna.load_study(study_name=name, storage=connect(f"journal:///{tmp_path / 'study.log'}"))
+        assert [trial.values[0] for trial in study.trials] == [
+            1 - trial.params["prune.ratio"] ** 2 for trial in study.trials
+        ]
+    assert len({read_json(path)["identity"] for path in tmp_path.glob("*/job.json")}) == 6
