@@ -7,6 +7,7 @@ import contextlib
 import io
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -233,7 +234,33 @@ def _hydra_line(error: Exception, overrides: Sequence[str]) -> str:
     missing = re.search(r"Missing mandatory value: (\S+)", text)
     if missing:
         return f"{missing.group(1)} must be set. Got nothing. Give {missing.group(1)}=<value>."
+    if unread := next(filter(None, map(unreadable, overrides)), ""):
+        return unread
     return f"An override must read key=value. Got an error from Hydra: {' '.join(text.split())[:300]}. See --help."
+
+
+def unreadable(override: str) -> str:
+    """What is wrong with an override that is none in Hydra's grammar, as one line; empty where it is one.
+
+    >>> print(unreadable("output=é"), unreadable("seed=1,2"))
+    An override must read key=value, other than plain values in quotes. Got output=é. Give 'output="é"'.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    def reads(text: str) -> bool:
+        try:
+            OverridesParser.create().parse_override(text)
+        except HydraException:
+            return False
+        return True
+
+    if reads(override):
+        return ""
+    key, _, value = override.partition("=")
+    better = f"{key}={quoted(value)}" if '"' in value or "\\" in value else f'{key}="{value}"'
+    hint = f"Give {shlex.quote(better)}" if value[:1] not in ("", "[", "{") and reads(better) else "See --help"
+    return f"An override must read key=value, other than plain values in quotes. Got {override}. {hint}."
 
 
 def _choices(overrides: Sequence[str]) -> list[str]:

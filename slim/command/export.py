@@ -68,14 +68,15 @@ def text(found: dict[str, Any]) -> str:
 
 def _of_run(home: Path, folder: Path, args: argparse.Namespace) -> Any:
     """The network of a finished run, with the run's data and the run's metric."""
-    from slim.command.compose import compose, key_of, of_network, register, with_options
+    from slim.command.compose import compose, key_of, of_network, quoted, register, with_options
     from slim.runs.exporting import export_network
     from slim.runs.prepare import prepare
     from slim.runs.state import State
 
     register("export")
     new = {
-        "phases": "[export]", "checkpoint": home / model.ARTIFACT, "export.formats": f"[{','.join(args.formats)}]",
+        "phases": "[export]", "checkpoint": quoted(home / model.ARTIFACT),
+        "export.formats": f"[{','.join(args.formats)}]",
         "export.calibration": args.calibration, "export.max_loss": args.max_loss,
         "export.opset": "null" if args.opset is None else args.opset,
     }  # fmt: skip

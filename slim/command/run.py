@@ -64,12 +64,21 @@ def _dispatch(argv: list[str]) -> int:
     # `trainer.options` takes any key, which Hydra allows nowhere by itself.
     added = {"experiment=": "+", "trainer.options=": "++", "trainer.options.": "++"}
     overrides = [next((s for key, s in added.items() if item.startswith(key)), "") + item for item in args.overrides]
-    resume = next((item.partition("=")[2].strip("'\"") for item in overrides if key_of(item) == "resume"), "null")
+    resumed = [item.partition("=")[2].strip("'\"") for item in overrides if key_of(item) == "resume"]
+    resume = next((path for path in resumed if path not in ("null", "")), None)
     if args.multirun:
         from slim.command.sweep import sweep
 
+        if resume is not None:
+            from slim.errors import SlimError
+
+            raise SlimError(
+                "A sweep goes on when it is started again with its hydra.sweep.dir. "
+                f"Got --multirun and resume={resume}. Leave one of them out."
+            )
+
         return sweep(overrides, args)
-    if resume not in ("null", ""):  # an empty one is told of with the rest of the configuration
+    if resume is not None:  # an empty one is told of with the rest of the configuration
         return _resume(Path(resume), [item for item in overrides if key_of(item) != "resume"], args)
     overrides, args = _as_the_run(overrides, args)
     config, whole = compose(overrides, args)

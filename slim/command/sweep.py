@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from slim.command.compose import compose, hydra_job, key_of, options, places, plain_data, quoted
+from slim.command.compose import compose, hydra_job, key_of, options, places, plain_data, quoted, unreadable
 from slim.command.exits import guarded
 
 _SUBMITIT = ("hydra_plugins.hydra_submitit_launcher", "submitit")
@@ -193,6 +193,8 @@ def _check_jobs(overrides: list[str], args: Any) -> tuple[Path, Any, list[str], 
     from slim.runs.config import read
     from slim.runs.directory import make
 
+    if unread := next(filter(None, map(unreadable, overrides)), ""):
+        raise SlimError(unread)
     hydra = compose([item for item in overrides if key_of(item).startswith("hydra")], args)[1].hydra
     arguments = [*grid.params(dict(hydra.sweeper)), *overrides]
     if "n_trials" in hydra.sweeper:

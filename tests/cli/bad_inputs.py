@@ -25,6 +25,9 @@ TRAIN: list[tuple[str, str]] = [
     ("+sparse.epoch=3", "epochs"),
     ("prune.ratio", "key=value"),
     ("=3", "key=value"),
+    ("data=image_folder data.dir=/home/andré", """Got data.dir=/home/andré. Give 'data.dir="/home/andré"'."""),
+    ("output=a=b", """Give 'output="a=b"'."""),
+    ("+resume=nowhere", "resume needs a run directory"),
     ("prune.ratio=[0.5", "key=value"),
     # Types
     ("prune.ratio=much", "ratio"),

@@ -48,7 +48,13 @@ def test_a_failing_job_does_not_take_the_others_along(tmp_path: Path, capfd: pyt
     assert "Traceback" not in out + err
 
 
-@pytest.mark.parametrize("bad", ["prune.ratoi=0.3,0.5", "model=vgg,resnt", "prune.ratio=1.5,2.5", "trainer.devices=2"])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        *("prune.ratoi=0.3,0.5", "model=vgg,resnt", "prune.ratio=1.5,2.5", "trainer.devices=2"),
+        *("output=/home/andré", "resume=outputs/run"),
+    ],
+)
 def test_a_sweep_that_cannot_work_is_refused(
     bad: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

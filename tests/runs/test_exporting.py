@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 from PIL import Image
 
 from slim import deploy
+from slim.command.main import main
 from slim.data.decode import read_image, resize_center_crop
 from slim.deploy import predict
 from slim.report.html import run_page
@@ -112,6 +114,13 @@ def test_predict_scales_and_cuts_images_as_training_does(tmp_path: Path, shape: 
     trained = resize_center_crop(read_image(tmp_path / "noise.png", channels), 20).permute(1, 2, 0).numpy()
     read = predict.read(tmp_path / "noise.png", 20, channels)
     assert read.shape == trained.shape and abs(read.astype(int) - trained).max() <= 4  # each rounds in its own way
+
+
+def test_a_run_is_exported_wherever_it_lies(exported: Any, tmp_path: Path) -> None:
+    there = tmp_path / "runs of André, (1)=a"
+    shutil.copytree(exported[0], there, ignore=shutil.ignore_patterns("export"))
+    assert main(["export", str(there), "--formats", "onnx"]) == 0
+    assert (there / "export" / "predict.py").is_file()
 
 
 def test_predict_needs_three_packages() -> None:
