@@ -20,7 +20,7 @@ def write_atomic(path: str | Path, content: bytes | str | Callable[[IO[bytes]], 
     """Write ``content`` to ``path`` so that a reader sees the old file or the new one, never a part.
 
     Args:
-        path: The final path. Missing folders are created.
+        path: The final path. Missing folders are created. A device or a pipe is written to, not replaced.
         content: Bytes, text (UTF-8), or a function that writes to the binary file it is given.
 
     Returns:
@@ -40,12 +40,12 @@ def write_atomic(path: str | Path, content: bytes | str | Callable[[IO[bytes]], 
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists() and not path.is_file() and not path.is_dir():
+            with path.open("wb") as file:
+                _fill(file, content)
+            return path
         with part.open("wb") as file:
-            if callable(content):
-                content(file)
-            else:
-                file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
+            _fill(file, content)
             os.fsync(file.fileno())
         os.replace(part, path)
     except OSError as error:
@@ -62,6 +62,14 @@ def write_atomic(path: str | Path, content: bytes | str | Callable[[IO[bytes]], 
         raise
     _sync_folder(path.parent)
     return path
+
+
+def _fill(file: IO[bytes], content: bytes | str | Callable[[IO[bytes]], object]) -> None:
+    if callable(content):
+        content(file)
+    else:
+        file.write(content.encode() if isinstance(content, str) else content)
+    file.flush()
 
 
 def write_json(path: str | Path, value: Any) -> Path:
@@ -121,7 +129,7 @@ def write_error(error: OSError, path: Path) -> SlimError:
         return RunFailed(
             f"The disk must have room for {path.name}. Got {reason} ({path}). Free space; the old file is whole."
         )
-    return SlimError(f"A file must be writable. Got {path} ({reason}). Choose another directory with output=<dir>.")
+    return SlimError(f"A file must be writable. Got {path} ({reason}). Choose another place for it.")
 
 
 def _sync_folder(folder: Path) -> None:

@@ -48,6 +48,16 @@ def test_a_failing_writer_leaves_the_old_file(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_pipe_is_written_to_and_stays(tmp_path: Path) -> None:
+    """Whoever may would replace /dev/null by a file."""
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as reader:
+        write_atomic(path, b"whole")
+        assert path.is_fifo() and reader.read() == b"whole"
+    assert list(tmp_path.iterdir()) == [path]
+
+
 @pytest.mark.parametrize("kind", ["bytes", "torch"])
 def test_a_full_disk(kind: str, tmp_path: Path) -> None:
     """A limit on file sizes stands in for a full disk: real writes fail half way."""
