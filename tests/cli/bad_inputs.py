@@ -27,7 +27,6 @@ TRAIN: list[tuple[str, str]] = [
     ("=3", "key=value"),
     ("data=image_folder data.dir=/home/andré", """Got data.dir=/home/andré. Give 'data.dir="/home/andré"'."""),
     ("output=a=b", """Give 'output="a=b"'."""),
-    ("+resume=nowhere", "resume needs a run directory"),
     ("prune.ratio=[0.5", "key=value"),
     # Types
     ("prune.ratio=much", "ratio"),
@@ -190,7 +189,7 @@ TRAIN: list[tuple[str, str]] = [
     ("task=evaluate checkpoint={other}", "network"),
     ("resume=", "Give resume=<run directory>"),
     ("resume='' prune.ratio=0.5", "Give resume=<run directory>"),
-    ("-m resume={empty} seed=0,1", "one run"),
+    ("-m resume={empty} seed=0,1", "hydra.sweep.dir"),
     ("resume=/no/such/run", "/no/such/run"),
     ("+resume=/no/such/run", "/no/such/run"),
     ("++resume=/no/such/run", "/no/such/run"),
