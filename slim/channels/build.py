@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -127,13 +128,13 @@ def _layer(work: Contraction, groups: GroupsOf) -> Layer:
     """A contraction of the record, in groups."""
     terms = {i: (groups(t.ids), t.per) for i, t in enumerate(work.terms)}
     factor = work.factor
-    nested: dict[int, IntArray] = {}
+    nested: dict[int, list[IntArray]] = {}
     for ids in work.nest:
         found = _single_axis(ids, groups)
         if found is not None:
-            nested.setdefault(*found)
+            nested.setdefault(found[0], []).append(found[1])
     for mine in nested.values():
-        factor //= len(mine)
+        factor //= len(mine[0])
     activations: list[tuple[int, IntArray | None]] = []
     for elements, layer in work.activations:
         found = _single_axis(layer, groups) if layer is not None else None
@@ -143,9 +144,15 @@ def _layer(work: Contraction, groups: GroupsOf) -> Layer:
         work.kind,
         work.weight,
         factor,
-        (*terms.values(), *((mine, 1) for mine in nested.values())),
+        (*terms.values(), *((each, 1) for mine in nested.values() for each in _factors(mine))),
         tuple(activations),
     )
+
+
+def _factors(layers: list[IntArray]) -> list[IntArray]:
+    """The groups (n,) of one axis, so that what stays of each multiplies to what stays of it: it may be two, merged."""
+    alone = [np.unique(layer) for layer in layers]
+    return alone if math.prod(map(len, alone)) == len(layers[0]) and len(alone) > 1 else layers[:1]
 
 
 def _single_axis(layer: IntArray, groups: GroupsOf) -> tuple[int, IntArray] | None:

@@ -174,7 +174,7 @@ def rebuild(
     earlier = plan_of(model)
     if in_place:
         if not plan.is_identity:
-            check_forward(_built(model, plan, lambda t: t.to("meta")), plan)
+            check_forward(_built(model, plan, _without_values), plan)
         for note in forget_unsliceable(optimizer, model, plan) if optimizer is not None else ():
             warnings.warn(note, stacklevel=3)
         _in_place(model, plan, optimizer)
@@ -185,6 +185,11 @@ def rebuild(
             check_forward(thin, plan)
     setattr(thin, PLAN, earlier.then(plan) if earlier is not None else plan)
     return thin
+
+
+def _without_values(tensor: Tensor) -> Tensor:
+    """Its shape alone; of an index, which says what a selection layer reads, the values, too."""
+    return tensor.to("meta") if tensor.is_floating_point() or tensor.is_complex() else tensor
 
 
 def _built(model: nn.Module, plan: Plan, prepare: Callable[[Tensor], Tensor]) -> nn.Module:
@@ -222,7 +227,7 @@ def _replace_modules(model: nn.Module, plan: Plan, optimizer: torch.optim.Optimi
         for group in optimizer.param_groups:
             for parameter in [p for p in group["params"] if id(p) in gone]:
                 optimizer.state.pop(parameter, None)
-            group["params"] = [p for p in group["params"] if id(p) not in gone]
+            group["params"][:] = [p for p in group["params"] if id(p) not in gone]  # LBFGS has the list, too
 
 
 def _in_place(model: nn.Module, plan: Plan, optimizer: torch.optim.Optimizer | None) -> None:

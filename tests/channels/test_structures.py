@@ -365,3 +365,19 @@ def test_a_depthwise_weight_of_two_layers_thins_both() -> None:
     graph = slim.trace(words, torch.zeros(2, 3, dtype=torch.long))
     thin = slim.rebuild(words, slim.select(graph, slim.score(graph, criterion="l1"), ratio=0.5))
     assert thin[2].weight is thin[0].weight and thin[2].in_features == thin[0].embedding_dim == 4
+
+
+class Experts(nn.Module):
+    """Several small networks side by side in one einsum, whose product has experts and channels along one axis."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Parameter(torch.randn(4, 8, 5)), nn.Parameter(torch.randn(4, 2, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.einsum("ebh,eoh->ebo", torch.einsum("bi,ehi->ebh", x, self.up).relu(), self.down)
+
+
+def test_work_of_an_axis_that_is_two_merged() -> None:
+    graph, _ = check_all(Experts().double(), torch.randn(6, 5, dtype=torch.float64), 0.5, 0)
+    assert graph.prunable.sum() == 8

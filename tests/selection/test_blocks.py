@@ -172,6 +172,23 @@ def test_in_place_takes_the_parameters_out_of_the_optimizer(net: Net) -> None:
     assert set(optimizer.state) <= set(net.parameters())
 
 
+def test_an_optimizer_that_keeps_its_list_of_parameters_forgets_those_that_are_gone(net: Net) -> None:
+    optimizer = torch.optim.LBFGS(net.parameters(), max_iter=1)
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        value = net(X).square().mean()
+        value.backward()
+        return value
+
+    optimizer.step(loss)
+    graph = slim.trace(net, X)
+    plan = slim.select(graph, slim.score(graph), ratio=0.5, granularity="layer")
+    with pytest.warns(UserWarning, match="starts anew"):
+        slim.rebuild(net, plan, in_place=True, optimizer=optimizer)
+    assert [id(p) for p in optimizer._params] == [id(p) for p in net.parameters()]
+
+
 def test_a_removal_that_only_a_branch_allows_needs_the_whole_branch(net: Net) -> None:
     graph = slim.trace(net, X)
     removed = np.zeros(len(graph), bool)
