@@ -117,6 +117,7 @@ def _zeroed(tensor: Tensor, name: str, cuts: list[tuple[int, Keep]], plan: Plan)
         tensor.index_fill_(dim, torch.from_numpy(gone).to(tensor.device), 0)
 
 
+@torch.inference_mode(False)
 def mask(model: nn.Module, plan: Plan, *, in_place: bool = False) -> nn.Module:
     """A copy of ``model`` in which everything the plan removes is zero; shapes stay.
 
@@ -136,6 +137,8 @@ def mask(model: nn.Module, plan: Plan, *, in_place: bool = False) -> nn.Module:
         cuts = _cuts(plan)
         for name, tensor in _named(masked):
             if name in cuts:
+                if 0 in tensor.stride():  # expanded: its elements are one
+                    tensor.data = tensor.contiguous()
                 _zeroed(tensor, name, cuts[name], plan)
         for name in plan.replaced:
             for part, parameter in masked.get_submodule(name).named_parameters():

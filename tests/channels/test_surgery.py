@@ -361,3 +361,26 @@ def test_a_plan_that_lies_is_refused(spoil: str) -> None:
         body["widths"] = {"conv1": "wide"}
     with pytest.raises(SlimError, match="plan must be"):
         Plan.from_json(json.dumps(body))
+
+
+class Expanded(nn.Module):
+    """A buffer whose elements are one number in memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.last = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 2, 1)
+        self.register_buffer("scale", torch.ones(1, 1, 1).expand(8, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.conv(x) * self.scale)
+
+
+@torch.inference_mode()
+def test_a_masked_network_can_be_trained_and_has_expanded_buffers() -> None:
+    net, x = Expanded(), torch.randn(2, 3, 4, 4)
+    graph = slim.trace(net, x)
+    assert graph.prunable.sum() == 8
+    plan = slim.select(graph, slim.score(graph, criterion="l1"), ratio=0.5)
+    masked = slim.mask(net, plan)
+    close(masked(x), slim.rebuild(net, plan)(x), "expanded", 1e-5)
+    assert net.scale.sum() == 8 and not any(t.is_inference() for t in masked.state_dict().values())
