@@ -58,7 +58,7 @@ class Calibration:
 
     def forward(self, network: nn.Module, batch: Any) -> Any:
         """Run the network on what the module's step would give it."""
-        args, kwargs = self._inputs(batch)
+        args, kwargs = self._inputs(batch, network)
         with torch.no_grad():
             return network(*args, **kwargs)
 
@@ -71,7 +71,7 @@ class Calibration:
 
     def _pairs(self, count: int) -> Iterator[Any]:
         for batch in islice(self(), count):
-            args, kwargs = self._inputs(batch)
+            args, kwargs = self._inputs(batch, self._network)
             target = target_in(batch, (args, kwargs))
             if kwargs or len(args) != 1 or isinstance(args[0], list | tuple):  # which would read as input and target
                 named = named_inputs(self._network, args, kwargs)
@@ -79,9 +79,10 @@ class Calibration:
             else:
                 yield (args[0], target) if target is not None else args[0]
 
-    def _inputs(self, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def _inputs(self, batch: Any, receiver: nn.Module) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """What the step gives the network, in the precision of ``receiver``: an averaged copy may have another one."""
         args, kwargs = inputs_of(self._module, self._network, batch)
-        floating = next((p.dtype for p in self._network.parameters() if p.is_floating_point()), torch.float32)
+        floating = next((p.dtype for p in receiver.parameters() if p.is_floating_point()), torch.float32)
 
         def as_weights(tensor: Tensor) -> Tensor:
             return tensor.detach().to(floating) if tensor.is_floating_point() else tensor

@@ -141,6 +141,9 @@ class TracedNetwork:
                 "Build the dense one, and load the thin one from its checkpoint (ckpt_path, or slim.lightning.load)."
             )
         dense = self._dense
+        kinds = {parameter.dtype for parameter in self.network.parameters() if parameter.is_floating_point()}
+        if len(kinds) == 1:
+            dense.to(kinds.pop())  # a Trainer of another precision converts the network after it is loaded
         if real:
             device = next(self.network.parameters()).device
             dense = on_meta(dense).to_empty(device=device)

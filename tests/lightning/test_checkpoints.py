@@ -234,3 +234,14 @@ def test_lightning_cli_trains_cuts_and_loads(tmp_path: Path) -> None:
     assert module.net[1].num_features + module.net[4].num_features == 8
     assert same(Plain.load_from_checkpoint(tmp_path / "last.ckpt"), module)
     assert same(run("validate", "--ckpt_path", str(tmp_path / "last.ckpt")).model, module)
+
+
+@pytest.mark.parametrize("precision", ["64-true", "bf16-true"])
+def test_a_fit_in_another_precision_goes_on(precision: Any, tmp_path: Path) -> None:
+    """The checkpoint of a thin network is applied to one that the Trainer has not converted yet, and averages stay in floats."""
+    whole, resumed, again = Plain(width=12), Plain(width=12), callbacks(tmp_path / "again")
+    fit(whole, *averages(), *callbacks(tmp_path), epochs=3, precision=precision)
+    fit(resumed, *averages(), *again, epochs=3, precision=precision, ckpt=tmp_path / "epoch=0.ckpt")
+    assert [entry["epochs"] for entry in again[1].history] == [1, 2]
+    # Lightning loads doubles into the floats that the module has until then.
+    assert same(whole, resumed) or precision == "64-true"
