@@ -238,7 +238,7 @@ def test_lightning_cli_trains_cuts_and_loads(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("precision", ["64-true", "bf16-true"])
 def test_a_fit_in_another_precision_goes_on(precision: Any, tmp_path: Path) -> None:
-    """The checkpoint of a thin network is applied to one that the Trainer has not converted yet, and averages stay in floats."""
+    """A thin network's checkpoint is applied to one that the Trainer has not converted yet; averages stay in floats."""
     whole, resumed, again = Plain(width=12), Plain(width=12), callbacks(tmp_path / "again")
     fit(whole, *averages(), *callbacks(tmp_path), epochs=3, precision=precision)
     fit(resumed, *averages(), *again, epochs=3, precision=precision, ckpt=tmp_path / "epoch=0.ckpt")

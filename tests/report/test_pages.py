@@ -51,6 +51,19 @@ def jobs(make_record: Any) -> list[Job]:
     return [*found, Job("5", "prune.ratio=0.8", {"status": "running"})]
 
 
+def test_names_in_figures_are_text(make_record: Any) -> None:
+    """plotly.js takes markup in what it is given to write, links included."""
+    record, name = make_record(2), '<a href="x">conv</a>'
+    record |= {
+        "widths": {name: [8, 4]},
+        "metric": {"name": "<b>iou</b>", "mode": "max", "percent": True},
+        "history": {"sparse": {"val_<b>iou</b>": [0.1, 0.2]}},
+    }
+    figures = element(run_page(record), "figures")
+    assert "&lt;a href=" in json.dumps(figures)
+    assert all(tag not in json.dumps(figures) for tag in ("<a", "<b>"))
+
+
 def test_the_numbers_on_the_page_are_those_of_the_report(full: dict[str, Any]) -> None:
     page = run_page(full)
     whole = {key: value for key, value in full.items() if key not in LEFT_OUT}

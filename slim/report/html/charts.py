@@ -10,7 +10,7 @@ import numpy as np
 from slim.report import formatting
 from slim.report.cuts import magnitudes, visible
 from slim.report.ends import ends
-from slim.report.html.page import Figure
+from slim.report.html.page import Figure, escape
 from slim.report.metric import Metric, metric_of
 
 POINTS = 400
@@ -59,7 +59,7 @@ def ladder(record: Mapping[str, Any]) -> Figure | None:
         "hovertemplate": "%{x}: %{text}<extra></extra>",
     }
     top = max(metric.scaled(value) for value in values)
-    axis = {"title": {"text": metric.label}, "range": [0, top * 1.12 or 1]}
+    axis = {"title": {"text": escape(metric.label)}, "range": [0, top * 1.12 or 1]}
     return {"data": [bars], "layout": layout(300, yaxis=axis, showlegend=False)}
 
 
@@ -96,14 +96,14 @@ def widths(record: Mapping[str, Any]) -> Figure | None:
     given: Mapping[str, Sequence[int]] = record.get("widths") or {}
     if not given:
         return None
-    names = list(given)
+    names = [escape(name) for name in given]  # plotly.js reads markup in what it writes
     bars = [
         {
             "type": "bar",
             "orientation": "h",
             "name": label,
             "y": names,
-            "x": [given[name][index] for name in names],
+            "x": [pair[index] for pair in given.values()],
             "marker": {"color": color},
             "hovertemplate": "%{y}: %{x} " + label + "<extra></extra>",
         }
@@ -179,7 +179,7 @@ def curves(record: Mapping[str, Any], *, loss: bool) -> Figure | None:
     above = {"y": 1, "yref": "paper", "yanchor": "bottom", "showarrow": False, "font": {"color": "--faint", "size": 11}}
     shown = layout(320, shapes=lines, hovermode="closest", annotations=[name | above for name in names if name])
     shown["xaxis"] |= {"title": {"text": "epoch"}}
-    shown["yaxis"] |= {"title": {"text": "loss" if loss else metric.label}}
+    shown["yaxis"] |= {"title": {"text": "loss" if loss else escape(metric.label)}}
     shown["legend"] |= {"y": -0.26, "yanchor": "top"}
     shown["margin"]["b"] = 76
     return {"data": data, "layout": shown}
@@ -194,11 +194,11 @@ def _curve(label: str, phase: str, start: int, values: Sequence[Any], metric: Me
     return {
         "type": "scatter",
         "mode": "lines+markers" if len(chosen) < 3 else "lines",
-        "name": label,
+        "name": escape(label),
         "x": [start + 1 + index for index in chosen],
         "y": scaled,
         "line": {"color": "--thin" if held_out else "--dense", "width": 2},
-        "hovertemplate": "epoch %{x}: %{y:.4g}<extra>" + f"{phase}, {label}" + "</extra>",
+        "hovertemplate": "epoch %{x}: %{y:.4g}<extra>" + f"{phase}, {escape(label)}" + "</extra>",
     }
 
 

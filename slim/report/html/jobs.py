@@ -156,11 +156,11 @@ def _scatter(jobs: Sequence[Job], key: str, best: Job | None) -> Figure | None:
             "color": ["--thin" if index in ahead else "--dense" for index in range(len(points))],
             "line": {"color": "--paper", "width": 1},
         },
-        "hovertemplate": "%{customdata}<br>" + metric.name + " %{y:.4g}, %{x:.1f}% left<extra></extra>",
+        "hovertemplate": "%{customdata}<br>" + escape(metric.name) + " %{y:.4g}, %{x:.1f}% left<extra></extra>",
     }
     shown = layout(360, hovermode="closest", showlegend=False)
     shown["xaxis"] |= {"title": {"text": AXES[key]}, "rangemode": "tozero"}
-    shown["yaxis"] |= {"title": {"text": metric.label}}
+    shown["yaxis"] |= {"title": {"text": escape(metric.label)}}
     return {"data": [line, marks], "layout": shown}
 
 
