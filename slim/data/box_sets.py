@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 from slim.data import options
 from slim.data.decode import read_image
 from slim.data.downloads import fetch
+from slim.data.listing import checksum
 from slim.data.mask_sets import VOC_CLASSES
 from slim.data.pictures import Pictures, picture_of
 from slim.data.scenes import SceneOptions
@@ -163,6 +164,11 @@ class CocoBoxes:
     def num_classes(self) -> int:
         """Categories and background."""
         return len(self.class_names)
+
+    def fingerprint(self) -> str:
+        """A checksum of the names of the images of training and validation, and of their boxes."""
+        parts = [self._content(split)[0] for split in ("train", "val")[: 1 + self.has_val]]
+        return checksum((name, target["boxes"].tolist()) for part in parts for name, target in part)
 
     def prepare(self) -> None:
         """Nothing to fetch."""

@@ -9,7 +9,7 @@ import torch
 
 from slim.data.cache import load_or_decode, statistics
 from slim.data.decode import read_image, resize_center_crop, unreadable_error
-from slim.data.listing import Listing, class_folders, listing, parts_of
+from slim.data.listing import Listing, checksum, class_folders, listing, parts_of
 from slim.data.loader import Source
 from slim.data.memory import MemorySource
 from slim.data.splits import permutation
@@ -86,6 +86,11 @@ class ImageFolder:
     def count(self, split: str) -> int:
         """Images of ``split`` (train, val, test)."""
         return len(self._list(split).files)
+
+    def fingerprint(self) -> str:
+        """A checksum of the names and sizes of the images of training and validation."""
+        lists = [self._list(split) for split in ("train", "val")[: 1 + self.has_val]]
+        return checksum((file, size) for each in lists for file, (size, _) in zip(each.files, each.stamps, strict=True))
 
     def open(self, split: str, index: torch.Tensor) -> Source:
         """The images of ``split`` at positions ``index``: decoded once if they fit the budget, else streamed.

@@ -163,6 +163,12 @@ class ImageData(LightningDataModule):
         counts = {"train": len(train), "val": len(val)}
         return counts if self._test is None else {**counts, "test": len(self._test)}
 
+    @property
+    def fingerprint(self) -> str | None:
+        """Of the files that training and validation read; None where the data set has none of the user's."""
+        found: str | None = getattr(self.dataset, "fingerprint", lambda: None)()
+        return found
+
     def describe(self) -> str:
         """The data in one line."""
         source, train, _, val = self._open_fit()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,6 +39,16 @@ class Listing(NamedTuple):
         for file, stamp in zip(self.files, self.stamps, strict=True):
             digest.update(f"{file}\0{stamp[0]}\0{stamp[1]}\n".encode("utf-8", "surrogateescape"))
         return digest.hexdigest()
+
+
+def checksum(entries: Iterable[object]) -> str:
+    """A short checksum of what describes files, in any order.
+
+    >>> checksum(["a", "b"]) == checksum(["b", "a"]) != checksum(["a"])
+    True
+    """
+    text = "\n".join(sorted(repr(entry) for entry in entries))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def parts_of(root: Path) -> dict[str, Path]:

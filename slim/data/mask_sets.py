@@ -15,7 +15,7 @@ from torch.utils.data import Dataset, TensorDataset
 from slim.data import options
 from slim.data.decode import read_image
 from slim.data.downloads import fetch
-from slim.data.listing import parts_of
+from slim.data.listing import checksum, parts_of
 from slim.data.pictures import Pictures, mask_of, picture_of
 from slim.data.scenes import IGNORE, SceneOptions
 from slim.data.splits import permutation
@@ -157,6 +157,12 @@ class MaskFolder(_Pictures):
 
     def prepare(self) -> None:
         """Nothing to fetch."""
+
+    def fingerprint(self) -> str:
+        """A checksum of the names and sizes of the images of training and validation, and of their masks."""
+        folders = [self._parts.get(split, self.root) for split in ("train", "val")[: 1 + self.has_val]]
+        files = (path for folder in folders for pair in _pairs(folder) for path in pair)
+        return checksum((str(path.relative_to(self.root)), path.stat().st_size) for path in files)
 
     def open(self, split: str, augment: bool) -> Dataset[Any]:
         """Samples ``(image float32 (3, H, W), mask int64 (H, W))``."""

@@ -125,6 +125,12 @@ class TaskData(LightningDataModule):
         self.setup()
         return {name: _size(content) for name, content in self._sets.items() if name != "plain"}
 
+    @property
+    def fingerprint(self) -> str | None:
+        """Of the files that training and validation read; None where the data set has none of the user's."""
+        found: str | None = getattr(self.origin, "fingerprint", lambda: None)()
+        return found
+
     def describe(self) -> str:
         """The data in one line."""
         counts = self.counts

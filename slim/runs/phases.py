@@ -125,12 +125,14 @@ def _state(parts: Components, directory: Path, new: State, first: bool, say: Say
     return state
 
 
-def _images(data: Any) -> dict[str, int] | None:
-    """Numbers of training and validation images, where the data say them."""
+def _images(data: Any) -> dict[str, Any] | None:
+    """Numbers of training and validation images and a fingerprint of their files, where the data say them."""
     counts = getattr(data, "counts", None)
     if not isinstance(counts, Mapping) or not {"train", "val"} <= set(counts):
         return None
-    return {name: int(counts[name]) for name in ("train", "val")}
+    found: dict[str, Any] = {name: int(counts[name]) for name in ("train", "val")}
+    files = getattr(data, "fingerprint", None)
+    return found | ({"files": files} if isinstance(files, str) else {})
 
 
 def _other_processes(before: Mapping[str, Any], now: Hardware) -> str | None:

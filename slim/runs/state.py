@@ -100,7 +100,8 @@ class State:
     Attributes:
         phases: Name of a finished phase -> what it recorded.
         notes: Lines for the report.
-        images: Numbers of training and validation images; ``None`` where the data do not say.
+        images: Numbers of training and validation images, and a fingerprint of their files; ``None`` where the data do
+            not say.
         options: Where else configuration was looked for: ``--config-dir`` and ``--config-name``, each with its value.
     """
 
@@ -114,7 +115,7 @@ class State:
         self.phases: dict[str, dict[str, Any]] = {}
         self.notes: list[str] = []
         self.finished = False
-        self.images: dict[str, int] | None = None
+        self.images: dict[str, Any] | None = None
 
     @classmethod
     def load(cls, directory: Path) -> State:
@@ -207,17 +208,25 @@ def check_same(state: State, after: Mapping[str, Any]) -> None:
         )
 
 
-def check_images(state: State, now: dict[str, int] | None) -> None:
-    """Refuse to go on with more or fewer images: what was held out would be trained on.
+def check_images(state: State, now: dict[str, Any] | None) -> None:
+    """Refuse to go on with other images: what was held out would be trained on.
 
     Raises:
         SlimError: It has both numbers.
     """
-    if state.images is not None and now is not None and state.images != now:
-        raise SlimError(
-            f"A run goes on with the images it began with. Got {now}, it began with {state.images}. "
-            "Put the images back, or start a new run."
-        )
+    before = state.images
+    if before is not None and now is not None:
+        other = [name for name in before if name in now and before[name] != now[name]]
+        counts = [{name: images[name] for name in images if name != "files"} for images in (now, before)]
+        if other:
+            got = (
+                f"{counts[0]}, it began with {counts[1]}"
+                if other != ["files"]
+                else f"other files, {counts[0]} as before"
+            )
+            raise SlimError(
+                f"A run goes on with the images it began with. Got {got}. Put the images back, or start a new run."
+            )
     state.images = now
 
 

@@ -136,6 +136,13 @@ def test_a_run_does_not_go_on_with_other_images(photos: Path, capfd: pytest.Capt
     state = State.load(photos / "run")
     state.finished = False
     state.save()
+    names = sorted((photos / "light" / "train" / "0").iterdir())
+    for path in names:
+        path.rename(path.with_name(f"x{path.name}"))
+    assert train.main([f"resume={photos / 'run'}"]) == 2
+    assert "Got other files, {'train': 23, 'val': 3} as before." in capfd.readouterr().err
+    for path in names:
+        path.with_name(f"x{path.name}").rename(path)
     (photos / "light" / "train" / "0" / "0.png").unlink()
     assert train.main([f"resume={photos / 'run'}"]) == 2
     assert "Got {'train': 23, 'val': 2}, it began with {'train': 23, 'val': 3}" in capfd.readouterr().err
