@@ -193,6 +193,25 @@ def key_of(override: str) -> str:
     return override.lstrip("+~").partition("=")[0]
 
 
+def check_lam(overrides: Sequence[str], config: dict[str, Any]) -> None:
+    """Refuse a strength of the penalty that the length of the run would replace.
+
+    Raises:
+        SlimError: ``overrides`` give one, and ``sparse.shrink`` is set, as many recipes do.
+    """
+    from slim.errors import SlimError
+
+    penalty, sparse = config.get("penalty"), config.get("sparse")
+    lam, shrink = (
+        part.get(name) if isinstance(part, dict) else None for part, name in ((penalty, "lam"), (sparse, "shrink"))
+    )
+    if lam and shrink is not None and any(key_of(item) == "penalty.lam" for item in overrides):
+        raise SlimError(
+            f"lam follows from sparse.shrink, where that is set. Got penalty.lam={lam} and sparse.shrink={shrink}. "
+            "Set sparse.shrink=null, or leave penalty.lam out."
+        )
+
+
 def of_network(overrides: Sequence[str]) -> list[str]:
     """Of a run's overrides those that make its network and its data: but for where it went."""
     ours = ((item, key_of(item)) for item in overrides)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from slim.command.compose import (
+    check_lam,
     compose,
     key_of,
     of_network,
@@ -84,6 +85,8 @@ def _dispatch(argv: list[str]) -> int:
     config, whole = compose(overrides, args)
     if (model := _model_of_file(config, overrides)) is not None:
         config["model"] = model
+    if config.get("task") == "train":
+        check_lam(overrides, config)
     return _run(config, whole, Path(whole.hydra.run.dir), overrides, args)
 
 

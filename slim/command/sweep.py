@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from slim.command.compose import compose, hydra_job, key_of, options, places, plain_data, quoted, unreadable
+from slim.command.compose import check_lam, compose, hydra_job, key_of, options, places, plain_data, quoted, unreadable
 from slim.command.exits import guarded
 
 _SUBMITIT = ("hydra_plugins.hydra_submitit_launcher", "submitit")
@@ -204,8 +204,9 @@ def _check_jobs(overrides: list[str], args: Any) -> tuple[Path, Any, list[str], 
         jobs = grid.combinations(arguments)
     composed = [compose(job, args) for job in jobs]
     faults = []
-    for config, _ in composed:
+    for job, (config, _) in zip(jobs, composed, strict=True):
         try:
+            check_lam(job, config)
             _check_processes(read(config))
         except SlimError as error:
             faults.append(error)
