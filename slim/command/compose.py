@@ -114,7 +114,8 @@ def composed(overrides: list[str], args: Any) -> Any:
     found = _search_path(args)
     begun = GlobalHydra.instance().is_initialized()
     with _complaints(overrides), contextlib.nullcontext() if begun else _configuration():
-        return compose(args.config_name or "config", overrides=[*found, *overrides], return_hydra_config=True)
+        settled = [*found, *overrides, *_lam_before_shrink(overrides)]
+        return compose(args.config_name or "config", overrides=settled, return_hydra_config=True)
 
 
 def _search_path(args: Any) -> list[str]:
@@ -193,11 +194,17 @@ def key_of(override: str) -> str:
     return override.lstrip("+~").partition("=")[0]
 
 
+def _lam_before_shrink(overrides: Sequence[str]) -> list[str]:
+    """Who gives the strength of the penalty means it: a recipe's ``sparse.shrink`` would replace it."""
+    keys = {key_of(item) for item in overrides}
+    return ["sparse.shrink=null"] if "penalty.lam" in keys and "sparse.shrink" not in keys else []
+
+
 def check_lam(overrides: Sequence[str], config: dict[str, Any]) -> None:
-    """Refuse a strength of the penalty that the length of the run would replace.
+    """Refuse a strength of the penalty beside a length of the run that would replace it.
 
     Raises:
-        SlimError: ``overrides`` give one, and ``sparse.shrink`` is set, as many recipes do.
+        SlimError: ``overrides`` give both.
     """
     from slim.errors import SlimError
 
@@ -208,7 +215,7 @@ def check_lam(overrides: Sequence[str], config: dict[str, Any]) -> None:
     if lam and shrink is not None and any(key_of(item) == "penalty.lam" for item in overrides):
         raise SlimError(
             f"lam follows from sparse.shrink, where that is set. Got penalty.lam={lam} and sparse.shrink={shrink}. "
-            "Set sparse.shrink=null, or leave penalty.lam out."
+            "Give one of them."
         )
 
 

@@ -52,14 +52,14 @@ def test_a_failing_job_does_not_take_the_others_along(tmp_path: Path, capfd: pyt
     "bad",
     [
         *("prune.ratoi=0.3,0.5", "model=vgg,resnt", "prune.ratio=1.5,2.5", "trainer.devices=2"),
-        *("output=/home/andré", "resume=outputs/run", "penalty.lam=1e-3,1e-2"),
+        *("output=/home/andré", "resume=outputs/run", "penalty.lam=1e-3,1e-2 sparse.shrink=3"),
     ],
 )
 def test_a_sweep_that_cannot_work_is_refused(
     bad: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert train.main(["--multirun", bad]) == 2
+    assert train.main(["--multirun", *bad.split()]) == 2
     assert len(capfd.readouterr().err.strip().splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
 

@@ -34,6 +34,20 @@ def test_arguments_of_lightnings_trainer_need_no_plus(given: str, monkeypatch: p
     assert seen == [{"max_time": 1}]
 
 
+@pytest.mark.parametrize(
+    ("given", "shrink"),
+    [([], 3.0), (["penalty.lam=1e-3"], None), (["++penalty.lam=1e-3"], None), (["penalty=prox"], 3.0)],
+)
+def test_a_lam_that_is_given_takes_the_place_of_the_recipes_shrink(
+    given: list[str], shrink: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would be replaced: the most a scale can lose in the phase gives lam."""
+    seen: list[Any] = []
+    monkeypatch.setattr(run, "_run", lambda config, *_: seen.append(config["sparse"]["shrink"]) or 0)
+    assert run.main(["+experiment=vgg_slim", *given]) == 0
+    assert seen == [shrink]
+
+
 @pytest.mark.parametrize("command", [["train.py"], ["slim", "train"]])
 def test_a_job_sees_the_line_that_starts_it_again(
     command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
