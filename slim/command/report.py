@@ -37,12 +37,14 @@ def text(found: dict[str, Any]) -> str:
 
     if len(found) == 1:
         return markdown.render(next(iter(found.values())), [])
-    rows: list[tuple[str, ...]] = []
+    heads = {run: tables.columns(record) for run, record in found.items()}
+    network, metric, *costs = next(iter(heads.values()))
+    alike = len(set(heads.values())) == 1  # else every run says of which metric its value is
+    rows: list[tuple[str, ...]] = [("run", network, metric if alike else "metric", *costs, "what differs")]
     differs = sweep.differences(found)
     for run, record in found.items():
-        rows = rows or [("run", *tables.columns(record), "what differs")]
-        last = tables.cells(record)[-1]
-        rows.append((run, *(cell.value for cell in last), differs[run]))
+        name, value, *rest = (cell.value for cell in tables.cells(record)[-1])
+        rows.append((run, name, value if alike else f"{heads[run][1]} {value}", *rest, differs[run]))
     return "\n".join(align(rows))
 
 

@@ -16,6 +16,7 @@ from slim.files import read_json, write_atomic, write_json
 from slim.report import formatting
 from slim.report.ends import ends, kept
 from slim.report.html import Job, jobs_page
+from slim.report.html.jobs import one_metric
 from slim.report.metric import metric_of
 
 if TYPE_CHECKING:
@@ -149,7 +150,7 @@ def _commands(directory: Path) -> str:
 
 
 def figure(jobs: Sequence[Job]) -> Figure | None:
-    """The metric against MACs kept, one point per finished job; ``None`` when fewer than two have both."""
+    """The metric against MACs kept, one point per finished job; ``None`` when fewer than two have the same both."""
     from slim.report import figures
 
     points: list[tuple[float, float, str]] = []
@@ -160,7 +161,7 @@ def figure(jobs: Sequence[Job]) -> Figure | None:
         if left is not None and value is not None:
             metric = metric_of(job.record)
             points.append((100 * left, metric.scaled(value), short[job.differs] or job.name))
-    return figures.scatter(points, metric) if len(points) > 1 else None
+    return figures.scatter(points, metric) if len(points) > 1 and one_metric(jobs) else None
 
 
 def compare(runs: Mapping[str, Mapping[str, Any]], command: str = "") -> str:

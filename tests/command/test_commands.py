@@ -174,6 +174,11 @@ def test_reports_are_shown_and_compared(call: Call, tmp_path: Path) -> None:
     assert list(call("report", ".", "--page", "both.html", as_json=True)) == ["a", "b"], "the jobs of a sweep"
     page = (tmp_path / "both.html").read_text()
     assert "Runs side by side" in page and "<td class=text>seed=0.8</td>" in page
+    record = json.loads((tmp_path / "b" / "report.json").read_text())
+    record["metric"] = {"name": "mae", "mode": "min", "percent": False}
+    (tmp_path / "b" / "report.json").write_text(json.dumps(record))
+    head, *both = call("report", "a", "b").splitlines()
+    assert "  metric  " in head and "  accuracy 90.00%  " in both[0] and "  mae 0.8  " in both[1]
     call("report", "a", "--page", "one.html")
     assert "<h1>a</h1>" in (tmp_path / "one.html").read_text()
 

@@ -133,6 +133,15 @@ def test_of_an_error_less_is_better(make_record: Any) -> None:
     assert element(jobs_page("sweep", found), "figures")["against_macs"]["data"][0]["x"] == [20]
 
 
+def test_of_different_metrics_none_is_best(make_record: Any) -> None:
+    found = jobs(make_record)
+    found[0].record["metric"] = {"name": "mae", "mode": "min", "percent": False}  # type: ignore[index]
+    page = jobs_page("sweep", found)
+    assert element(page, "figures") == {} and "Best:" not in page
+    assert ">mae 0.8<" in page and ">accuracy 90.00%<" in page and "metric before" in page
+    assert sweep.figure(found) is None
+
+
 @given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), max_size=8))
 def test_the_front_is_what_nobody_beats(points: list[tuple[int, int]]) -> None:
     def beaten(point: tuple[int, int]) -> bool:

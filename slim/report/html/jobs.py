@@ -62,8 +62,9 @@ def jobs_page(title: str, jobs: Sequence[Job], *, command: str = "") -> str:
     """The page of a sweep, or of runs side by side, from their records alone."""
     done = [job for job in jobs if job.state == "finished"]
     metric = metric_of(done[0].record) if done else Metric()
-    best = best_job(done)
-    drawn = {f"against_{key}": _scatter(done, key, best) for key in AXES}
+    alike = one_metric(done)
+    best = best_job(done) if alike else None
+    drawn = {f"against_{key}": _scatter(done, key, best) for key in AXES if alike}
     figures: dict[str, Figure] = {name: figure for name, figure in drawn.items() if figure is not None}
     broken = [job for job in jobs if job.state == "failed"]
     count = Counter(job.state for job in jobs)
@@ -83,6 +84,11 @@ def jobs_page(title: str, jobs: Sequence[Job], *, command: str = "") -> str:
     ]
     report = {job.name: numbers(job) for job in jobs}
     return page(title, parts, figures, report)
+
+
+def one_metric(jobs: Sequence[Job]) -> bool:
+    """Whether the finished jobs can be compared: an error in pixels is neither better nor worse than an accuracy."""
+    return len({metric_of(job.record) for job in jobs if job.state == "finished"}) < 2
 
 
 def best_job(jobs: Sequence[Job]) -> Job | None:
@@ -172,7 +178,8 @@ def _table(jobs: Sequence[Job], metric: Metric, best: Job | None) -> str:
         "latency_ms_b1": "batch 1",
         "latency_ms_b64": "batch 64",
     }
-    head = ("job", "what differs", f"{metric.name} before", "after", *keys.values())
+    alike = one_metric(jobs)
+    head = ("job", "what differs", f"{metric.name if alike else 'metric'} before", "after", *keys.values())
     rows: list[list[Cell]] = []
     marks: dict[int, str] = {}
     for number, job in enumerate(jobs):
@@ -181,8 +188,9 @@ def _table(jobs: Sequence[Job], metric: Metric, best: Job | None) -> str:
         name = f'<a href="{escape(job.link)}">{escape(job.name)}</a>' if job.link else escape(job.name)
         row = [Cell(name, None, True), Cell(escape(job.told), None, True)]
         for end in (dense, thin):
-            value = formatting.number(end.get("metric"))
-            row.append(Cell(metric.shown(value), -1.0 if value is None else value))
+            value, own = formatting.number(end.get("metric")), metric_of(job.record)
+            shown = own.shown(value) if alike else f"{own.name} {own.shown(value)}"
+            row.append(Cell(escape(shown), -1.0 if value is None else value))
         for key in keys:
             share = kept(thin, dense, key)
             row.append(Cell(formatting.percent(share, 1), -1.0 if share is None else share))
