@@ -152,7 +152,8 @@ def _layer(work: Contraction, groups: GroupsOf) -> Layer:
 def _factors(layers: list[IntArray]) -> list[IntArray]:
     """The groups (n,) of one axis, so that what stays of each multiplies to what stays of it: it may be two, merged."""
     alone = [np.unique(layer) for layer in layers]
-    return alone if math.prod(map(len, alone)) == len(layers[0]) and len(alone) > 1 else layers[:1]
+    together = np.unique(np.stack(layers), axis=1).shape[1]  # both operands may carry the same heads
+    return alone if together == len(layers[0]) == math.prod(map(len, alone)) else layers[:1]
 
 
 def _single_axis(layer: IntArray, groups: GroupsOf) -> tuple[int, IntArray] | None:

@@ -14,6 +14,7 @@ import slim
 from slim.channels import Plan
 from slim.errors import SlimError
 from tests.channels.laws import check_all, close
+from tests.channels.pieces import Heads
 
 
 class Shuffled(nn.Module):
@@ -381,3 +382,9 @@ class Experts(nn.Module):
 def test_work_of_an_axis_that_is_two_merged() -> None:
     graph, _ = check_all(Experts().double(), torch.randn(6, 5, dtype=torch.float64), 0.5, 0)
     assert graph.prunable.sum() == 8
+
+
+def test_work_of_heads_that_are_as_many_as_the_samples() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 6, 1), Heads(6, 3, "attribute"), nn.Conv2d(6, 2, 1)).double()
+    graph, _ = check_all(net, torch.randn(3, 3, 4, 4, dtype=torch.float64), 0.5, 0)
+    assert graph.prunable[graph.axes[("1.qkv.weight", 0)]].all()
