@@ -40,7 +40,7 @@ RANKINGS: dict[str, dict[str, Any]] = {
     "thinet": {"strategy": "marginal"},
     "channel_pruning": {"strategy": "marginal"},
 }
-COLUMNS = ("bare", "absorbed", "recalibrated", "least squares", "least squares, recalibrated", "each step judged")
+COLUMNS = ("bare", "absorbed", "recalibrated", "least squares", "least squares, recalibrated", "each step evaluated")
 FITTED = 20  # batches of 64 images
 RECALIBRATED = 94  # one epoch
 
@@ -91,7 +91,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def cut(setting: Setting, seed: int, name: str) -> dict[str, Any]:
-    """Test accuracy after one cut and each kind of recovery, and after what is kept when held-out images judge."""
+    """Test accuracy after one cut and each kind of recovery, and after what held-out images say to keep."""
     dense = trained(setting, seed)
     graph = slim.trace(dense, INPUTS)
     options = dict(RANKINGS[name])
@@ -113,7 +113,7 @@ def cut(setting: Setting, seed: int, name: str) -> dict[str, Any]:
     found["least squares"] = accuracy(setting, fitted, setting.test)
     found["least squares, recalibrated"] = accuracy(setting, renewed(setting, fitted), setting.test)
     found["layers"] = {each.module: [round(each.before, 5), round(each.after, 5)] for each in layers}
-    return found | judged(setting, dense, graph, plan)
+    return found | evaluated(setting, dense, graph, plan)
 
 
 def renewed(setting: Setting, thin: nn.Module) -> nn.Module:
@@ -123,14 +123,14 @@ def renewed(setting: Setting, thin: nn.Module) -> nn.Module:
     return again
 
 
-def judged(setting: Setting, dense: nn.Module, graph: Any, plan: Plan) -> dict[str, Any]:
+def evaluated(setting: Setting, dense: nn.Module, graph: Any, plan: Plan) -> dict[str, Any]:
     """All steps, each kept where 2,000 held-out training images gain by it."""
     result = recover(
         dense, plan, graph, least_squares=FITTED, batches=setting.calibration, count=RECALIBRATED,
         evaluate=lambda net: accuracy(setting, net, setting.held_out),
     )  # fmt: skip
     return {
-        "each step judged": accuracy(setting, result.network, setting.test),
+        "each step evaluated": accuracy(setting, result.network, setting.test),
         "kept": [step.name for step in result.steps if step.kept],
         "macs": count_macs(result.network, INPUTS) / count_macs(dense, INPUTS),
     }

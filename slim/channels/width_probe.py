@@ -38,7 +38,7 @@ from slim.channels.tracer import Tracer
 
 FIXES_WIDTH = "the forward fixes the width or the position of its channels"
 COUNTS_WIDTH = "the forward computes with the number of its channels"
-ATTEMPTS = 40  # verdicts on the assumptions of one network; each settles one place in the code of its modules
+ATTEMPTS = 40  # rounds over the assumptions of one network; each settles one place in the code of its modules
 
 
 def probe_widths(

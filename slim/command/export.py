@@ -108,7 +108,7 @@ def _of_model(folder: Path, args: argparse.Namespace) -> Any:
         found.example,
         folder,
         wanted,
-        judge=lambda runner: deploy.compare(found.network, runner, inputs()),
+        compare=lambda runner: deploy.compare(found.network, runner, inputs()),
         calibration=inputs if args.images else None,
         metadata=told,
     )

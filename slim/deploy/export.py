@@ -25,7 +25,7 @@ from slim.deploy.quantize import METHODS, write_int8
 from slim.errors import SlimError, nearest
 from slim.files import write_atomic, write_error
 
-Judge = Callable[[nn.Module], Parity]
+Compare = Callable[[nn.Module], Parity]
 QAT_ABOVE = 0.005
 """Loss, as :func:`slim.deploy.parity.loss` counts it, from which ``qat=auto`` fine-tunes: half a point."""
 
@@ -91,7 +91,7 @@ def export(
     folder: Path,
     options: Options,
     *,
-    judge: Judge,
+    compare: Compare,
     calibration: Callable[[], Iterable[Any]] | None = None,
     training: Callable[[], Iterable[Any]] | None = None,
     metadata: Mapping[str, Any] | None = None,
@@ -103,7 +103,7 @@ def export(
         example: One input of it, as for :func:`slim.trace`.
         folder: Is made; files of these formats in it are replaced.
         options: What to write, and how near it must be.
-        judge: Runs a network that stands for a file beside the original one, and says how far they are apart.
+        compare: Runs a network that stands for a file beside the original one, and says how far they are apart.
         calibration: Real inputs, batch by batch: quantized formats need them.
         training: Real training inputs for quantization-aware fine-tuning; each batch is a step.
         metadata: Goes into the ONNX file; with ``mean``, ``std``, ``size`` and ``classes`` a ``predict.py`` is written.
@@ -115,11 +115,11 @@ def export(
     """
     check(options, calibrated=calibration is not None, trainable=training is not None)
     with _workplace(folder) as place:
-        work = _Work(capture(network, example), Path(place), options, judge, calibration, training, metadata or {})
+        work = _Work(capture(network, example), Path(place), options, compare, calibration, training, metadata or {})
         found = Exported(notes=work.notes)
         for name in FORMATS:
             if name in options.formats:
-                found.parity[name] = work.judged(name)
+                found.parity[name] = work.checked(name)
         # Only now, when every file has passed: a user finds all of them, or those of before.
         for name in found.parity:
             found.files[name] = folder / FORMATS[name].file
@@ -173,7 +173,7 @@ class _Work:
     program: ExportedProgram
     place: Path
     options: Options
-    judge: Judge
+    compare: Compare
     calibration: Callable[[], Iterable[Any]] | None
     training: Callable[[], Iterable[Any]] | None
     metadata: Mapping[str, Any]
@@ -181,7 +181,7 @@ class _Work:
     notes: list[str] = field(default_factory=list)
     tried: bool = False
 
-    def judged(self, name: str) -> Parity:
+    def checked(self, name: str) -> Parity:
         """Make the file of a format and compare it with the network.
 
         Raises:
@@ -201,7 +201,7 @@ class _Work:
         return found
 
     def _compared(self, name: str) -> Parity:
-        return self.judge(FORMATS[name].load(self._file(name), self.program.call_spec.out_spec, None))
+        return self.compare(FORMATS[name].load(self._file(name), self.program.call_spec.out_spec, None))
 
     def _loss(self, found: Parity) -> float:
         lost = parity.loss(found, self.options.better, self.options.percent)

@@ -13,9 +13,9 @@ from torch.optim import Optimizer
 
 from slim import sparsity
 from slim.errors import SlimError, expect_number, expect_whole
-from slim.lightning.checkpoint import averages, prepare
+from slim.lightning.checkpoint import prepare, refuse_averages
 from slim.lightning.example import packed, unpacked
-from slim.lightning.network import Network, find_network, network_key, path_of, same_module
+from slim.lightning.network import Network, find_network, network_key, same_module
 from slim.lightning.options import check_law, check_place
 from slim.lightning.rates import replay_learning_rates, steps_of
 from slim.lightning.surgery import refuse_sharded
@@ -276,7 +276,7 @@ class SparseTraining(pl.Callback):
             )
         optimizer = _owner(trainer, gammas)
         if isinstance(self.law, Stochastic):
-            _refuse_averages(trainer, network, self.law)
+            refuse_averages(trainer, network, type(self.law).__name__)
         # A checkpoint may be from before the law began: that of a learning rate finder is.
         begun = self._saved if self._saved is not None and "law" in self._saved else None
         # Checkpoints of older versions hold no beginning.
@@ -383,16 +383,6 @@ def _owner(trainer: pl.Trainer, gammas: list[Any]) -> Optimizer:
             f"step some of {len(gammas)} scales. Give one optimizer all of the network's parameters."
         )
     return owners[0]
-
-
-def _refuse_averages(trainer: pl.Trainer, network: Any, law: Penalty) -> None:
-    """Averages of scales that are drawn anew at every step belong to no gates."""
-    module = trainer.lightning_module
-    for _ in averages(callbacks_of(trainer), module, path_of(module, network)):
-        raise SlimError(
-            f"A law with random gates draws scales at every step, which cannot be averaged. Got penalty="
-            f"{type(law).__name__} and averaged weights (EMA, SWA). Leave one out, or use penalty='target' or 'prox'."
-        )
 
 
 def sparse_of(trainer: pl.Trainer, traced: TracedNetwork | None) -> list[SparseTraining]:

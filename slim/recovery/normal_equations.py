@@ -1,4 +1,4 @@
-"""Least squares over a stream of samples: two Gram matrices, one to fit and one to judge."""
+"""Least squares over a stream of samples: two Gram matrices, one to fit and one to evaluate."""
 
 from __future__ import annotations
 

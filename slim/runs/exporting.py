@@ -40,9 +40,9 @@ def export_network(parts: Components, folder: Path, before: Path | None) -> tupl
         RunFailed: A file is too far from the network; none stays.
     """
     module = parts.module() if before is None else weights.load(parts, before)
-    judge = _Judge(parts, module)
-    found = _export(parts, module, folder, options(parts), judge)
-    return found, judge.reference
+    comparison = _Comparison(parts, module)
+    found = _export(parts, module, folder, options(parts), comparison)
+    return found, comparison.reference
 
 
 def options(parts: Components) -> deploy.Options:
@@ -54,7 +54,7 @@ def options(parts: Components) -> deploy.Options:
 
 
 def _export(
-    parts: Components, module: pl.LightningModule, folder: Path, wanted: deploy.Options, judge: _Judge
+    parts: Components, module: pl.LightningModule, folder: Path, wanted: deploy.Options, comparison: _Comparison
 ) -> deploy.Exported:
     config = parts.config.export
     return deploy.export(
@@ -62,14 +62,14 @@ def _export(
         parts.example,
         folder,
         wanted,
-        judge=judge,
+        compare=comparison,
         calibration=lambda: _inputs(parts, module, _calibration(parts), config.calibration_images),
         training=lambda: _inputs(parts, module, _training(parts, config.qat_steps), None),
         metadata=_metadata(parts, module),
     )
 
 
-class _Judge:
+class _Comparison:
     """Compares a file with the network of a module: outputs, and the module's own metric."""
 
     def __init__(self, parts: Components, module: pl.LightningModule) -> None:
@@ -184,7 +184,7 @@ def ladder(parts: Components, directory: Path, state: State) -> list[dict[str, A
         if dense != thin:
             # However much the dense network loses in int8: that is a row, not a reason to stop.
             free = deploy.Options(formats=wanted, max_difference=float("inf"), max_loss=float("inf"))
-            _export(parts, module, Path(place), free, _Judge(parts, module))
+            _export(parts, module, Path(place), free, _Comparison(parts, module))
             folders = {first: Path(place), **folders}
         else:
             folders = {first: directory / FOLDER}

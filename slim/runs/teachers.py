@@ -66,7 +66,7 @@ def check_files(parts: Components) -> None:
     from_files(parts, None if checkpoint is None else weights.load(parts, Path(checkpoint)))
 
 
-def check_lesson(parts: Components) -> None:
+def check_distillation(parts: Components) -> None:
     """Let an untrained network learn from another one for a batch, where a module is not known to do so.
 
     Raises:

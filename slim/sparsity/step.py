@@ -125,7 +125,7 @@ class _Step:
     @torch.no_grad()
     def _before_update(self) -> None:
         infinite = getattr(self._optimizer, "found_inf", None)
-        # A fused optimizer gets the scaler's verdict as a tensor and skips the update by itself.
+        # A fused optimizer is told so by a tensor of the scaler and skips the update by itself.
         self._skipped = isinstance(infinite, Tensor) and bool(infinite)
         if not self._skipped:
             _unscale(self._optimizer)

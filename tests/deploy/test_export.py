@@ -32,7 +32,7 @@ def net() -> nn.Module:
     return network()
 
 
-def judged(net: nn.Module) -> Any:
+def compared(net: nn.Module) -> Any:
     return lambda runner: deploy.compare(net, runner, images(2, seed=1))
 
 
@@ -41,7 +41,7 @@ def exported(net: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     folder = tmp_path_factory.mktemp("export")
     before = {name: value.clone() for name, value in net.state_dict().items()}
     options = deploy.Options(formats=("onnx", "int8", "pt2"), max_loss=0.2)
-    found = deploy.export(net, EXAMPLE, folder, options, judge=judged(net), calibration=images, metadata=METADATA)
+    found = deploy.export(net, EXAMPLE, folder, options, compare=compared(net), calibration=images, metadata=METADATA)
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
     return folder, found
 
@@ -120,7 +120,7 @@ def test_a_network_of_another_precision_is_captured_in_float32(dtype: torch.dtyp
 def test_histograms_take_a_last_batch_that_is_not_full(calibration: str, net: nn.Module, tmp_path: Path) -> None:
     options = deploy.Options(("int8",), calibration=calibration, max_loss=0.5)
     deploy.export(
-        net, EXAMPLE, tmp_path, options, judge=judged(net), calibration=lambda: [images(1)[0], images(1)[0][:5]]
+        net, EXAMPLE, tmp_path, options, compare=compared(net), calibration=lambda: [images(1)[0], images(1)[0][:5]]
     )
     assert (tmp_path / "model.int8.onnx").is_file()
 
@@ -142,7 +142,7 @@ def test_a_failed_parity_leaves_the_files_of_before(net: nn.Module, tmp_path: Pa
         return deploy.compare(lambda x: net(x) + 1, runner, images(1))
 
     with pytest.raises(RunFailed, match="onnx must compute what the network does"):
-        deploy.export(net, EXAMPLE, tmp_path, deploy.Options(), judge=other, metadata=METADATA)
+        deploy.export(net, EXAMPLE, tmp_path, deploy.Options(), compare=other, metadata=METADATA)
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
     assert (tmp_path / "model.onnx").read_bytes() == b"before"
 
@@ -153,7 +153,7 @@ def test_int8_without_the_range_of_real_images_fails(net: nn.Module, tmp_path: P
 
     with pytest.raises(RunFailed, match="int8 must be nearly as good"):
         deploy.export(
-            net, EXAMPLE, tmp_path, deploy.Options(("int8",), max_loss=0.1), judge=judged(net), calibration=dark
+            net, EXAMPLE, tmp_path, deploy.Options(("int8",), max_loss=0.1), compare=compared(net), calibration=dark
         )
     assert not list(tmp_path.iterdir())
 
@@ -171,25 +171,25 @@ def test_impossible_options_are_refused_first(
     options: dict[str, Any], message: str, net: nn.Module, tmp_path: Path
 ) -> None:
     with pytest.raises(SlimError, match=message) as caught:
-        deploy.export(net, EXAMPLE, tmp_path / "new", deploy.Options(**options), judge=judged(net))
+        deploy.export(net, EXAMPLE, tmp_path / "new", deploy.Options(**options), compare=compared(net))
     assert caught.value.exit_code == 2 and not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize("opset", [5, 17, 99])
 def test_an_opset_that_the_exporter_does_not_write_is_refused(opset: int, net: nn.Module, tmp_path: Path) -> None:
     with pytest.raises(SlimError, match=rf"Got opset={opset}, it wrote \d+\. Set export.opset"):
-        deploy.export(net, EXAMPLE, tmp_path, deploy.Options(opset=opset), judge=judged(net))
+        deploy.export(net, EXAMPLE, tmp_path, deploy.Options(opset=opset), compare=compared(net))
     assert not list(tmp_path.iterdir())
 
 
 def test_an_opset_that_it_writes_is_in_the_file(net: nn.Module, tmp_path: Path) -> None:
-    found = deploy.export(net, EXAMPLE, tmp_path, deploy.Options(opset=18), judge=judged(net))
+    found = deploy.export(net, EXAMPLE, tmp_path, deploy.Options(opset=18), compare=compared(net))
     assert [each.version for each in onnx.load(found.files["onnx"]).opset_import if not each.domain] == [18]
 
 
 def test_a_folder_that_cannot_be_made_is_one_line(net: nn.Module) -> None:
     with pytest.raises(SlimError, match=r"must be writable. Got /proc/nowhere") as caught:
-        deploy.export(net, EXAMPLE, Path("/proc/nowhere"), deploy.Options(), judge=judged(net))
+        deploy.export(net, EXAMPLE, Path("/proc/nowhere"), deploy.Options(), compare=compared(net))
     assert caught.value.exit_code == 2
 
 
@@ -205,13 +205,13 @@ def test_a_network_that_cannot_be_followed_is_one_line(tmp_path: Path) -> None:
             return x + 1 if x.sum() > 0 else x
 
     with pytest.raises(RunFailed, match=r"must be exportable by torch.export\. Got .*Branching"):
-        deploy.export(Branching(), torch.zeros(1, 3), tmp_path, deploy.Options(), judge=judged(nn.Identity()))
+        deploy.export(Branching(), torch.zeros(1, 3), tmp_path, deploy.Options(), compare=compared(nn.Identity()))
 
 
 def test_openvino_reads_both(net: nn.Module, tmp_path: Path) -> None:
     pytest.importorskip("openvino")
     options = deploy.Options(("openvino", "openvino_int8"), max_loss=0.2)
-    found = deploy.export(net, EXAMPLE, tmp_path, options, judge=judged(net), calibration=images)
+    found = deploy.export(net, EXAMPLE, tmp_path, options, compare=compared(net), calibration=images)
     assert found.parity["openvino"].relative < 1e-4 < found.parity["openvino_int8"].relative
     assert {path.suffix for path in tmp_path.iterdir()} == {".xml", ".bin"}
     rows = found.described()

@@ -34,11 +34,11 @@ def program(net: nn.Module) -> ExportedProgram:
 
 
 def test_the_file_is_near_and_holds_bytes(net: nn.Module, tmp_path: Path) -> None:
-    def judge(runner: nn.Module) -> deploy.Parity:
+    def compare(runner: nn.Module) -> deploy.Parity:
         return deploy.compare(net, runner, [*images(1, seed=1), torch.randn(3, 3, SIZE, SIZE)])
 
     options = deploy.Options(("pt2_int8",), max_loss=0.2)
-    found = deploy.export(net, EXAMPLE, tmp_path, options, judge=judge, calibration=images)
+    found = deploy.export(net, EXAMPLE, tmp_path, options, compare=compare, calibration=images)
     assert 1e-5 < found.parity["pt2_int8"].relative < 0.1
     kept = torch.export.load(tmp_path / "model.int8.pt2").state_dict.values()
     assert sum(value.dtype == torch.int8 and value.dim() == 4 for value in kept) == 3
@@ -54,12 +54,12 @@ def test_auto_tunes_only_where_int8_loses(net: nn.Module, tmp_path: Path, monkey
     monkeypatch.setattr(sys.modules["slim.deploy.export"], "finetuned", tune)
     for lost, count in ((0.0, 0), (0.01, 1)):
 
-        def judge(runner: nn.Module, lost: float = lost) -> deploy.Parity:
+        def compare(runner: nn.Module, lost: float = lost) -> deploy.Parity:
             return deploy.Parity(images=1, scale=1.0, reference=0.9, metric=0.9 - lost)
 
         options = deploy.Options(("int8",), qat="auto")
         found = deploy.export(
-            net, EXAMPLE, tmp_path, options, judge=judge, calibration=images, training=lambda: images(1)
+            net, EXAMPLE, tmp_path, options, compare=compare, calibration=images, training=lambda: images(1)
         )
         assert len(calls) == count == len(found.notes)
 

@@ -299,7 +299,7 @@ def test_shared_modules_and_weights() -> None:
 
 
 def test_what_follows_absorbing_fits_the_network_as_it_was(chain) -> None:
-    """Not the one with the constants moved; in place or not, and each step judged by itself."""
+    """Not the one with the constants moved; in place or not, and each step evaluated by itself."""
     net, graph, plan = chain
     whole, data = state(net), images()
     expected = slim.rebuild(absorb(net, plan, graph, example_inputs=data[0]), plan)

@@ -48,7 +48,7 @@ def watched(num_classes: int, in_channels: int) -> nn.Module:
 
 
 class Hungry(nn.Module):
-    """Asks for a petabyte where ``$HUNGRY`` says: while it trains, or while it is judged."""
+    """Asks for a petabyte where ``$HUNGRY`` says: while it trains, or while it is evaluated."""
 
     def forward(self, x: Tensor) -> Tensor:
         if x.device.type == "cpu" and self.training == (os.environ["HUNGRY"] == "training") and len(x) > 1:

@@ -76,7 +76,7 @@ def jobs_page(title: str, jobs: Sequence[Job], *, command: str = "") -> str:
     parts = [
         f"<h1>{escape(title)}</h1>",
         f'<p class="faint">{escape(", ".join(f"{number} {state}" for state, number in count.items()))}</p>',
-        f'<p class="verdict">{_verdict(best)}</p>' if best else "",
+        f'<p class="headline">{_sentence(best)}</p>' if best else "",
         section(f"{metric.name} against cost", f'<div class="two">{charts}</div>' if charts else ""),
         section("Failed jobs", f"<ul>{failures}</ul>" if broken else ""),
         section("Jobs", _table(jobs, metric, best)),
@@ -117,7 +117,7 @@ def _sign(job: Job) -> float:
     return -1.0 if isinstance(given, Mapping) and given.get("mode") == "min" else 1.0
 
 
-def _verdict(best: Job) -> str:
+def _sentence(best: Job) -> str:
     dense, thin = ends(best.record)
     metric = metric_of(best.record)
     share = kept(thin, dense, "macs")

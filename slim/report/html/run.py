@@ -30,7 +30,7 @@ def run_page(record: Mapping[str, Any]) -> str:
     parts = [
         f"<h1>{escape(title)}</h1>",
         f'<p class="faint">{escape(_facts(record))}</p>',
-        f'<p class="verdict">{escape(verdict(record))}</p>',
+        f'<p class="headline">{escape(headline(record))}</p>',
         _tiles(record),
         section("Networks", _two(figures, "ladder", "costs"), _networks(record)),
         section("Gammas before the cut", place("gammas", figures)),
@@ -45,11 +45,11 @@ def run_page(record: Mapping[str, Any]) -> str:
     return page(title, parts, figures, {key: value for key, value in record.items() if key not in LEFT_OUT})
 
 
-def verdict(record: Mapping[str, Any]) -> str:
+def headline(record: Mapping[str, Any]) -> str:
     """The run in one sentence.
 
     >>> dense, thin = {"metric": 0.9, "macs": 100, "params": 10}, {"metric": 0.89, "macs": 25, "params": 4}
-    >>> verdict({"rows": {"sparse": dense, "finetuned": thin}})
+    >>> headline({"rows": {"sparse": dense, "finetuned": thin}})
     'accuracy 89.00% (-1.00 pt against the sparse network) with 25.0% of the MACs, 40.0% of the parameters.'
     """
     dense, thin = ends(record)
