@@ -5,9 +5,8 @@ from __future__ import annotations
 import random
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -22,7 +21,7 @@ COUNTERS = 2**12
 
 _OPAQUE = (nn.Module, type, FunctionType, MethodType, ModuleType)
 _PLAIN = {bool, int, float, complex, str, bytes, type(None), weakref.ProxyType, weakref.CallableProxyType}
-Undo = Callable[[], object]
+Undo = tuple[Any, ...]  # a function and its arguments
 
 
 @contextmanager
@@ -32,46 +31,52 @@ def attributes_kept(model: nn.Module) -> Iterator[None]:
     What an attribute holds is looked into: containers, plain objects, random generators, small tensors.
     """
     seen: set[int] = {id(t) for t in (*model.parameters(), *model.buffers())}
-    modules = [module for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]
-    undo = [u for module in modules for u in _undo(module.__dict__, seen, DEPTH)]
+    undo: list[Undo] = []
+    for module in model.modules():
+        if not isinstance(module, torch.jit.ScriptModule):
+            _remember(module.__dict__, undo, seen, DEPTH)
     try:
         yield
     finally:
-        for restore in undo:
-            restore()
+        for restore, *args in undo:
+            restore(*args)
 
 
-def _undo(value: Any, seen: set[int], depth: int) -> Iterator[Undo]:
-    """What gives ``value`` and what is in it the content that they have now."""
-    if type(value) in _PLAIN or id(value) in seen or not depth:
+def _remember(value: Any, undo: list[Undo], seen: set[int], depth: int) -> None:
+    """Add to ``undo`` what gives ``value`` and what is in it the content that they have now."""
+    if id(value) in seen or not depth:
         return
     seen.add(id(value))
     parts: Any = ()
     if isinstance(value, dict):
-        parts = list(value.values())
-        yield partial(_refill_dict, value, list(value.items()))
+        undo.append((_refill_dict, value, list(value.items())))
+        parts = value.values()
+    elif isinstance(value, _OPAQUE):
+        return
     elif isinstance(value, (list, deque)):
-        parts = list(value)
-        yield partial(_refill_list, value, parts)
+        undo.append((_refill_list, value, list(value)))
+        parts = value
     elif isinstance(value, set):
-        yield partial(_refill_set, value, set(value))
+        undo.append((_refill_set, value, set(value)))
     elif isinstance(value, tuple):
         parts = value
     elif isinstance(value, Tensor):
         if value.numel() <= COUNTERS and not (value.is_meta or value.is_inference()):
-            yield partial(_recount, value, value._version, value.detach().clone())
+            undo.append((_recount, value, value._version, value.detach().clone()))
     elif isinstance(value, torch.Generator):
-        yield partial(value.set_state, value.get_state())
+        undo.append((value.set_state, value.get_state()))
     elif isinstance(value, random.Random):
-        yield partial(value.setstate, value.getstate())
+        undo.append((value.setstate, value.getstate()))
     elif isinstance(value, np.random.Generator):
-        yield partial(setattr, value.bit_generator, "state", value.bit_generator.state)
+        undo.append((setattr, value.bit_generator, "state", value.bit_generator.state))
     elif isinstance(value, np.random.RandomState):
-        yield partial(value.set_state, value.get_state())
-    elif hasattr(value, "__dict__") and not isinstance(value, _OPAQUE):
+        undo.append((value.set_state, value.get_state()))
+    elif hasattr(value, "__dict__"):
         parts = (vars(value),)
-    for part in parts if len(parts) <= LENGTH else ():
-        yield from _undo(part, seen, depth - 1)
+    if len(parts) <= LENGTH:
+        for part in parts:
+            if type(part) not in _PLAIN:
+                _remember(part, undo, seen, depth - 1)
 
 
 def _refill_dict(store: Any, items: list[tuple[Any, Any]]) -> None:
