@@ -87,18 +87,20 @@ class Saver(Checkpoint):
         self._every_seconds = every_seconds
         self._saved_at = time.monotonic()
         self._generators: dict[str, Any] | None = None
+        self._due: dict[int, float] = {}
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Add the run's own state and that of every random generator."""
-        checkpoint["run"] = {**self._beside(), "generators": generators()}
+        checkpoint["run"] = {**self._beside(), "generators": generators(), "due": self._due}
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Keeps the generators' state until training begins: setting the network up draws numbers, too."""
         self._generators = checkpoint["run"]["generators"]
+        self._due = checkpoint["run"].get("due", {})  # not in those of older versions
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Defer signals to the end of a step from here on."""
@@ -108,6 +110,8 @@ class Saver(Checkpoint):
         if self._generators is not None:
             set_generators(self._generators)
             self._generators = None
+            for index, value in self._due.items():
+                pl_module.lr_scheduler_step(trainer.lr_scheduler_configs[index].scheduler, value)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -122,6 +126,7 @@ class Saver(Checkpoint):
             due = time.monotonic() - self._saved_at >= self._every_seconds
         due, stop = self._agreed(trainer, due)
         if due or stop:
+            self._due = due_schedulers(trainer, "step", done)
             self.save(trainer)
             self._leave(stop)
 
@@ -133,6 +138,7 @@ class Saver(Checkpoint):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save, and stop if a signal came."""
         _, stop = self._agreed(trainer, True)
+        self._due = due_schedulers(trainer, "epoch", trainer.current_epoch + 1)
         self.save(trainer)
         self._leave(stop)
 
@@ -171,3 +177,16 @@ class Saver(Checkpoint):
     def _leave(self, stop: str | None) -> None:
         if stop is not None:
             raise Interrupted(stop)
+
+
+def due_schedulers(trainer: pl.Trainer, interval: str, done: int) -> dict[int, float]:
+    """Schedulers that Lightning steps after the checkpoint, by a metric that it does not save, and that metric.
+
+    A resumed run steps them first. ``done`` counts the steps of the epoch, or the epochs, as ``interval`` says.
+    """
+    found = {}
+    for index, config in enumerate(trainer.lr_scheduler_configs):
+        if config.reduce_on_plateau and config.interval == interval and done % config.frequency == 0:
+            value = trainer.callback_metrics.get(str(config.monitor))
+            found |= {} if value is None else {index: float(value)}
+    return found

@@ -190,6 +190,23 @@ def _tiny(*overrides: str) -> list[str]:
 def test_every_kind_of_save_is_exact(stop: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stopped after a save within an epoch, at its end, and right after surgery (four steps to an epoch)."""
     line = (*SLIMMING, "phases=[sparse]", "trainer.checkpoint_every=1", "trainer.channels_last=true")
+    _stopped_after_a_save(tmp_path, monkeypatch, stop, "sparse", line)
+
+
+def test_a_scheduler_that_follows_a_metric_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lightning steps it after the checkpoint, and not when it goes on from there: every fall was missed."""
+    plateau = ("scheduler._target_=torch.optim.lr_scheduler.ReduceLROnPlateau", "scheduler.factor=0.5")
+    never_better = ("+scheduler.patience=0", "+scheduler.threshold=0.9", "~scheduler.total_iters")
+    follows = ("scheduler=constant", "+scheduler.interval=epoch", "+scheduler.monitor=val/loss")
+    line = (*follows, *plateau, *never_better, "phases=[baseline]", "baseline.epochs=4")
+    _stopped_after_a_save(tmp_path, monkeypatch, 2, "baseline", line)
+    rates = [point[-1] for point in curves(tmp_path / "whole" / "baseline")["5_schedule/lr"]]
+    assert len(set(rates)) > 2, "it falls"
+
+
+def _stopped_after_a_save(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int, phase: str, line: tuple[str, ...]
+) -> None:
     run(tmp_path / "whole", *line)
     save, saves = Saver.save, iter(range(1, 1000))
 
@@ -204,4 +221,4 @@ def test_every_kind_of_save_is_exact(stop: int, tmp_path: Path, monkeypatch: pyt
     assert train.main([f"resume={tmp_path / 'stopped'}"]) == 0
     reports = [json.loads((tmp_path / name / "report.json").read_text()) for name in ("whole", "stopped")]
     assert timeless(reports[0]) == timeless(reports[1])
-    assert curves(tmp_path / "whole" / "sparse") == curves(tmp_path / "stopped" / "sparse")
+    assert curves(tmp_path / "whole" / phase) == curves(tmp_path / "stopped" / phase)
