@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from slim.report import formatting
 from slim.report.cuts import by_layer, distribution, widths
 from slim.report.metric import Metric, metric_of
@@ -136,10 +134,11 @@ def history(history: Mapping[str, Mapping[str, Sequence[float]]], metric: Metric
             color = THIN if name.startswith("val") else CUT if name.startswith("test") else FAINT
             label = None if name in seen else name.replace("_", " ").replace("/", " ")
             seen.add(name)
-            points = [np.nan if (point := formatting.number(value)) is None else scale * point for value in values]
+            numbers = {epoch: formatting.number(value) for epoch, value in enumerate(values, start=start + 1)}
+            points = {epoch: scale * number for epoch, number in numbers.items() if number is not None}
             axes.plot(
-                start + 1 + np.arange(len(points)),
-                points,
+                list(points),
+                list(points.values()),
                 color=color,
                 linewidth=1.8,
                 marker="o" if len(points) < 3 else None,

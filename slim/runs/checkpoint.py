@@ -184,7 +184,7 @@ def due_schedulers(trainer: pl.Trainer, interval: str, done: int) -> dict[int, f
 
     A resumed run steps them first. ``done`` counts the steps of the epoch, or the epochs, as ``interval`` says.
     """
-    found = {}
+    found: dict[int, float] = {}
     for index, config in enumerate(trainer.lr_scheduler_configs):
         if config.reduce_on_plateau and config.interval == interval and done % config.frequency == 0:
             value = trainer.callback_metrics.get(str(config.monitor))

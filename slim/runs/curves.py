@@ -64,11 +64,11 @@ class Curves(Checkpoint):
         lines: Constants to draw beside them, such as a budget.
 
     Attributes:
-        history: Metric (``train_loss`` for ``train/loss``) -> one number per epoch.
+        history: Metric (``train_loss`` for ``train/loss``) -> one number per epoch, the last known; None before.
     """
 
     def __init__(self, lines: Mapping[str, float] | None = None) -> None:
-        self.history: dict[str, list[float]] = {}
+        self.history: dict[str, list[float | None]] = {}
         self._lines = dict(lines or {})
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -81,7 +81,10 @@ class Curves(Checkpoint):
         for tag, value in found.items():
             if "loss" in tag and not math.isfinite(value):
                 raise RunFailed(f"The loss must be finite. Got {tag}={value} (epoch {trainer.current_epoch + 1}).")
-            self.history.setdefault(tag.replace("/", "_"), []).append(value)
+        named = {tag.replace("/", "_"): value for tag, value in found.items()}
+        for name in {**self.history, **named}:
+            values = self.history.setdefault(name, [])
+            values += [*[None] * (trainer.current_epoch - len(values)), named.get(name)]
         if trainer.logger is not None:
             points = {**found, **self._lines, "epoch": trainer.current_epoch}
             trainer.logger.log_metrics(points, step=epoch_step(trainer))

@@ -19,7 +19,7 @@ Keys (a missing one means: not known in this run)::
     recovery          [{name, before, after, kept, reason}]: the steps after the cut, and whether they stayed
     why_kept          {layer: a phrase on the channels that are left}
     stayed            [{reason, advice, share, where}]: the largest reasons for what could not go, of all groups
-    history           {phase: {train_loss, train_accuracy, val_loss, val_accuracy: one number per epoch}}
+    history           {phase: {train_loss, train_accuracy, val_loss, val_accuracy: one number per epoch, or null}}
     export            {files: {format: {file, bytes, images, difference (relative), agreement, reference, metric}},
                         ladder: [{name, metric (test), bytes, latency_ms_b1, latency_ms_b64}]}; reference and metric:
                         of the network and of the file, on the same held-out images

@@ -143,7 +143,8 @@ def _figures(parts: Components, callbacks: PhaseCallbacks, epochs: int, steps: i
         figures["slimmed"] = [{"epoch": cut["epochs"], **cut} for cut in callbacks.slimming.history]
     metric = parts.config.metric
     values = next((curves.history[key] for key in (f"val_{metric.name}", metric.name) if key in curves.history), [])
-    if values:
-        best = max(range(len(values)), key=lambda epoch: values[epoch] * (1 if metric.mode == "max" else -1))
-        figures |= {"val": values[-1], "best_val": values[best], "best_epoch": best + 1}
+    known = {epoch: value for epoch, value in enumerate(values, start=1) if value is not None}
+    if known:
+        best = max(known, key=lambda epoch: known[epoch] * (1 if metric.mode == "max" else -1))
+        figures |= {"val": known[max(known)], "best_val": known[best], "best_epoch": best}
     return figures

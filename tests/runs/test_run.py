@@ -188,6 +188,23 @@ def test_evaluate(done: tuple[Path, dict[str, Any]], capfd: pytest.CaptureFixtur
     assert json.loads(capfd.readouterr().out)["macs"] == report["rows"]["sparse"]["macs"]
 
 
+def test_validation_every_other_epoch(tmp_path: Path) -> None:
+    """Figures of an epoch stand at that epoch."""
+    report = run(
+        tmp_path,
+        "phases=[baseline]",
+        "baseline.epochs=4",
+        "trainer.options={check_val_every_n_epoch: 2}",
+        "figures=true",
+    )
+    curves, found = report["history"]["baseline"], report["phases"]["baseline"]
+    assert [value is None for value in curves["val_accuracy"]] == [True, False, False, False]
+    assert None not in curves["train_loss"] and len(curves["train_loss"]) == 4
+    assert found["val"] == curves["val_accuracy"][3]
+    assert found["best_epoch"] in (2, 4)
+    assert curves["val_accuracy"][found["best_epoch"] - 1] == found["best_val"]
+
+
 def test_same_seed_same_bits(tmp_path: Path) -> None:
     first, again = run(tmp_path / "a", "seed=0"), run(tmp_path / "b", "seed=0")
     other = run(tmp_path / "c", "seed=1")

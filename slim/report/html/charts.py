@@ -186,17 +186,16 @@ def curves(record: Mapping[str, Any], *, loss: bool) -> Figure | None:
 
 
 def _curve(label: str, phase: str, start: int, values: Sequence[Any], metric: Metric | None) -> dict[str, Any]:
-    step = -(-len(values) // POINTS)
-    chosen = sorted({*range(0, len(values), step), len(values) - 1}) if values else []
-    numbers = {index: formatting.number(values[index]) for index in chosen}
-    scaled = [None if (n := numbers[i]) is None else metric.scaled(n) if metric else n for i in chosen]
+    numbers = {epoch: formatting.number(value) for epoch, value in enumerate(values, start=start + 1)}
+    known = [(epoch, metric.scaled(n) if metric else n) for epoch, n in numbers.items() if n is not None]
+    chosen = sorted({*known[:: -(-len(known) // POINTS)], known[-1]}) if known else []
     held_out = not label.startswith("train")
     return {
         "type": "scatter",
         "mode": "lines+markers" if len(chosen) < 3 else "lines",
         "name": escape(label),
-        "x": [start + 1 + index for index in chosen],
-        "y": scaled,
+        "x": [epoch for epoch, _ in chosen],
+        "y": [value for _, value in chosen],
         "line": {"color": "--thin" if held_out else "--dense", "width": 2},
         "hovertemplate": "epoch %{x}: %{y:.4g}<extra>" + f"{phase}, {escape(label)}" + "</extra>",
     }
