@@ -97,7 +97,8 @@ def _small(words: list[str]) -> list[str]:
 def _decided(item: str, given: set[str]) -> bool:
     key = item.partition("=")[0]
     budgets = {"prune.ratio", "prune.macs", "prune.params", "prune.latency"}
-    return key in given or (key in budgets and bool(budgets & given)) or (key == "model.widths" and "model" in given)
+    instead = {"model.widths": "model", "sparse.shrink": "penalty.lam"}
+    return key in given or (key in budgets and bool(budgets & given)) or instead.get(key) in given
 
 
 def _newest_run(word: str) -> str:

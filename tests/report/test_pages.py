@@ -46,6 +46,7 @@ def jobs(make_record: Any) -> list[Job]:
     for index, (metric, macs) in enumerate([(0.80, 1000), (0.90, 2000), (0.85, 2500), (0.95, 4000)]):
         record = make_record(3, seed=index)
         record["rows"]["finetuned"] |= {"metric": metric, "macs": macs}
+        record["phases"] = {"finetune": {"epochs": 1, "val": metric - 0.01}}
         found.append(Job(str(index), f"prune.ratio=0.{index}", record, f"{index}/report.html"))
     found.append(Job("4", "prune.ratio=0.9", {"status": "failed", "error": "the <loss> was NaN"}))
     return [*found, Job("5", "prune.ratio=0.8", {"status": "running"})]
@@ -123,6 +124,15 @@ def test_jobs_best_front_and_failures(make_record: Any) -> None:
     assert all(f"prune.ratio=0.{index}" in text for index, text in enumerate(marks["customdata"]))
     told = element(page, "report")
     assert all(told[job.name]["rows"] == job.record["rows"] for job in found if job.state == "finished")
+
+
+def test_held_out_data_choose(make_record: Any) -> None:
+    """The figure of the best by test data would be too good; where one job has none, there is nothing else."""
+    found = jobs(make_record)
+    found[1].record["phases"]["finetune"]["val"] = 0.99  # type: ignore[index]
+    assert best_job(found) is found[1]
+    found[0].record["phases"] = {}  # type: ignore[index]
+    assert best_job(found) is found[3]
 
 
 def test_of_an_error_less_is_better(make_record: Any) -> None:

@@ -92,18 +92,30 @@ def one_metric(jobs: Sequence[Job]) -> bool:
 
 
 def best_job(jobs: Sequence[Job]) -> Job | None:
-    """The finished job with the best metric of its last network; of equals the one with fewer MACs."""
+    """The finished job that held-out data say is best; of equals the one with fewer MACs.
+
+    Where a job has no such figure, that of the test data decides for all.
+    """
     known = [
         job
         for job in jobs
         if job.state == "finished" and formatting.number(ends(job.record)[1].get("metric")) is not None
     ]
+    held_out = [_held_out(job) for job in known]
 
-    def rank(job: Job) -> tuple[float, float]:
-        thin = ends(job.record)[1]
-        return -_sign(job) * float(thin["metric"]), float(thin.get("macs") or 0)
+    def rank(place: int) -> tuple[float, float]:
+        thin, value = ends(known[place].record)[1], held_out[place]
+        value = float(thin["metric"]) if value is None or None in held_out else value
+        return -_sign(known[place]) * value, float(thin.get("macs") or 0)
 
-    return min(known, key=rank, default=None)
+    best = min(range(len(known)), key=rank, default=None)
+    return None if best is None else known[best]
+
+
+def _held_out(job: Job) -> float | None:
+    """The metric on held-out data after the last phase that trained."""
+    phases = list((job.record.get("phases") or {}).values())
+    return next((formatting.number(phase["val"]) for phase in reversed(phases) if "val" in phase), None)
 
 
 def numbers(job: Job) -> dict[str, Any]:
