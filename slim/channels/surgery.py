@@ -213,7 +213,7 @@ def _built(model: nn.Module, plan: Plan, prepare: Callable[[Tensor], Tensor]) ->
             else:
                 memo[id(tensor)] = new
     thin = duplicate(model, memo)
-    _update_modules(thin, plan, model)
+    _update_modules(thin, plan)
     return thin
 
 
@@ -253,7 +253,7 @@ def _in_place(model: nn.Module, plan: Plan, optimizer: torch.optim.Optimizer | N
                     tensor.grad = _sliced(grad, name, entries, plan)
             else:
                 tensor.set_(new)  # type: ignore[call-overload]
-    _update_modules(model, plan, model)
+    _update_modules(model, plan)
 
 
 def assign(parameter: nn.Parameter, values: Tensor) -> None:
@@ -269,11 +269,8 @@ def assign(parameter: nn.Parameter, values: Tensor) -> None:
     parameter.data = values
 
 
-def _update_modules(model: nn.Module, plan: Plan, before: nn.Module) -> None:
-    """Set the widths that modules know of themselves, and the selection layers; what they read stands in ``before``.
-
-    A copy on the meta device does not know what it reads.
-    """
+def _update_modules(model: nn.Module, plan: Plan) -> None:
+    """Set the widths that modules know of themselves, and the selection layers."""
     modules = dict(model.named_modules())
     for module in holders(model, {name for name, _ in plan.axes}):
         set_attributes(module)
@@ -292,7 +289,7 @@ def _update_modules(model: nn.Module, plan: Plan, before: nn.Module) -> None:
         norm: Any = modules[name]
         own = plan.axes.get((f"{name}.weight" if name else "weight", 0))
         if hasattr(norm, "select"):
-            read = before.get_buffer(f"{name}.select.index" if name else "select.index").cpu().numpy()
+            read = norm.select.index.cpu().numpy()
             read = read[own.kept] if own is not None else read
         else:
             read = own.kept if own is not None else np.arange(stream.size)

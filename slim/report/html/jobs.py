@@ -101,15 +101,14 @@ def best_job(jobs: Sequence[Job]) -> Job | None:
         for job in jobs
         if job.state == "finished" and formatting.number(ends(job.record)[1].get("metric")) is not None
     ]
-    held_out = [_held_out(job) for job in known]
+    everywhere = all(_held_out(job) is not None for job in known)
 
-    def rank(place: int) -> tuple[float, float]:
-        thin, value = ends(known[place].record)[1], held_out[place]
-        value = float(thin["metric"]) if value is None or None in held_out else value
-        return -_sign(known[place]) * value, float(thin.get("macs") or 0)
+    def rank(job: Job) -> tuple[float, float]:
+        thin = ends(job.record)[1]
+        value: Any = _held_out(job) if everywhere else thin["metric"]
+        return -_sign(job) * float(value), float(thin.get("macs") or 0)
 
-    best = min(range(len(known)), key=rank, default=None)
-    return None if best is None else known[best]
+    return min(known, key=rank, default=None)
 
 
 def _held_out(job: Job) -> float | None:
