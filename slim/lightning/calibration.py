@@ -12,9 +12,9 @@ import torch
 from lightning_fabric.utilities.apply_func import move_data_to_device
 from pytorch_lightning.utilities.combined_loader import CombinedLoader
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_leaves
 
-from slim.lightning.example import inputs_of, named_inputs
+from slim.lightning.example import in_precision_of, inputs_of, named_inputs
 
 Batches = Iterable[Any] | Callable[[], Iterable[Any]]
 
@@ -81,13 +81,8 @@ class Calibration:
 
     def _inputs(self, batch: Any, receiver: nn.Module) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """What the step gives the network, in the precision of ``receiver``: an averaged copy may have another one."""
-        args, kwargs = inputs_of(self._module, self._network, batch)
-        floating = next((p.dtype for p in receiver.parameters() if p.is_floating_point()), torch.float32)
-
-        def as_weights(tensor: Tensor) -> Tensor:
-            return tensor.detach().to(floating) if tensor.is_floating_point() else tensor
-
-        found: tuple[tuple[Any, ...], dict[str, Any]] = tree_map_only(Tensor, as_weights, (args, kwargs))
+        inputs = inputs_of(self._module, self._network, batch)
+        found: tuple[tuple[Any, ...], dict[str, Any]] = in_precision_of(receiver, inputs)
         return found
 
 

@@ -13,9 +13,10 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_leaves
 
 from slim.errors import SlimError, expect_number
+from slim.lightning.example import in_precision_of
 from slim.lightning.network import Network, check_network, find_network
 
 Loss = Callable[[Any, Any], Tensor]
@@ -142,10 +143,9 @@ class Distillation(pl.Callback):
                 "Set network to the part that the step calls."
             )
         losses = []
-        own = next((p.dtype for p in self.teacher.parameters() if p.is_floating_point()), torch.float32)
         for args, kwargs, output in self._calls:
             # The student may train in another precision (64-true, bf16-true).
-            args, kwargs = tree_map_only(Tensor, lambda t: t.to(own) if t.is_floating_point() else t, (args, kwargs))
+            args, kwargs = in_precision_of(self.teacher, (args, kwargs))
             with torch.no_grad():
                 answer = self.teacher(*args, **kwargs)
             losses.append(_scalar(self._loss(output, answer)))

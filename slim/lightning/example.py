@@ -234,6 +234,16 @@ def quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
+def in_precision_of(network: nn.Module, inputs: Any) -> Any:
+    """``inputs`` without their history, what floats in the precision of the network's weights."""
+    floating = next((p.dtype for p in network.parameters() if p.is_floating_point()), torch.float32)
+
+    def as_weights(tensor: Tensor) -> Tensor:
+        return tensor.detach().to(floating) if tensor.is_floating_point() else tensor
+
+    return tree_map_only(Tensor, as_weights, inputs)
+
+
 def packed(example: Any) -> Any:
     """An example as something small for checkpoints; ``None`` where it is more than tensors and plain data."""
     plain = (Tensor, bool, int, float, str, type(None))
