@@ -76,6 +76,12 @@ def test_floors_are_those_of_the_dense_network(tmp_path: Path) -> None:
     assert report["achieved"]["ratio"] == 0.5
 
 
+def test_a_law_with_the_budget_has_the_cut_s_floors(tmp_path: Path) -> None:
+    line = ("penalty=target", "sparse.epochs=4", "sparse.slim_every=3", "prune.ratio=0.5", "prune.max_layer_ratio=0.5")
+    report = run(tmp_path / "run", *line, "phases=[sparse,prune]")
+    assert {tuple(pair) for name, pair in report["widths"].items() if name != "classifier"} == {(8, 4), (16, 8)}
+
+
 def test_rewound_to_the_first_weights(tmp_path: Path) -> None:
     report = run(tmp_path / "run", "schedule=rewind", *SHORT)
     place = tmp_path / "run"
