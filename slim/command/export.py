@@ -20,6 +20,12 @@ from torch.utils._pytree import tree_map_only
 from slim.command import model
 from slim.errors import SlimError
 
+COUNT = 1000
+"""Images read where ``--count`` is not given."""
+
+OF_A_RUN = ("images", "count", "mean", "std", "input", "arg", "pretrained", "weights", "builder")
+"""Options that a run decides itself."""
+
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm")
 
 
@@ -30,7 +36,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     model.arguments(parser)
     parser.add_argument("--formats", nargs="+", default=["onnx"], help=f"of {', '.join(FORMATS)} (default: onnx)")
     parser.add_argument("--images", metavar="FOLDER", help="images like those that the network will see")
-    parser.add_argument("--count", type=int, default=1000, help="images read at most (default: 1000)")
+    parser.add_argument("--count", type=int, help="images read at most (default: 1000)")
     parser.add_argument("--mean", type=float, nargs="+", help="per channel, of pixels in [0, 1] (default: the model's)")
     parser.add_argument("--std", type=float, nargs="+", help="likewise")
     parser.add_argument("--calibration", default="minmax", help="minmax, entropy, percentile (default: minmax)")
@@ -41,8 +47,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def perform(args: argparse.Namespace) -> dict[str, Any]:
     """Export; returns what was written and how near it is to the network."""
-    if args.count < 1:
-        raise SlimError(f"--count must be at least 1. Got --count {args.count}. Leave it out for 1000 images.")
+    if args.count is not None and args.count < 1:
+        raise SlimError(f"--count must be at least 1. Got --count {args.count}. Leave it out for {COUNT} images.")
     home = Path(args.model)
     if (home / "state.json").is_file():
         folder = Path(args.output or home / "export")
@@ -73,6 +79,12 @@ def _of_run(home: Path, folder: Path, args: argparse.Namespace) -> Any:
     from slim.runs.prepare import prepare
     from slim.runs.state import State
 
+    given = [f"--{name}" for name in OF_A_RUN if getattr(args, name) not in (None, [], False)]
+    if given:
+        raise SlimError(
+            f"A run is exported with its own network, images and normalization. Got {', '.join(given)}. "
+            f"Leave it out, or export {home / model.ARTIFACT}."
+        )
     register("export")
     new = {
         "phases": "[export]", "checkpoint": quoted(home / model.ARTIFACT),
@@ -148,7 +160,8 @@ def _images(found: model.Model, args: argparse.Namespace) -> tuple[Callable[[], 
     every = sorted(path for path in Path(args.images).rglob("*") if path.suffix.lower() in EXTENSIONS)
     if not every:
         raise SlimError(f"--images must hold images. Got {args.images} without any. Check the path.")
-    paths = every[:: max(1, len(every) // args.count)][: args.count]
+    count = args.count or COUNT
+    paths = every[:: max(1, len(every) // count)][:count]
     centre, scale = torch.tensor(mean).view(-1, 1, 1), torch.tensor(std).view(-1, 1, 1)
 
     def batches() -> Iterable[Tensor]:

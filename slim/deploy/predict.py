@@ -27,10 +27,18 @@ if __name__ == "__main__":
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
     told = {key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items()}
     mean, std, size = np.array(told["mean"], "f4"), np.array(told["std"], "f4"), told["size"]
+    unreadable = 0
     for path in sorted(
         path for path in Path(sys.argv[1]).rglob("*") if path.suffix.lower() in Image.registered_extensions()
     ):
-        pixels = (read(path, size, len(mean)).astype("f4") / 255 - mean) / std
+        try:
+            image = read(path, size, len(mean))
+        except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises for damaged files
+            print(f"{path}: {error}", file=sys.stderr)
+            unreadable += 1
+            continue
+        pixels = (image.astype("f4") / 255 - mean) / std
         logits = session.run(None, {session.get_inputs()[0].name: pixels.transpose(2, 0, 1)[None]})[0][0]
         share = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
         print(f"{path}\t{told['classes'][int(logits.argmax())]}\t{share.max():.3f}")
+    sys.exit(1 if unreadable else 0)

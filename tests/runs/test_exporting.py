@@ -106,6 +106,17 @@ def test_predict_reads_gray_of_16_bits_as_training_does(exported: Any, photos: P
     assert len(answers) == 1 and len(done.stdout.splitlines()) == 4
 
 
+def test_predict_goes_on_after_a_damaged_image(exported: Any, photos: Path, tmp_path: Path) -> None:
+    whole = next((photos / "test").rglob("*.png"))
+    for name, content in (("a.png", whole.read_bytes()[:60]), ("b.png", b"no image"), ("c.png", whole.read_bytes())):
+        (tmp_path / name).write_bytes(content)
+    line = [sys.executable, str(exported[0] / "export" / "predict.py"), str(tmp_path)]
+    done = subprocess.run(line, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert [Path(said.partition("\t")[0]).name for said in done.stdout.splitlines()] == ["c.png"]
+    assert [Path(said.partition(": ")[0]).name for said in done.stderr.splitlines()] == ["a.png", "b.png"]
+
+
 @pytest.mark.parametrize("shape", [(31, 44), (52, 13), (17, 17), (8, 61), (20, 20)])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_predict_scales_and_cuts_images_as_training_does(tmp_path: Path, shape: Any, channels: int) -> None:
@@ -121,6 +132,11 @@ def test_a_run_is_exported_wherever_it_lies(exported: Any, tmp_path: Path) -> No
     shutil.copytree(exported[0], there, ignore=shutil.ignore_patterns("export"))
     assert main(["export", str(there), "--formats", "onnx"]) == 0
     assert (there / "export" / "predict.py").is_file()
+
+
+def test_a_run_decides_what_it_is_exported_with(exported: Any, photos: Path, capfd: Any) -> None:
+    assert main(["export", str(exported[0]), "--images", str(photos), "--mean", "0.5"]) == 2
+    assert "Got --images, --mean." in capfd.readouterr().err
 
 
 def test_predict_needs_three_packages() -> None:
