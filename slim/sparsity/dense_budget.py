@@ -87,7 +87,7 @@ class DenseBudget:
         else:
             now = graph.macs() if self.kind == "macs" else graph.params()
             budget = min(1.0, (1 - (1 - self.amount) * share) * self.dense[self.kind] / now)
-        options = {**self._options, "overrides": overrides_of(self.limits, graph), self.kind: budget}
+        options = {**self._options, "overrides": overrides_of(self.limits, graph, share), self.kind: budget}
         try:
             return select_groups(graph, scores, **options)
         except NothingRemovable as error:

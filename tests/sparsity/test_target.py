@@ -304,6 +304,23 @@ def test_limits_of_single_layers_are_of_the_dense_network(select, least, every):
     assert norm.num_features == int(np.ceil(least * width))
 
 
+def test_a_layer_with_a_ratio_of_its_own_goes_by_the_schedule():
+    """Its share is due little by little like the rest, and whole at the end."""
+    net = started(chain)
+    graph = graph_of(net)
+    norm = next(m for m in net.modules() if isinstance(m, torch.nn.BatchNorm2d))
+    layer = graph.spaces[graph.space_of[graph.scales[0].groups[0]]].name
+    options = {"power": 1.0, "criterion": "gamma", "select": {"overrides": {layer: {"ratio": 0.5}}}}
+    penalty, optimizer = build("target", ratio=0.5, **PHASE, **options), sgd(net)
+    penalty.attach(net, graph, TOTAL)
+    gone = []
+    for step in range(TOTAL):
+        steps(net, optimizer, penalty, step, step + 1)
+        gone.append(int((norm.weight == 0).sum()))
+    half = norm.num_features // 2
+    assert gone[-1] == half and len({count for count in gone if 0 < count < half}) > 1, gone
+
+
 def test_resumes_on_a_network_that_was_slimmed():
     def begin():
         net = started(chain)
