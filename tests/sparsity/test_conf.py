@@ -23,6 +23,7 @@ def test_the_file_says_what_the_law_takes(law):
     prune = {
         "ratio": 0.5,
         "min_channels": 1,
+        "max_layer_ratio": 1.0,
         "round_to": 1,
         "ignore": [],
         "strategy": "global",
