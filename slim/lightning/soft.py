@@ -15,7 +15,7 @@ from slim.errors import SlimError, expect_number, expect_whole
 from slim.lightning.calibration import Calibration
 from slim.lightning.example import packed, unpacked
 from slim.lightning.moments import fit_ends
-from slim.lightning.network import Network
+from slim.lightning.network import Network, network_key
 from slim.lightning.options import check_place
 from slim.lightning.pruning import ChannelPruning
 from slim.lightning.random_state import preserved
@@ -64,6 +64,11 @@ class SoftPruning(pl.Callback):
         self._network, self._example, self._trace = network, example, trace
         self._softened: int | None = None
         self._saved_example: Any = None
+
+    @property
+    def state_key(self) -> str:
+        """Key of this callback's state in checkpoints: one per network."""
+        return self._generate_state_key(network=network_key(self._network))
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Locate the network, which is complete and on its device by now."""

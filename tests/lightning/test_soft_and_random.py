@@ -52,6 +52,27 @@ def test_a_soft_cut_silences_what_the_cut_would_take_until_it_comes() -> None:
         fit(Plain(), SparseTraining("l0"), SoftPruning(ratio=0.5))
 
 
+class Two(Plain):
+    """Two networks, one after the other."""
+
+    def __init__(self) -> None:
+        super().__init__(lr=0.001)
+        self.other = convnet()
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        return super().training_step(batch, batch_idx) + self.other(batch[0]).square().mean()
+
+
+def test_each_of_two_networks_has_a_soft_cut_of_its_own(tmp_path: Path) -> None:
+    module = Two()
+    soft = [SoftPruning(ratio=0.25, network="net"), SoftPruning(ratio=0.5, network="other")]
+    fit(module, *soft, ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1))
+    saved = torch.load(tmp_path / "epoch=0.ckpt", weights_only=True)
+    scales = [[saved["state_dict"][f"{name}.{layer}.weight"] for layer in (1, 4)] for name in ("net", "other")]
+    assert [int((torch.cat(each) < 1e-2).sum()) for each in scales] == [4, 8]
+    assert all(saved["callbacks"][each.state_key]["softened"] == 1 for each in soft)
+
+
 @pytest.mark.parametrize(
     "wrong", [*({"leak": leak} for leak in ("x", 2, -1, True)), {"every": True}, {"trace": {"foo": 1}}], ids=str
 )
