@@ -157,7 +157,7 @@ def _train(
         torch.set_num_threads(told["threads"])
     begun = (place / "state.json").is_file()
     parts = prepare(plain_data(cfg), begun=begun)
-    _check_processes(parts.config)
+    _check_job(parts.config)
     if told.get("trial"):
         from slim.sweeps.watch import TrialWatch
 
@@ -207,7 +207,7 @@ def _check_jobs(overrides: list[str], args: Any) -> tuple[Path, Any, list[str], 
     for job, (config, _) in zip(jobs, composed, strict=True):
         try:
             check_lam(job, config)
-            _check_processes(read(config))
+            _check_job(read(config))
         except SlimError as error:
             faults.append(error)
     if len(faults) == len(composed):
@@ -220,11 +220,13 @@ def _check_jobs(overrides: list[str], args: Any) -> tuple[Path, Any, list[str], 
     return directory, hydra, grid.varied(arguments), jobs
 
 
-def _check_processes(config: Any) -> None:
-    """Several processes start each other by the command line, which is that of the sweep, and would run all of it."""
+def _check_job(config: Any) -> None:
+    """A job trains. Several processes start each other by the line of the sweep, and would run all of it."""
     from slim.errors import SlimError
 
     hardware = config.trainer
+    if config.task != "train":
+        raise SlimError(f"A job of a sweep trains. Got task={config.task}. Leave --multirun out, and run one by one.")
     if hardware.processes > 1:
         raise SlimError(
             f"A job of a sweep is one process. Got trainer.devices={hardware.devices}, trainer.num_nodes="

@@ -53,6 +53,7 @@ def test_a_failing_job_does_not_take_the_others_along(tmp_path: Path, capfd: pyt
     [
         *("prune.ratoi=0.3,0.5", "model=vgg,resnt", "prune.ratio=1.5,2.5", "trainer.devices=2"),
         *("output=/home/andré", "resume=outputs/run", "penalty.lam=1e-3,1e-2 sparse.shrink=3"),
+        "task=sensitivity checkpoint=a,b",
     ],
 )
 def test_a_sweep_that_cannot_work_is_refused(
