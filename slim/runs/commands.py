@@ -130,7 +130,7 @@ def _summary(parts: Components, found: sensitivity.Sensitivity, table: Path) -> 
 
         log_picture(table.parent / "sensitivity", "sensitivity/heat_map", sensitivity.figure(found, title))
     caps = found.to_caps(config.sensitivity.max_drop)
-    text = ",".join(f"{layer}:{{max_layer_ratio:{rule['max_layer_ratio']:g}}}" for layer, rule in caps.items())
+    text = ",".join(f"{_key(layer)}:{{max_layer_ratio:{rule['max_layer_ratio']:g}}}" for layer, rule in caps.items())
     return {
         "accuracy": found.whole,
         "images": found.images,
@@ -139,6 +139,15 @@ def _summary(parts: Components, found: sensitivity.Sensitivity, table: Path) -> 
         "max_drop": config.sensitivity.max_drop,
         "override": shlex.quote(f"prune.overrides={{{text}}}"),
     }
+
+
+def _key(layer: str) -> str:
+    r"""A layer as a pattern that Hydra reads as text: ``0.10`` would be a number, and quotes are none of its keys.
+
+    >>> print(_key("features.0"), _key("0.10"))
+    features.0 \[0\].10
+    """
+    return f"\\[{layer[0]}\\]{layer[1:]}" if layer[:1].isdecimal() else layer
 
 
 def _table(parts: Components, directory: Path) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +66,19 @@ def test_sensitivity_of_a_fresh_network(tmp_path: Path, capfd: pytest.CaptureFix
     assert told["images"] == 8
     assert train.main([*line, f"sensitivity.csv={told['csv']}", "criterion=random"]) == 2
     assert "the same analysis" in capfd.readouterr().err
+
+
+def test_caps_of_layers_without_a_word_in_their_names_are_obeyed(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """As in ``nn.Sequential``: Hydra would read ``0`` as a number."""
+    model = ["model=custom", "model._target_=tests.cli.networks.no_norm", "criterion=l1"]
+    plain = [item for item in TINY if not item.startswith("model.")]
+    line = [*plain, *model, "task=sensitivity", "sensitivity.shares=[0.25]", "sensitivity.max_drop=1"]
+    assert train.main([*line, f"hydra.run.dir={tmp_path / 'fresh'}"]) == 0
+    caps = shlex.split(json.loads(capfd.readouterr().out)["override"])
+    report = run(tmp_path / "run", *model, *caps, "phases=[baseline,prune]", "baseline.epochs=1")
+    assert report["widths"]["0"] == [8, 6]
 
 
 def test_ctrl_c_keeps_what_is_measured(
