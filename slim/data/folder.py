@@ -81,7 +81,9 @@ class ImageFolder:
         self._lists: dict[str, Listing] = {}
 
     def prepare(self) -> None:
-        """Nothing to fetch."""
+        """Nothing to fetch; lists the test images, too, so that a class without any is told before the training."""
+        for split in self._parts:
+            self._list(split)
 
     def count(self, split: str) -> int:
         """Images of ``split`` (train, val, test)."""

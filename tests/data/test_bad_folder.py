@@ -32,6 +32,9 @@ def test_missing_empty_and_poor_folders(tmp_path: Path, make_folder: MakeFolder)
     (folder / "test" / "bird").mkdir()
     with pytest.raises(SlimError, match=r"none in .*bird"):
         data(folder).setup()
+    shutil.copytree(folder / "train" / "cat", folder / "train" / "bird", dirs_exist_ok=True)
+    with pytest.raises(SlimError, match=r"none in .*test.bird"):
+        data(folder).setup()  # of training: its end would be a bad time to tell
     folder = make_folder(name="uneven")
     (folder / "test" / "bird").mkdir()
     with pytest.raises(SlimError, match=r"same classes.*bird"):
