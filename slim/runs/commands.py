@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,8 @@ def measure(parts: Components) -> dict[str, object]:
     """Metric on the test data, and size, of the network in ``checkpoint``.
 
     Returns:
-        checkpoint, data, the metric by its name, channels, params, macs, input_shape, plan (hash or null).
+        checkpoint, data, images (of the test data, or null), the metric by its name, channels, params, macs,
+        input_shape, plan (hash or null).
 
     Raises:
         SlimError: No checkpoint is given.
@@ -53,10 +55,11 @@ def measure(parts: Components) -> dict[str, object]:
     weights.normalize_as(parts.data, Path(checkpoint))
     network = parts.network(module)
     value = evaluate(parts, module, "test")
-    plan = plan_of(network)
+    plan, counts = plan_of(network), getattr(parts.data, "counts", None)
     return {
         "checkpoint": checkpoint,
         "data": parts.data_name,
+        "images": counts.get("test") if isinstance(counts, Mapping) else None,
         parts.config.metric.name: value,
         **size(parts.trace(network)),
         "input_shape": parts.input_shape,

@@ -109,7 +109,9 @@ def test_a_network_without_scales_can_be_evaluated(tmp_path: Path, capfd: pytest
     line = [item for item in TINY if not item.startswith("model.")]
     line += ["model=custom", "model._target_=tests.cli.networks.no_norm", "task=evaluate"]
     assert train.main([*line, f"checkpoint={tmp_path / 'plain.safetensors'}"]) == 0
-    assert json.loads(capfd.readouterr().out)["params"] == sum(p.numel() for p in no_norm(10, 1).parameters())
+    told = json.loads(capfd.readouterr().out)
+    assert told["params"] == sum(p.numel() for p in no_norm(10, 1).parameters())
+    assert told["images"] == 64, "data.limit_test"
 
 
 @pytest.fixture
