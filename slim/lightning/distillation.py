@@ -20,6 +20,8 @@ from slim.lightning.example import in_precision_of
 from slim.lightning.network import Network, check_network, find_network
 
 Loss = Callable[[Any, Any], Tensor]
+OWN_STEP = "_slim_own_step"
+"""Attribute of a step with a teacher: the ``training_step`` that was set on the instance before any teacher came."""
 
 
 class Distillation(pl.Callback):
@@ -85,13 +87,16 @@ class Distillation(pl.Callback):
             )
         self.teacher.to(pl_module.device).eval().requires_grad_(False)
         self._handle = _outermost(pl_module, network).register_forward_hook(self._listener(), with_kwargs=True)
-        step, self._own_step = pl_module.training_step, vars(pl_module).get("training_step")
+        step, own = pl_module.training_step, vars(pl_module).get("training_step")
+        # A second teacher's step is around the first one's, and callbacks are torn down in the order they were set up.
+        self._own_step = getattr(own, OWN_STEP, own)
 
         @functools.wraps(step)
         def with_teacher(*args: Any, **kwargs: Any) -> Any:
             self._calls.clear()
             return self._mixed(step(*args, **kwargs))
 
+        setattr(with_teacher, OWN_STEP, self._own_step)
         pl_module.training_step = with_teacher  # type: ignore[method-assign]
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:

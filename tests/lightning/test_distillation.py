@@ -73,6 +73,23 @@ def test_it_lives_through_a_cut_and_stays_out_of_checkpoints(compiled: bool, tmp
     assert distillation.value > 0
 
 
+def test_two_teachers_both_count_and_both_leave() -> None:
+    counts = [0, 0]
+
+    def counting(index: int) -> Any:
+        def distance(student: Tensor, taught: Tensor) -> Tensor:
+            counts[index] += 1
+            return F.mse_loss(student, taught)
+
+        return distance
+
+    module = Plain()
+    for _ in range(2):
+        fit(module, *(Distillation(convnet(), loss=counting(index)) for index in range(2)), epochs=1)
+        assert "training_step" not in vars(module)
+    assert counts == [6, 6]
+
+
 @pytest.mark.parametrize("precision", ["64-true", "bf16-true"])
 def test_the_student_may_train_in_another_precision(precision: Any) -> None:
     teacher, module = convnet(), Plain()
