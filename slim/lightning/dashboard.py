@@ -19,7 +19,8 @@ from torch.utils._pytree import tree_leaves
 from slim.errors import SlimError, expect_number, expect_whole
 from slim.lightning.network import Network, check_network
 from slim.lightning.sparse import sparse_of
-from slim.lightning.traced import TracedNetwork, callbacks_of
+from slim.lightning.traced import TracedNetwork, callbacks_of, suffix_of
+from slim.sparsity.step import owns
 
 TAGS = {"zero": "zero", "target": "target", "macs": "macs_after_cut", "ready": "ready"}
 
@@ -27,12 +28,14 @@ TAGS = {"zero": "zero", "target": "target", "macs": "macs_after_cut", "ready": "
 class GammaDashboard(pl.Callback):
     """Learning rate, loss per step, penalty, shares of small scales, predicted MACs, histograms of the scales.
 
-    Tags: ``lr``, ``train/loss_step``, ``sparsity/penalty``, ``sparsity/lam`` of a law that has one and
-    ``sparsity/gammas_below_<threshold>`` every ``every_n_steps``; every epoch ``sparsity/zero``, ``sparsity/target``,
-    ``sparsity/macs_after_cut`` and ``sparsity/ready`` (what :meth:`SparseTraining.summary` has), ``lr`` and lam of its
-    last step, ``macs`` of the network that trained in it (it may shrink meanwhile) and ``time/images_per_second`` of
-    training alone, over all processes, where a batch can be counted; histograms ``gamma/all`` and
-    ``gamma_by_layer/<module>`` for TensorBoard. Tags below ``time/`` belong to the machine and differ from run to run.
+    Tags: ``lr`` of the network's optimizer, ``train/loss_step``, ``sparsity/penalty``, ``sparsity/lam`` of a law that
+    has one and ``sparsity/gammas_below_<threshold>`` every ``every_n_steps``; every epoch ``sparsity/zero``,
+    ``sparsity/target``, ``sparsity/macs_after_cut`` and ``sparsity/ready`` (what :meth:`SparseTraining.summary` has),
+    ``lr`` and lam of its last step, ``macs`` of the network that trained in it (it may shrink meanwhile) and
+    ``time/images_per_second`` of training alone, over all processes, where a batch can be counted; histograms
+    ``gamma/all`` and ``gamma_by_layer/<module>`` for TensorBoard. Tags below ``time/`` belong to the machine and differ
+    from run to run.
+    Where a Trainer has dashboards of several networks, every tag ends with ``/<network>``.
 
     Args:
         network: See :func:`find_network`.
@@ -63,7 +66,7 @@ class GammaDashboard(pl.Callback):
         self._threshold = threshold
         self._every = max(every_n_steps, 1)
         self._histogram_every = max(histogram_every_n_epochs, 1)
-        self._last_step = 0
+        self._last_step, self._suffix, self._optimizer = 0, "", 0
         self._at_start: dict[str, float] = {"lr": 0.0}
         self._macs: tuple[Any, int] = (None, 0)
         self._traceable, self._graph_due = False, True
@@ -80,7 +83,10 @@ class GammaDashboard(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Log histograms of the untrained network, unless the fit is resumed and has them."""
         # With accumulated gradients several batches share a step: the one at which a fit resumes has its point.
-        self._last_step = trainer.global_step
+        self._last_step, self._suffix = trainer.global_step, suffix_of(trainer, self)
+        assert self.traced is not None
+        counts = [owns(optimizer, list(self.traced.network.parameters())) for optimizer in trainer.optimizers]
+        self._optimizer = counts.index(max(counts)) if counts else 0
         self.on_train_epoch_start(trainer, pl_module)  # which Lightning leaves out where it resumes within an epoch
         if trainer.global_step == 0:
             self._histograms(trainer)
@@ -96,7 +102,7 @@ class GammaDashboard(pl.Callback):
         """Remember the learning rate and lam of this step: when the batch ends, their schedules have moved on."""
         assert self.traced is not None
         if trainer.optimizers:
-            self._at_start = {"lr": float(trainer.optimizers[0].param_groups[0]["lr"])}
+            self._at_start = {"lr": float(trainer.optimizers[self._optimizer].param_groups[0]["lr"])}
         for callback in sparse_of(trainer, self.traced):
             if callback.attached and not callback.stopped and hasattr(callback.law, "lam"):
                 self._at_start["sparsity/lam"] = float(callback.law.lam)
@@ -125,7 +131,7 @@ class GammaDashboard(pl.Callback):
         with torch.no_grad():
             values = self._on_device(trainer, pl_module, outputs)
         points = dict(zip(values, torch.stack(list(values.values())).tolist(), strict=True)) if values else {}
-        _log(trainer, {**self._at_start, **points})
+        self._log(trainer, {**self._at_start, **points})
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Log the epoch's progress towards the cut, the network's MACs, the throughput, and histograms."""
@@ -142,7 +148,7 @@ class GammaDashboard(pl.Callback):
         if self._images and self._ended > self._began:
             points["time/images_per_second"] = self._images * trainer.world_size / (self._ended - self._began)
         if points:
-            _log(trainer, points)
+            self._log(trainer, points)
         epoch = trainer.current_epoch + 1
         if epoch % self._histogram_every == 0 or epoch == trainer.max_epochs:
             self._histograms(trainer)
@@ -176,6 +182,11 @@ class GammaDashboard(pl.Callback):
         )
         return {name: norm.weight for name, norm in norms if norm.weight is not None}
 
+    def _log(self, trainer: pl.Trainer, points: dict[str, float]) -> None:
+        for logger in trainer.loggers:
+            named = {f"{tag}{self._suffix}": value for tag, value in points.items()}
+            logger.log_metrics(named, step=trainer.global_step)
+
     def _histograms(self, trainer: pl.Trainer) -> None:
         adders = [add for logger in trainer.loggers if (add := _histogram_of(logger)) is not None]
         scales = self._scales()
@@ -186,10 +197,10 @@ class GammaDashboard(pl.Callback):
         if not everything.isfinite().all():
             return  # no histogram has a place for them; the loss tells the user
         for add in adders:
-            add("gamma/all", everything, trainer.global_step)
+            add(f"gamma/all{self._suffix}", everything, trainer.global_step)
             for name, gamma in zip(scales, torch.split(everything, sizes), strict=True):
                 if gamma.numel():
-                    add(f"gamma_by_layer/{name}", gamma, trainer.global_step)
+                    add(f"gamma_by_layer/{name}{self._suffix}", gamma, trainer.global_step)
 
 
 def batch_size(batch: Any) -> int:
@@ -205,11 +216,6 @@ def batch_size(batch: Any) -> int:
         return len(first)
     sizes = {leaf.shape[0] for leaf in tree_leaves(batch) if isinstance(leaf, Tensor) and leaf.dim()}
     return sizes.pop() if len(sizes) == 1 else 0
-
-
-def _log(trainer: pl.Trainer, points: dict[str, float]) -> None:
-    for logger in trainer.loggers:
-        logger.log_metrics(points, step=trainer.global_step)
 
 
 def _histogram_of(logger: Any) -> Any:

@@ -24,7 +24,7 @@ from slim.lightning.random_state import preserved
 from slim.lightning.selecting import none_removed, select
 from slim.lightning.sparse import SparseTraining, sparse_of
 from slim.lightning.surgery import refuse_sharded, refuse_spawned
-from slim.lightning.traced import TracedNetwork, callbacks_of
+from slim.lightning.traced import TracedNetwork, callbacks_of, suffix_of
 from slim.selection import Selection, exact_zeros
 from slim.sparsity import Stochastic
 
@@ -251,8 +251,10 @@ class ChannelPruning(pl.Callback):
             return
         self.history.append({"epochs": epochs, **cut.after})
         rank_zero_info(str(cut))
+        suffix = suffix_of(trainer, self)
         for logger in trainer.loggers:
-            logger.log_metrics({f"pruning/{key}": value for key, value in cut.after.items()}, step=trainer.global_step)
+            points = {f"pruning/{key}{suffix}": float(value) for key, value in cut.after.items()}
+            logger.log_metrics(points, step=trainer.global_step)
 
     def cut(
         self,

@@ -29,6 +29,14 @@ def callbacks_of(trainer: pl.Trainer) -> list[pl.Callback]:
     return found
 
 
+def suffix_of(trainer: pl.Trainer, callback: Any) -> str:
+    """The end of a callback's tags in the loggers: ``/<network>`` where others of its kind serve other networks."""
+    module = trainer.lightning_module
+    alike: list[Any] = [each for each in callbacks_of(trainer) if type(each) is type(callback)]
+    networks = {id(found): found for found in (find_network(module, each._network) for each in alike)}
+    return f"/{path_of(module, find_network(module, callback._network))}" if len(networks) > 1 else ""
+
+
 class TracedNetwork:
     """One network, shared by the callbacks that work on it.
 

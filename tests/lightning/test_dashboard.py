@@ -14,7 +14,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from slim import SlimError
 from slim.lightning import ChannelPruning, GammaDashboard, SparseTraining
 
-from .modules import Plain, fit
+from .modules import Plain, convnet, fit
 
 STEPS = 3  # of an epoch
 
@@ -72,6 +72,36 @@ def test_accumulated_batches_make_one_point_of_full_size_at_the_rate_of_the_step
     assert [step for step, _ in found["train/loss_step"]] == [1, 2]
     assert found["train/loss_step"][0][1] > 0.8  # three classes begin near log 3, not near half of it
     assert [value for _, value in found["lr"]] == pytest.approx([0.1, 0.05])
+
+
+class Two(Plain):
+    """Two networks, each with an optimizer of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization, self.other = False, convnet(12)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        self.manual_backward(self.net(batch[0]).square().mean() + self.other(batch[0]).square().mean())
+        for optimizer in self.optimizers():
+            optimizer.step()
+            optimizer.zero_grad()
+
+    def configure_optimizers(self) -> Any:
+        return [torch.optim.SGD(part.parameters(), lr) for part, lr in ((self.net, 0.1), (self.other, 0.2))]
+
+
+def test_two_networks_have_curves_of_their_own(tmp_path: Path) -> None:
+    names, logger = ("net", "other"), TensorBoardLogger(tmp_path, name="", version="curves", default_hp_metric=False)
+    cuts = [ChannelPruning(ratio=0.5, at=1, recover=False, network=name) for name in names]
+    fit(Two(), *cuts, *(GammaDashboard(every_n_steps=1, network=name) for name in names), logger=logger)
+    found = points(tmp_path)
+    rates = [[value for _, value in found[f"lr/{name}"]] for name in names]
+    assert rates == [pytest.approx([0.1] * 6), pytest.approx([0.2] * 6)]
+    for cut, name in zip(cuts, names, strict=True):
+        assert [value for _, value in found[f"macs/{name}"]] == [cut.cuts[0].before["macs"], cut.cuts[0].after["macs"]]
+        assert [value for _, value in found[f"pruning/macs/{name}"]] == [cut.cuts[0].after["macs"]]
+    assert "macs" not in found and "gamma_by_layer/4/other" in read(tmp_path).Tags()["histograms"]
 
 
 def test_a_resumed_fit_has_every_point_once(tmp_path: Path) -> None:
