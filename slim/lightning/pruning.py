@@ -117,10 +117,9 @@ class ChannelPruning(pl.Callback):
 
     # When
 
-    def last_epoch(self, trainer: pl.Trainer) -> int | None:
+    def last_epoch(self) -> int | None:
         """Epochs done at the last cut; ``None`` where that is the end of training, or where there is no last one."""
-        planned = self._planned(trainer)
-        return planned[-1].epochs if planned else None
+        return self._moments[-1].epochs if self._moments else None
 
     def _planned(self, trainer: pl.Trainer) -> tuple[Moment, ...]:
         quick = bool(trainer.fast_dev_run)  # type: ignore[attr-defined]

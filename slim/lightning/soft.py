@@ -112,7 +112,7 @@ class SoftPruning(pl.Callback):
         assert self.traced is not None
         self._softened = done
         pruning = self._pruning(trainer)
-        last = pruning.last_epoch(trainer) if pruning is not self._own else None
+        last = pruning.last_epoch() if pruning is not self._own else None
         if done % self._every or fit_ends(trainer, done) or (last is not None and done >= last):
             return
         traced = self.traced

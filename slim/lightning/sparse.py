@@ -303,7 +303,7 @@ class SparseTraining(pl.Callback):
             return self._law_steps
         epochs = self._epochs
         if epochs is None:
-            ends = [callback.last_epoch(trainer) for callback in self._of_network(trainer, "last_epoch")]
+            ends = [callback.last_epoch() for callback in self._of_network(trainer, "last_epoch")]
             epochs = max((end for end in ends if end is not None), default=None)
         return steps_of(trainer, epochs, self._since)
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import StochasticWeightAveraging
 from pytorch_lightning.loggers import CSVLogger
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -100,6 +101,14 @@ def test_an_average_of_the_network_alone_is_cut_and_one_of_another_part_is_not()
     shapes = [value.shape for value in module.net.state_dict().values()]
     assert shapes == [value.shape for value in average.network.module.state_dict().values()]
     assert shapes[0][0] + shapes[7][0] == 8 and average.critic.module.weight.shape == (1, 3)
+
+
+def test_a_law_plans_for_the_cuts_that_come_where_an_average_makes_the_fit_longer() -> None:
+    """Lightning's SWA adds an epoch for its statistics, after the cuts were spread over the others."""
+    sparse, pruning = SparseTraining("target", ratio=0.5, end=1.0), ChannelPruning(ratio=0.5, at={"count": 2})
+    fit(Plain(), sparse, pruning, StochasticWeightAveraging(0.05, swa_epoch_start=2), epochs=5)
+    assert [entry["epochs"] for entry in pruning.history] == [2, 3]
+    assert sparse.missed_steps() is None and sparse.law.summary()["ready"] == 1
 
 
 def test_an_optimizer_with_one_vector_of_all_parameters_starts_anew() -> None:

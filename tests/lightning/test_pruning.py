@@ -348,9 +348,9 @@ def test_a_fit_that_ends_before_its_cut_says_so_and_one_that_fails_leaves_the_mo
 @pytest.mark.parametrize("at", [9, [8, 9], {"count": 3}, {"count": 3, "every": 2}], ids=str)
 def test_a_fast_dev_run_leaves_the_network_as_it_is(at: Any) -> None:
     module, pruning = Plain(), ChannelPruning(ratio=0.5, at=at)
-    run = fit(module, SparseTraining("l1"), pruning, fast_dev_run=True)
+    fit(module, SparseTraining("l1"), pruning, fast_dev_run=True)
     assert plan_of(module.net) is None
     assert not pruning.history
-    assert at != {"count": 3} or pruning.last_epoch(run) is None
+    assert at != {"count": 3} or pruning.last_epoch() is None
     fit(module, ChannelPruning(ratio=0.5), fast_dev_run=True)
     assert plan_of(module.net) is not None, "its end is one, too"
