@@ -49,8 +49,8 @@ def install(law: Penalty, optimizer: Optimizer) -> Handle:
         A handle whose ``remove()`` undoes it.
 
     Raises:
-        SlimError: In the first step, when the optimizer does not have all of the law's scales, or evaluates its closure
-            again (LBFGS).
+        SlimError: In the first step, when the optimizer does not have all of the law's scales, maximizes, or evaluates
+            its closure again (LBFGS).
 
     >>> from torch import nn
     >>> import slim
@@ -155,7 +155,13 @@ def group_of(law: Penalty, optimizer: Optimizer) -> int:
         )
     wanted = {id(scale) for scale in scales}
     counts = [sum(id(parameter) in wanted for parameter in group["params"]) for group in optimizer.param_groups]
-    return counts.index(max(counts))
+    found = counts.index(max(counts))
+    if optimizer.param_groups[found].get("maximize"):
+        raise SlimError(
+            f"A law adds to what an optimizer minimizes. Got {type(optimizer).__name__}(maximize=True), under which "
+            "scales would grow. Minimize the negative of the objective instead."
+        )
+    return found
 
 
 def _unscale(optimizer: Optimizer) -> None:

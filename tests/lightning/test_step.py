@@ -281,6 +281,8 @@ def test_a_law_can_be_taken_out_and_refuses_what_it_cannot_serve() -> None:
     handle.remove()
     handle.remove()
     part.step()
+    with pytest.raises(SlimError, match=r"SGD\(maximize=True\)"):
+        sparsity.step.group_of(law, torch.optim.SGD(net.parameters(), lr=0.1, maximize=True))
     lbfgs = torch.optim.LBFGS(net.parameters(), lr=0.1)
     sparsity.install(law, lbfgs)
 
