@@ -14,6 +14,7 @@ from slim.errors import SlimError, expect, expect_whole, nearest
 from slim.lightning.network import Network, check_network
 from slim.selection import LIMITS, check_options, target_of
 from slim.sparsity import LAWS, is_law
+from slim.sparsity.penalty import missing_methods
 
 BUDGETS = ("ratio", "macs", "params", "memory", "latency")
 
@@ -155,4 +156,9 @@ def check_law(penalty: Any) -> None:
         raise SlimError(
             f"penalty must be the name of a law, or a law. Got penalty={penalty!r}. "
             f"Set one of {', '.join(LAWS)}, or what slim.sparsity.build returns."
+        )
+    if not isinstance(penalty, str) and (missing := missing_methods(penalty)):
+        raise SlimError(
+            "SparseTraining needs a law with all methods of slim.sparsity.Penalty. "
+            f"Got {type(penalty).__name__} without {', '.join(missing)}. Define them."
         )

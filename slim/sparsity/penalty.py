@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -73,3 +74,10 @@ def is_law(value: Any) -> bool:
     """Whether ``value`` is a law: no class of laws, and no name of one."""
     methods = ("attach", "before_step", "after_step", "scales")
     return not isinstance(value, type) and all(callable(getattr(value, name, None)) for name in methods)
+
+
+def missing_methods(law: Any) -> list[str]:
+    """Methods of :class:`Penalty` that a law lacks, or inherits from the protocol, where they do nothing."""
+    methods = {name: each for name, each in vars(Penalty).items() if inspect.isfunction(each) and name[0] != "_"}
+    found = {name: getattr(law, name, None) for name in methods}
+    return [name for name, own in found.items() if not callable(own) or getattr(own, "__func__", own) is methods[name]]

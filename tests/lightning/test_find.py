@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+import slim
 from slim import SlimError
 from slim.lightning import SparseTraining, capture_example, find_network
 from slim.lightning.example import as_example, named_inputs
-from slim.sparsity import L0, LAWS
+from slim.sparsity import L0, LAWS, Penalty, gamma_parameters, install
 
 from .modules import Plain, convnet, fit, images, same
 
@@ -186,6 +187,29 @@ class Still(Plain):
 def test_a_wrong_value_of_sparse_training_is_refused_when_it_is_made(options: dict[str, Any], words: str) -> None:
     with pytest.raises(SlimError, match=words):
         SparseTraining(**options)
+
+
+def test_a_law_of_ones_own_must_have_all_methods() -> None:
+    class Own(Penalty):
+        """No methods but those that ``install`` calls."""
+
+        def attach(self, model: Any, graph: Any, total_steps: int) -> None:
+            self.gammas = gamma_parameters(graph, model)
+
+        def scales(self) -> list[Tensor]:
+            return list(self.gammas)
+
+        def before_step(self, lr: float) -> None: ...
+
+        def after_step(self, lr: float) -> None: ...
+
+    rest = "value, state_dict, load_state_dict, resize, summary, forecast"
+    with pytest.raises(SlimError, match=f"Got Own without {rest}."):
+        SparseTraining(Own())
+    net = convnet()
+    (law := Own()).attach(net, slim.trace(net, torch.zeros(1, 3, 6, 6)), 1)
+    install(law, optimizer := torch.optim.SGD(net.parameters(), lr=0.1))
+    optimizer.step()
 
 
 def test_an_example_has_the_precision_of_the_network() -> None:
