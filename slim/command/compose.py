@@ -100,8 +100,19 @@ def _restarted(argv: list[str]) -> list[str]:
 
 
 def compose(overrides: list[str], args: Any) -> tuple[dict[str, Any], Any]:
-    """The configuration as plain data, and whole, with Hydra's own part in ``hydra``."""
+    """The configuration as plain data, and whole, with Hydra's own part in ``hydra``.
+
+    Raises:
+        SlimError: It cannot be composed, or its jobs would look for relative paths in other folders than the user.
+    """
+    from slim.errors import SlimError
+
     cfg = composed(overrides, args)
+    if cfg.hydra.job.chdir:
+        raise SlimError(
+            "A run stays in the folder in which it was started: paths are relative to it. Got hydra.job.chdir=true. "
+            "Leave it out; hydra.run.dir and hydra.sweep.dir say where a run writes."
+        )
     with _complaints():
         return plain_data(cfg), cfg
 

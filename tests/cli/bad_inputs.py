@@ -197,6 +197,7 @@ TRAIN: list[tuple[str, str]] = [
     ("resume={empty}", "state.json"),
     ("resume={broken_state}", "JSON"),
     ("resume={strange_state}", "state"),
+    ("hydra.job.chdir=true", "hydra.run.dir"),
     ("output=/proc/nowhere", "output"),
     ("output={text}", "output"),
 ]
