@@ -77,12 +77,15 @@ class Loggers:
         parts: Of the run.
         directory: Of the run; a resumed run finds the others' runs again by its ``loggers.json``.
 
+    Attributes:
+        apart: Steps of a baseline that the phase does not go on from: a run of its own in TensorBoard, not in others.
+
     Raises:
         SlimError: A logger's package is not installed, or it cannot be made.
     """
 
     def __init__(self, parts: Components, directory: Path) -> None:
-        self.parts, self.directory = parts, directory
+        self.parts, self.directory, self.apart = parts, directory, 0
         self.wanted = parts.config.logger
         self.inner: dict[str, Logger] = {}
         known = read_json(directory / FILE) if (directory / FILE).is_file() else {}
@@ -105,7 +108,7 @@ class Loggers:
         if TENSORBOARD in self.wanted:
             metric = self.parts.config.metric.name
             found.append(RunLogger(self.directory, phase, metric, steps_before=before, purge_step=first_step))
-        return [*found, *(PhaseLogger(logger, before) for logger in self.inner.values())] or False
+        return [*found, *(PhaseLogger(logger, before + self.apart) for logger in self.inner.values())] or False
 
     def finish(self, record: Mapping[str, Any]) -> None:
         """Tell the others' runs how this one ended: ``final/metric`` on the test data, and what the network costs."""

@@ -205,6 +205,7 @@ class _Run:
 
     def _train(self, name: str, number: int, before: Path | None) -> None:
         steps = self._steps_before()
+        self.loggers.apart = sum(int(figures.get("steps", 0)) for figures in self.state.phases.values()) - steps
         done = train(
             self.parts,
             self.directory,

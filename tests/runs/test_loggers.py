@@ -22,14 +22,14 @@ SHORT = ("phases=[sparse,prune,finetune]", "sparse.epochs=1", "finetune.epochs=1
 
 
 def test_csv_alone_has_every_epoch_once_and_every_step_in_order(tmp_path: Path) -> None:
-    report = run(tmp_path / "run", *SHORT, "logger=csv")
+    phases = ["phases=[baseline,sparse,prune,finetune]", "baseline.epochs=1"]
+    report = run(tmp_path / "run", *SHORT[1:], *phases, "logger=csv")
     assert not list((tmp_path / "run" / "sparse").glob("events.out.tfevents.*"))
     with (tmp_path / "run" / "csv" / "part-1" / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     losses = [(int(row["step"]), float(row["train/loss"])) for row in rows if row.get("train/loss")]
-    assert [value for _, value in losses] == pytest.approx(
-        [*report["history"]["sparse"]["train_loss"], *report["history"]["finetune"]["train_loss"]]
-    )
+    trained = [report["history"][phase]["train_loss"] for phase in ("baseline", "sparse", "finetune")]
+    assert [value for _, value in losses] == pytest.approx([loss for phase in trained for loss in phase])
     steps = [step for step, _ in losses]
     assert steps == sorted(set(steps)), "steps go on over phases"
     assert float(rows[-1]["final/macs"]) == report["rows"]["finetuned"]["macs"]
