@@ -94,6 +94,8 @@ class Distillation(pl.Callback):
 
         @functools.wraps(step)
         def with_teacher(*args: Any, **kwargs: Any) -> Any:
+            if not torch.is_grad_enabled():
+                return step(*args, **kwargs)  # a validation step that asks the training step for its loss
             self._calls.clear()
             return self._mixed(step(*args, **kwargs))
 

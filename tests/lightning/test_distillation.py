@@ -90,6 +90,18 @@ def test_two_teachers_both_count_and_both_leave() -> None:
     assert counts == [6, 6]
 
 
+def test_a_validation_that_calls_the_training_step_is_not_taught() -> None:
+    class Same(Plain):
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            self.log("val_loss", self.training_step(batch, batch_idx))
+
+    module = Same()
+    run = fit(module, Distillation(convnet(), weight=1.0), val=images(), epochs=1)
+    module.eval()
+    losses = torch.stack([F.cross_entropy(module(x), y).detach() for x, y in images()])
+    assert run.callback_metrics["val_loss"] == pytest.approx(float(losses.mean()))
+
+
 @pytest.mark.parametrize("precision", ["64-true", "bf16-true"])
 def test_the_student_may_train_in_another_precision(precision: Any) -> None:
     teacher, module = convnet(), Plain()
