@@ -215,6 +215,41 @@ def test_ranking_and_recovery_leave_no_trace_in_the_module() -> None:
     assert counts == [(3, 3, 3, 3), (6, 6, 6, 6)]
 
 
+class Alternating(Pair):
+    """A critic that is trained whole, schedule and all, before the network is called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization, self.critic = False, nn.Linear(108, 1)
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
+        losses = (lambda: self.critic(batch[0].flatten(1)).mean(), lambda: self.net(batch[0]).square().mean())
+        for loss, optimizer, scheduler in zip(losses, self.optimizers(), self.lr_schedulers(), strict=True):
+            optimizer.zero_grad()
+            self.manual_backward(loss())
+            optimizer.step()
+            scheduler.step()
+
+    def configure_optimizers(self) -> Any:
+        optimizers = [torch.optim.SGD(part.parameters(), 0.1) for part in (self.critic, self.net)]
+        return optimizers, [torch.optim.lr_scheduler.StepLR(each, 1) for each in optimizers]
+
+
+def test_looking_for_the_networks_inputs_steps_no_schedule_and_clears_no_gradient() -> None:
+    module, kept = Alternating(), list[bool]()
+
+    class Watch(pl.Callback):
+        def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+            kept.append(batch_idx == 0 or pl_module.critic.weight.grad is not None)
+
+        def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+            kept.append(pl_module.critic.weight.grad is not None)
+
+    run = fit(module, ChannelPruning(ratio=0.5, at=1, network="net"), SparseTraining(network="net"), Watch())
+    assert [config.scheduler.last_epoch for config in run.lr_scheduler_configs] == [6, 6]
+    assert all(kept)
+
+
 class Locked:
     """A schedule that holds what cannot be copied, as one with a logger does."""
 
