@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -153,8 +154,21 @@ class SparseTraining(pl.Callback):
             self._attach(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Turn the law off after ``epochs`` epochs."""
+        """Turn the law off after ``epochs`` epochs; after its first one say where the steps were not as planned."""
+        if self.attached and not self.stopped and trainer.current_epoch == self._since[0]:
+            self._check_steps(trainer)
         self._stop_when_due(trainer.current_epoch + 1)
+
+    def _check_steps(self, trainer: pl.Trainer) -> None:
+        manual = not trainer.lightning_module.automatic_optimization
+        if not manual or self._law_steps is not None or math.isinf(trainer.num_training_batches):
+            return
+        planned, made = steps_of(trainer, self._since[0] + 1, self._since), self.law.state_dict().get("step", 0)
+        if made and made != planned:
+            rank_zero_warn(
+                f"The law planned with {planned} optimizer steps in its first epoch, {self._told} in all. Got {made} "
+                f"under manual optimization. Set SparseTraining(steps={round(self._told * made / planned)})."
+            )
 
     def _stop_when_due(self, done: int) -> None:
         if self._epochs is not None and done >= self._epochs:

@@ -193,6 +193,19 @@ def test_a_law_that_planned_with_too_many_steps_says_so() -> None:
     assert right.missed_steps() is None and right.law.summary()["ready"] == 1
 
 
+@pytest.mark.parametrize(("every", "epochs", "steps"), [(4, 3, 12), (1, 3, 60), (1, 1, 20)])
+def test_steps_that_are_not_as_planned_are_told_after_the_first_epoch(every: int, epochs: int, steps: int) -> None:
+    class Other(Manual):
+        def training_step(self, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
+            super().training_step(batch, batch_idx)
+            if every == 1:
+                self.optimizers().step()
+
+    run = trainer(SparseTraining("l1", epochs=epochs), epochs=3)
+    told = said(run, Other(), images(64, 4))
+    assert f"Set SparseTraining(steps={steps})." in told
+
+
 def test_ranking_and_recovery_leave_no_trace_in_the_module() -> None:
     class Counting(Plain):
         def __init__(self) -> None:
