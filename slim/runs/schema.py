@@ -32,9 +32,11 @@ SAFE_ON_RESUME = (
     "logger",
     "latency_seconds",
     "figures",
+    "export",
     *(f"sensitivity.{field}" for field in ("images", "shares", "max_drop", "memory_mb", "csv")),
 )
-"""Keys that may change when a run goes on: epochs to extend a phase that is not done, devices, logging."""
+"""Keys that may change when a run goes on: epochs to extend a phase that is not done, devices, logging, and how files
+are exported, until they are."""
 
 
 def _rule(text: str, holds: Any) -> AfterValidator:

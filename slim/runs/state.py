@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -166,8 +166,10 @@ class State:
             self.notes.append(line)
 
 
-def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """Keys (dotted) whose values differ and that are not safe to change in the middle of a run, as "key (a -> b)".
+def differences(
+    before: Mapping[str, Any], after: Mapping[str, Any], safe: Collection[str] = SAFE_ON_RESUME
+) -> list[str]:
+    """Keys (dotted) whose values differ and that are not ``safe`` to change in the middle of a run, as "key (a -> b)".
 
     >>> differences({"seed": 0, "debug": False}, {"seed": 1, "debug": True})
     ['seed (0 -> 1)']
@@ -178,8 +180,8 @@ def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str
     missing = object()
     found = []
     for key in sorted(old.keys() | new.keys()):
-        safe = any(f"{key}.".startswith(f"{name}.") for name in SAFE_ON_RESUME)
-        if not safe and old.get(key, missing) != new.get(key, missing):
+        may = any(f"{key}.".startswith(f"{name}.") for name in safe)
+        if not may and old.get(key, missing) != new.get(key, missing):
             found.append(f"{key} ({old.get(key, 'absent')} -> {new.get(key, 'absent')})")
     return found
 
@@ -199,8 +201,9 @@ def check_same(state: State, after: Mapping[str, Any]) -> None:
                 f"A phase that is done stays as it was trained. Got {kind}.epochs={new}, and {phase} is done "
                 f"with {old}. Start a new run, or set {kind}.epochs={old}."
             )
+    safe = set(SAFE_ON_RESUME) - ({"export"} & state.phases.keys())
     # Through JSON: a tuple of the settings and a list of the file are the same thing.
-    found = differences(json.loads(json.dumps(state.config)), json.loads(json.dumps(after)))
+    found = differences(json.loads(json.dumps(state.config)), json.loads(json.dumps(after)), safe)
     if found:
         raise SlimError(
             f"A run goes on with the configuration it began with. Got other values for {', '.join(found)}. "

@@ -16,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
+import train
 from slim import deploy
 from slim.command.main import main
 from slim.data.decode import read_image, resize_center_crop
@@ -165,9 +166,14 @@ def test_a_file_that_differs_ends_the_run(
     said = capfd.readouterr().err.splitlines()[-1]
     assert said.startswith("onnx must compute what the network does. Got difference=")
     assert not [path for path in (tmp_path / "run" / "export").iterdir()]
-    report = run(tmp_path / "again", *line)
+    resume = f"resume={tmp_path / 'run'}"
+    assert train.main([resume, "export.max_difference=0.01"]) == 0, "as the line advises; nothing else is done again"
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
     assert [row["name"] for row in report["export"]["ladder"]] == ["thin fp32 eager", "thin fp32"]
-    assert json.loads((tmp_path / "again" / "state.json").read_text())["finished"]
+    assert json.loads((tmp_path / "run" / "state.json").read_text())["finished"]
+    capfd.readouterr()
+    assert train.main([resume, "export.max_difference=0.1"]) == 2, "its files are there"
+    assert "export.max_difference (0.01 -> 0.1)" in capfd.readouterr().err
 
 
 def test_rounding_is_measured_for_the_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
