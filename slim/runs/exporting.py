@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import Any
@@ -182,8 +183,10 @@ def ladder(parts: Components, directory: Path, state: State) -> list[dict[str, A
     with tempfile.TemporaryDirectory() as place:
         folders = {"thin": directory / FOLDER}
         if dense != thin:
-            # However much the dense network loses in int8: that is a row, not a reason to stop.
-            free = deploy.Options(formats=wanted, max_difference=float("inf"), max_loss=float("inf"))
+            # However much the dense network loses in int8: that is a row, not a reason to stop. It is not fine-tuned.
+            free = replace(
+                options(parts), formats=wanted, qat="never", max_difference=float("inf"), max_loss=float("inf")
+            )
             _export(parts, module, Path(place), free, _Comparison(parts, module))
             folders = {first: Path(place), **folders}
         else:

@@ -176,6 +176,19 @@ def test_a_file_that_differs_ends_the_run(
     assert "export.max_difference (0.01 -> 0.1)" in capfd.readouterr().err
 
 
+def test_both_networks_of_the_ladder_are_calibrated_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    export, seen = deploy.export, []
+
+    def watched(network: Any, example: Any, folder: Path, wanted: deploy.Options, **given: Any) -> deploy.Exported:
+        seen.append((wanted.calibration, wanted.reduce_range))
+        return export(network, example, folder, wanted, **given)
+
+    monkeypatch.setattr(deploy, "export", watched)
+    line = ("sparse.epochs=1", "phases=[sparse,prune,export]", "export.formats=[int8]", "export.max_loss=1")
+    run(tmp_path / "run", *line, "export.calibration=percentile", "export.reduce_range=true")
+    assert seen == [("percentile", True)] * 2
+
+
 def test_rounding_is_measured_for_the_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = deploy.Rounding(4, "a runtime", "a layer", {"1": 2.0, "4": 1.0})
     monkeypatch.setattr(deploy, "measure_rounding", lambda network, example: found)
