@@ -54,7 +54,7 @@ def line(key: str, value: Any) -> str:
     if value is None or isinstance(value, bool):
         return f"{key}={'null' if value is None else str(value).lower()}"
     if isinstance(value, float):
-        short = float(f"{value:.12g}")  # steps of floats add up with an error that nobody has written
+        short = _rounded(value)
         return f"{key}={short if math.isclose(short, value, rel_tol=1e-14) else value!r}"
     return f"{key}={value}"
 
@@ -86,9 +86,12 @@ def _distribution(item: Any) -> Any:
         ]
         return found.CategoricalDistribution(list(dict.fromkeys(plain)))
     log = "log" in value.tags
+    values = sorted(value.range() if item.is_range_sweep() else (value.start, value.end))
+    if log and values and values[0] <= 0:
+        raise SlimError(f"A logarithm is of numbers above 0. Got {item.input_line}. Raise the lower end.")
     if item.is_range_sweep():
-        return _range(sorted(value.range()), abs(value.step), log, item)
-    low, high = sorted((value.start, value.end))
+        return _range(values, abs(value.step), log, item)
+    low, high = values
     if isinstance(low, int) and isinstance(high, int):
         return found.IntDistribution(low, high, log=log)
     return found.FloatDistribution(float(low), float(high), log=log)
@@ -103,4 +106,10 @@ def _range(values: list[Any], step: Any, log: bool, item: Any) -> Any:
         )
     if all(isinstance(value, int) for value in values):
         return found.IntDistribution(values[0], values[-1], step=step, log=log)
-    return found.FloatDistribution(values[0], values[-1], step=float(step))
+    # Optuna would leave out the last value where its error is below it.
+    return found.FloatDistribution(_rounded(values[0]), _rounded(values[-1]), step=float(step))
+
+
+def _rounded(value: float) -> float:
+    """Without the error with which steps of floats add up, which nobody has written."""
+    return float(f"{value:.12g}")

@@ -21,6 +21,8 @@ FINITE = [
     "seed=range(0,5)",
     "seed=range(5,1,-2)",
     "r=range(0.3,0.75,0.1)",
+    "r=range(0.7,0.1,-0.2)",
+    "r=range(0.3,0.9,0.2)",
     "s=shuffle(range(1,5))",
     "g=shuffle(choice(a,b,c))",
     "z=sort(3,1,2)",
@@ -73,6 +75,12 @@ def test_what_is_fixed_stays_as_it_was_written_and_the_last_of_a_key_counts() ->
 def test_probes_hold_every_choice_and_both_ends() -> None:
     found, _ = space.parse(["a=x,y,z", "b=interval(0,1)"])
     assert {item for point in space.probes(found) for item in point} == {"a=x", "a=y", "a=z", "b=0.0", "b=1.0"}
+
+
+@pytest.mark.parametrize("override", ["lam=tag(log,interval(0,1))", "n=tag(log,int(interval(0,9)))"])
+def test_a_logarithm_of_nothing_is_refused(override: str) -> None:
+    with pytest.raises(SlimError, match="above 0"):
+        space.parse([override])
 
 
 def test_a_range_that_cannot_be_logarithmic_is_refused() -> None:
