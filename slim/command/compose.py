@@ -18,6 +18,8 @@ import slim
 _PACKAGE = Path(slim.__file__).resolve().parent
 CONF = next(place for place in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if place.is_dir())
 """The configuration: inside an installed package, beside the package in a checkout."""
+_RAISE = "HYDRA_FULL_ERROR"
+"""Makes Hydra hand on what a sweeper raises; else it prints a traceback and ends the process with code 1."""
 
 
 def register(run_id: str) -> None:
@@ -49,10 +51,13 @@ def hydra_job(argv: list[str], task: Callable[[Any], Any]) -> None:
         return task(cfg)
 
     sys.argv = [before[0], *argv]  # Hydra reads it there
+    full = os.environ.get(_RAISE)
+    os.environ[_RAISE] = "1"
     try:
         hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(job)()
     finally:
         sys.argv = before
+        os.environ.pop(_RAISE) if full is None else os.environ.update({_RAISE: full})
 
 
 def run_job(cfg: Any, directory: Path, argv: list[str], task: Callable[[Any], Any]) -> None:

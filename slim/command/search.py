@@ -37,8 +37,8 @@ def search(sweeper: Any, arguments: list[str]) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     launcher: Any = OmegaConf.to_container(config.hydra.launcher)
     settings, fixed = settings_of(sweeper.options, arguments, config, sweeper.hydra_context.config_loader)
-    OmegaConf.save(config, directory / "multirun.yaml")
     with Study(settings) as study:
+        OmegaConf.save(config, directory / "multirun.yaml")
         _Search(study, sweeper, directory, fixed, launcher).run()
 
 

@@ -106,7 +106,7 @@ def test_a_sweep_that_is_started_again_runs_what_is_not_finished(tmp_path: Path)
     assert "| 1 | seed=2 |" in (place / "sweep.md").read_text()
 
 
-def test_a_search_goes_on_until_its_total(tmp_path: Path) -> None:
+def test_a_search_goes_on_until_its_total(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Two objectives; a job that fails is a trial that failed; what is there is not run again."""
     place = tmp_path / "sweep"
     search = [
@@ -125,6 +125,10 @@ def test_a_search_goes_on_until_its_total(tmp_path: Path) -> None:
     (best,) = json.loads((place / "best.json").read_text())
     assert best["params"] == {"data.batch_size": 32}
     assert set(best["values"]) == {"val", "macs"}
+    capfd.readouterr()
+    assert train.main([*search, "hydra.sweeper.n_trials=3", "seed=3"]) == 2
+    (told,) = capfd.readouterr().err.splitlines()
+    assert told.startswith("Trials of a study share all overrides but those that are searched. Got other values for s")
 
 
 def test_hopeless_trials_are_pruned_and_the_search_goes_on(tmp_path: Path) -> None:
