@@ -16,7 +16,7 @@ from slim.lightning.calibration import Batches, Calibration
 from slim.lightning.checkpoint import prepare
 from slim.lightning.cut import Cut, CutContext, execute
 from slim.lightning.example import packed, unpacked
-from slim.lightning.moments import END, Moment, check_moments, fit_ends, moments
+from slim.lightning.moments import END, Moment, check_moments, fit_ends, limits_due, moments
 from slim.lightning.network import Network, find_network, network_key, path_of
 from slim.lightning.options import BUDGETS, Recovery, check_arguments, check_criterion, check_place, networks_of
 from slim.lightning.preview import preview
@@ -312,8 +312,9 @@ class ChannelPruning(pl.Callback):
             return Selection(none_removed(graph), {}, {})
         ((kind, whole),) = self.budget.items()
         loader = context.calibration.batches if context.calibration else None
-        budget = {kind: whole if amount is None else amount}
-        return select(context.traced, self.criterion, budget, self.limits, loader)
+        now = whole if amount is None else amount
+        limits = limits_due(self.limits, kind, now, whole)
+        return select(context.traced, self.criterion, {kind: now}, limits, loader)
 
     def serves(self, trainer: pl.Trainer, traced: TracedNetwork) -> bool:
         """Whether this callback cuts the network of ``traced``."""
@@ -334,7 +335,7 @@ class ChannelPruning(pl.Callback):
             return {}
         ((kind, whole),) = self.budget.items()
         amount = self._moments[min(self._done, len(self._moments) - 1)].amount if self._moments else whole
-        return preview(self.traced, self.criterion, {kind: amount}, self.limits)
+        return preview(self.traced, self.criterion, {kind: amount}, limits_due(self.limits, kind, amount, whole))
 
     # Checkpoints
 

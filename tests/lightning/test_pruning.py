@@ -138,6 +138,19 @@ def test_several_cuts_meet_budgets_of_the_dense_network_and_copies_follow() -> N
     assert [p.shape for p in module.target.parameters()] == [p.shape for p in module.net.parameters()]
 
 
+def test_a_layer_with_a_ratio_of_its_own_reaches_it_step_by_step() -> None:
+    widths: list[list[int]] = []
+
+    class Watch(pl.Callback):
+        def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
+            widths.append([module.net[index].num_features for index in (1, 4)])
+
+    own = {"0": {"ratio": 0.75}, "3": {"max_layer_ratio": 0.5}}
+    fit(Plain(), ChannelPruning(ratio=0.5, at=[1, 2, 3], recover=False, overrides=own), Watch(), epochs=3)
+    assert [first for first, _ in widths] == [6, 4, 2]
+    assert widths[-1] == [2, 6]
+
+
 def test_exact_zeros_go_while_training_goes_on() -> None:
     module = Plain()
     pruning = ChannelPruning(zeros=True, every=1)
