@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -21,6 +22,7 @@ from slim.lightning.network import Network, find_network, network_key, path_of
 from slim.lightning.options import BUDGETS, Recovery, check_arguments, check_criterion, check_place, networks_of
 from slim.lightning.preview import preview
 from slim.lightning.random_state import preserved
+from slim.lightning.rates import steps_of_epochs
 from slim.lightning.selecting import none_removed, select
 from slim.lightning.sparse import SparseTraining, sparse_of
 from slim.lightning.surgery import refuse_sharded, refuse_spawned
@@ -165,7 +167,8 @@ class ChannelPruning(pl.Callback):
         )
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Make a cut that was due when the resumed run was killed."""
+        """Make a cut that was due when the resumed run was killed; refuse one for which there are too few steps."""
+        self._check_within_steps(trainer)
         for callback in sparse_of(trainer, self.traced):
             callback.on_train_start(trainer, pl_module)  # its saved state is of the network as it is before that cut
         if self._every is None:
@@ -173,6 +176,17 @@ class ChannelPruning(pl.Callback):
         elif self._swept is not None and trainer.current_epoch > self._swept:
             self._sweep(trainer, pl_module, trainer.current_epoch)
         self._swept = trainer.current_epoch
+
+    def _check_within_steps(self, trainer: pl.Trainer) -> None:
+        last, begins = self.last_epoch(), trainer.global_step == 0 and trainer.lightning_module.automatic_optimization
+        if not last or not begins or trainer.max_steps < 0 or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        before = steps_of_epochs(trainer, 0, last - 1)
+        if trainer.max_steps <= before < math.inf:
+            raise SlimError(
+                f"A cut must come within the fit. Got at={self.at!r} with max_steps={trainer.max_steps}, and {before} "
+                f"steps in the {last - 1} epochs before the last. Set at lower, max_steps above, or at='end'."
+            )
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int

@@ -33,9 +33,8 @@ def steps_of(trainer: pl.Trainer, epochs: int | None = None, since: tuple[int, i
     total = trainer.max_steps - since[1] if trainer.max_steps and trainer.max_steps > 0 else math.inf
     if epochs is None:
         epochs = trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else None
-    if epochs is not None and not math.isinf(batches):
-        of_epochs = (math.ceil(batches / accumulated(trainer, epoch)) for epoch in range(since[0], epochs))
-        total = min(total, sum(of_epochs))
+    if epochs is not None:
+        total = min(total, steps_of_epochs(trainer, since[0], epochs))
     if math.isinf(total):
         raise SlimError(
             f"A law needs to know how many steps there will be. Got max_epochs={trainer.max_epochs}, "
@@ -43,6 +42,14 @@ def steps_of(trainer: pl.Trainer, epochs: int | None = None, since: tuple[int, i
             "SparseTraining(steps=...)."
         )
     return max(1, int(total))  # none are left where a cut is overdue, which ends the law at once
+
+
+def steps_of_epochs(trainer: pl.Trainer, first: int, last: int) -> float:
+    """Optimizer steps in the epochs from ``first`` up to ``last``, which is none of them, whatever limits there are."""
+    batches = trainer.num_training_batches
+    if math.isinf(batches):
+        return math.inf
+    return sum(math.ceil(batches / accumulated(trainer, epoch)) for epoch in range(first, last))
 
 
 def accumulated(trainer: pl.Trainer, epoch: int) -> int:

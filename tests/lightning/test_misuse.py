@@ -85,6 +85,20 @@ def test_misuse_is_one_line() -> None:
         assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(("steps", "at", "fits"), [(6, 3, False), (6, [1, 3], False), (7, 3, True), (6, 2, True)])
+def test_a_cut_for_which_there_are_too_few_steps_is_refused_before_the_first(steps: int, at: Any, fits: bool) -> None:
+    pruning = ChannelPruning(ratio=0.5, at=at, recover=False)
+    run = trainer(pruning, epochs=-1, max_steps=steps)
+    if fits:
+        with quiet():
+            run.fit(Plain(), images())
+        assert len(pruning.history) == 1
+        return
+    with pytest.raises(SlimError, match=r"max_steps=6, and 6 steps in the 2 epochs"), quiet():
+        run.fit(Plain(), images())
+    assert run.global_step == 0
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
