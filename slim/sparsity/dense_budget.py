@@ -83,7 +83,8 @@ class DenseBudget:
         if self.kind == "ratio":
             # Counted in entries: a last channel that became unremovable is still there.
             more = self.dense["scales"] * (self.amount * share - self.removed_share(entries))
-            budget = min(max(0.0, more / max(1, _scales(graph))), 1.0 - 1e-9)
+            # A ratio is of what is ranked: frozen scales stay, and the others make up for them.
+            budget = min(max(0.0, more / max(1, int(scores.counts[graph.prunable].sum()))), 1.0 - 1e-9)
         else:
             now = graph.macs() if self.kind == "macs" else graph.params()
             budget = min(1.0, (1 - (1 - self.amount) * share) * self.dense[self.kind] / now)

@@ -201,6 +201,19 @@ def test_no_layer_loses_more_than_its_cap():
     assert int((net[4].weight != 0).sum()) >= 5
 
 
+@pytest.mark.parametrize(("ratio", "reached"), [(0.25, True), (0.5, True), (0.75, False)])
+def test_scales_that_train_make_up_for_frozen_ones(ratio, reached):
+    """A ratio is of all 32 scales; 18 of the 20 that train may go."""
+    net = started(chain)
+    net[1].weight.requires_grad_(False)
+    penalty = build("target", **PHASE, ratio=ratio)
+    penalty.attach(net, graph_of(net), TOTAL)
+    assert penalty.forecast([0.1] * TOTAL, 0.9).reachable == reached
+    steps(net, sgd(net), penalty, 0, TOTAL)
+    assert int((net[4].weight == 0).sum()) == (32 * ratio if reached else 18)
+    assert bool((net[1].weight != 0).all())
+
+
 def test_a_budget_out_of_reach_is_said_before_training():
     net = started(chain)
     penalty = build("target", ratio=0.95, max_layer_ratio=0.5)
