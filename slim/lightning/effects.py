@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 CONTAINERS = (list, dict, set, deque)
+SILENT = ("log", "log_dict", "manual_backward", "toggle_optimizer", "untoggle_optimizer", "clip_gradients")
 
 
 @contextmanager
@@ -22,24 +23,24 @@ def without_effects(module: pl.LightningModule, network: nn.Module) -> Iterator[
     That is its weights and buffers outside of ``network``, states of metrics and other attributes, what lists and dicts
     among them hold, and every ``requires_grad``.
     """
-    silent = dict.fromkeys(
-        ("log", "log_dict", "manual_backward", "toggle_optimizer", "untoggle_optimizer"), _do_nothing
-    )
+    silent: list[tuple[Any, str]] = [(module, name) for name in SILENT]
     trains = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
-    optimizers = [] if module._trainer is None else list(module.trainer.strategy._lightning_optimizers)
-    for name, nothing in silent.items():
-        object.__setattr__(module, name, nothing)
-    for optimizer in optimizers:
-        optimizer.step = _do_nothing  # type: ignore[method-assign]
+    if module._trainer is not None:
+        optimizers = module.trainer.strategy._lightning_optimizers
+        silent += [(optimizer, name) for optimizer in optimizers for name in ("step", "zero_grad")]
+        silent += [(config.scheduler, "step") for config in module.trainer.lr_scheduler_configs]
     undo = _snapshot(module, network)
+    own = [(owner, name, vars(owner)[name]) for owner, name in silent if name in vars(owner)]
+    for owner, name in silent:
+        object.__setattr__(owner, name, _do_nothing)
     try:
         yield
     finally:
+        for owner, name in silent:
+            object.__delattr__(owner, name)
+        for owner, name, method in own:  # what somebody else has put on the instance
+            object.__setattr__(owner, name, method)
         undo()
-        for name in silent:
-            object.__delattr__(module, name)
-        for optimizer in optimizers:
-            del optimizer.step
         for parameter, trainable in trains:
             parameter.requires_grad = trainable
 
