@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -37,9 +38,9 @@ def perform(args: argparse.Namespace) -> dict[str, Any]:
     """Measure; the first network is what the others are compared with."""
     from slim.report import latency
 
-    if min(args.batch) < 1 or args.seconds <= 0 or (args.threads is not None and args.threads < 1):
+    if min(args.batch) < 1 or not 0 < args.seconds < math.inf or (args.threads is not None and args.threads < 1):
         raise SlimError(
-            "Batch sizes, seconds and threads must be positive. "
+            "Batch sizes, seconds and threads must be positive, and finite. "
             f"Got --batch {args.batch} --seconds {args.seconds} --threads {args.threads}. Set them to at least 1."
         )
     device = _device(args.device)

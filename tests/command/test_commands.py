@@ -224,6 +224,8 @@ BAD: list[tuple[tuple[str, ...], str]] = [
     (("prune", *TINY, "--ratio", "0.5", "-o", "/proc/nowhere/thin.safetensors"), "writable"),
     (("bench", *TINY, "--batch", "0"), "--batch"),
     (("bench", *TINY, "--threads", "0"), "--threads"),
+    (("bench", *TINY, "--seconds", "nan"), "--seconds"),
+    (("bench", *TINY, "--seconds", "inf"), "--seconds"),
     (("bench", *TINY, "--device", "toaster"), "--device"),
     (("export", *TINY, "--count", "0"), "--count"),
     (("report", "empty"), "report.json"),
