@@ -11,7 +11,7 @@ from typing import Any
 
 from slim.errors import SlimError, nearest
 from slim.sparsity.forecast import Forecast, under_adaptive
-from slim.sparsity.gammas import check_norms, gamma_parameters
+from slim.sparsity.gammas import gamma_parameters
 from slim.sparsity.group import group
 from slim.sparsity.l0 import L0
 from slim.sparsity.l1 import l1
@@ -63,7 +63,6 @@ def build(name: str, **options: Any) -> Penalty:
                 f"penalty {name} has no option {option}. Got {option}={options[option]}. "
                 f"{nearest(option, known)} Set penalty.<option>."
             )
-    check_norms(options.get("norms", "batch"))
     try:
         return law(**options)
     except (TypeError, ValueError, AttributeError, OverflowError) as error:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from slim.errors import SlimError, expect_whole
 from slim.sparsity.forecast import Forecast, round_up
-from slim.sparsity.gammas import Gammas, collect_gammas, member_table
+from slim.sparsity.gammas import Gammas, check_norms, collect_gammas, member_table
 from slim.sparsity.lam_schedule import LamSchedule
 from slim.sparsity.progress import Progress
 
@@ -57,6 +57,7 @@ class L0:
         if not gate_lr > 0:
             raise SlimError(f"gate_lr must be > 0. Got gate_lr={gate_lr}. Set penalty.gate_lr.")
         expect_whole("seed", seed, 0, "Set penalty.seed.")
+        check_norms(norms)
         self.lam_schedule = LamSchedule(lam, warmup, schedule)
         self.gate_lr, self.open_at_start, self.seed = gate_lr, open_at_start, int(seed)
         self.norms, self.prunable_only = norms, prunable_only

@@ -24,7 +24,7 @@ from slim.criteria import Scores
 from slim.errors import SlimError, expect_number, expect_whole
 from slim.sparsity.dense_budget import DenseBudget
 from slim.sparsity.forecast import Forecast
-from slim.sparsity.gammas import Gammas, collect_gammas, member_table
+from slim.sparsity.gammas import Gammas, check_norms, collect_gammas, member_table
 from slim.sparsity.progress import Progress
 
 if TYPE_CHECKING:
@@ -72,6 +72,7 @@ class Target:
         expect_number("memory", memory, "[0, inf)", "Set penalty.memory to 0.02.")
         if balance is not None:
             expect_number("balance", balance, "[0, inf)", "Set penalty.balance to 0 or 1.")
+        check_norms(norms)
         if criterion not in CRITERIA:
             raise SlimError(f"criterion must be one of {', '.join(CRITERIA)}. Got criterion={criterion}. "
                             "Set penalty.criterion.")  # fmt: skip

@@ -206,6 +206,7 @@ trainer:
     [
         "{class_path: slim.lightning.SparseTraining, init_args: {penalty: target}, dict_kwargs: {macs: 0.5}}",
         "{class_path: slim.lightning.SparseTraining, init_args: {penalty: l1}}",
+        "{class_path: slim.lightning.SparseTraining, init_args: {penalty: {class_path: slim.sparsity.L0}}}",
         "{class_path: slim.lightning.SoftPruning}",
         "{class_path: slim.lightning.SoftPruning, init_args: {macs: 0.5}}",
     ],
