@@ -39,6 +39,8 @@ class ChannelPruning(pl.Callback):
     all ranks check the plan. Budget, floors and caps are those of the dense network, also in later cuts. After the last
     cut :class:`SparseTraining` of the same network is off and the remaining epochs are the fine-tune.
 
+    A cut at the end comes after the last checkpoint: save the thin network with ``trainer.save_checkpoint``.
+
     Checkpoints carry the plan: ``trainer.fit(ckpt_path=...)``, ``trainer.test(ckpt_path=...)`` and
     ``load_from_checkpoint`` give the thin network. A ``ModelCheckpoint`` that monitors a metric may well prefer an
     epoch from before the cut, which is dense: keep the last one, too.
@@ -213,6 +215,11 @@ class ChannelPruning(pl.Callback):
         moment = self._moments[self._done]
         if moment.epochs is None:
             self._cut(trainer, pl_module, moment.amount, trainer.current_epoch)
+            if trainer.checkpoint_callbacks:
+                rank_zero_info(
+                    "pruning: the last checkpoint is from before this cut. Save the thin network with "
+                    "trainer.save_checkpoint(path)."
+                )
         elif not trainer.fast_dev_run:  # type: ignore[attr-defined]
             rank_zero_warn(
                 f"The network stays as it is: training ended after {trainer.current_epoch} epochs, before the cut "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +152,18 @@ class Widths(pl.Callback):
 
     def on_train_batch_end(self, trainer: Any, module: Any, *_: Any) -> None:
         self.seen.append(module.net[1].num_features + module.net[4].num_features)
+
+
+def test_a_cut_at_the_end_says_that_no_checkpoint_has_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    module, saver = Plain(), ModelCheckpoint(tmp_path, filename="last")
+    run = trainer(ChannelPruning(ratio=0.5, recover=False), saver, epochs=1)
+    with caplog.at_level(logging.INFO, "pytorch_lightning"), pytest.warns(Warning):  # that nothing validates
+        run.fit(module, images())
+    assert "Save the thin network with trainer.save_checkpoint(path)" in caplog.text
+    dense = torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]
+    assert len(dense["net.1.weight"]) + len(dense["net.4.weight"]) == 16
+    run.save_checkpoint(tmp_path / "thin.ckpt")
+    assert same(Plain.load_from_checkpoint(tmp_path / "thin.ckpt"), module)
 
 
 def test_random_gates_are_saved_at_their_deterministic_values(tmp_path: Path) -> None:
