@@ -13,7 +13,7 @@ from slim.channels import trace
 from slim.errors import SlimError, expect, expect_whole, nearest
 from slim.lightning.network import Network, check_network
 from slim.selection import LIMITS, check_options, target_of
-from slim.sparsity import LAWS, is_law
+from slim.sparsity import LAWS, Penalty, Stochastic, is_law
 from slim.sparsity.penalty import missing_methods
 
 BUDGETS = ("ratio", "macs", "params", "memory", "latency")
@@ -161,4 +161,22 @@ def check_law(penalty: Any) -> None:
         raise SlimError(
             "SparseTraining needs a law with all methods of slim.sparsity.Penalty. "
             f"Got {type(penalty).__name__} without {', '.join(missing)}. Define them."
+        )
+
+
+def check_shrinks_by_lam(shrink: float, penalty: Any, law: Penalty, options: Mapping[str, Any]) -> None:
+    """Refuse ``shrink`` for a law without a lam above 0 that shrinks scales.
+
+    A function of its own: LightningCLI takes an option that a constructor asks of its ``**options`` for an argument,
+    and gives its default to every law.
+
+    Raises:
+        SlimError: It has none.
+    """
+    by_lam = isinstance(penalty, str) and "lam" in inspect.signature(LAWS[penalty]).parameters
+    if not by_lam or isinstance(law, Stochastic) or options.get("lam") == 0:
+        raise SlimError(
+            f"shrink must scale a lam above 0. Got shrink={shrink}, penalty={penalty!r}, "
+            f"lam={options.get('lam', 'default')}. "
+            "Give the name of a law that shrinks scales by its lam (l1, prox, ...), or leave shrink out."
         )

@@ -17,7 +17,7 @@ from slim.errors import SlimError, expect_number, expect_whole
 from slim.lightning.checkpoint import prepare, refuse_averages
 from slim.lightning.example import packed, unpacked
 from slim.lightning.network import Network, find_network, network_key, same_module
-from slim.lightning.options import check_law, check_place
+from slim.lightning.options import check_law, check_place, check_shrinks_by_lam
 from slim.lightning.rates import replay_learning_rates, steps_of
 from slim.lightning.surgery import refuse_sharded
 from slim.lightning.traced import TracedNetwork, callbacks_of
@@ -81,7 +81,7 @@ class SparseTraining(pl.Callback):
         self.law: Penalty = sparsity.build(penalty, **options) if isinstance(penalty, str) else penalty
         if shrink is not None:
             expect_number("shrink", shrink, "(0, inf)", "Set it to 1, or leave it out.")
-            _check_shrinks_by_lam(shrink, penalty, self.law, options)
+            check_shrinks_by_lam(shrink, penalty, self.law, options)
         self.next_cut: Any = None
         self._network, self._example, self._trace = network, example, trace
         self._shrink, self._epochs, self._law_steps, self._told = shrink, epochs, steps, 0
@@ -371,21 +371,6 @@ class SparseTraining(pl.Callback):
             and mine is not None
             and same_module(traced.network, mine)
         ]
-
-
-def _check_shrinks_by_lam(shrink: float, penalty: Any, law: Penalty, options: Mapping[str, Any]) -> None:
-    """Refuse ``shrink`` for a law without a lam above 0 that shrinks scales.
-
-    A function of its own: LightningCLI takes an option that a constructor asks of its ``**options`` for an argument,
-    and gives its default to every law.
-    """
-    by_lam = isinstance(penalty, str) and "lam" in inspect.signature(sparsity.LAWS[penalty]).parameters
-    if not by_lam or isinstance(law, Stochastic) or options.get("lam") == 0:
-        raise SlimError(
-            f"shrink must scale a lam above 0. Got shrink={shrink}, penalty={penalty!r}, "
-            f"lam={options.get('lam', 'default')}. "
-            "Give the name of a law that shrinks scales by its lam (l1, prox, ...), or leave shrink out."
-        )
 
 
 def _owner(trainer: pl.Trainer, gammas: list[Any]) -> Optimizer:
