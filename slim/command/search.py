@@ -15,7 +15,7 @@ from slim.command.launch import launch, say, threads, workers
 from slim.errors import SlimError
 from slim.files import write_json
 from slim.sweeps import objectives
-from slim.sweeps.jobs import CHANGES_NOTHING, Job, assigned
+from slim.sweeps.jobs import Job, assigned, changes_nothing
 from slim.sweeps.storage import url_of
 from slim.sweeps.study import FOLDER, Settings, Study
 
@@ -58,7 +58,7 @@ def settings_of(options: dict[str, Any], arguments: list[str], config: Any, load
     if not isinstance(count, int) or count < 1:
         raise SlimError(f"n_trials must be 1 or more. Got hydra.sweeper.n_trials={count}. Set hydra.sweeper.n_trials.")
     names = options["objectives"]
-    kept = [item for item in fixed if _key(item) not in CHANGES_NOTHING]
+    kept = [item for item in fixed if not changes_nothing(_key(item))]
     return Settings(
         storage=url_of(options["storage"], Path(config.hydra.sweep.dir)),
         name=str(options["study_name"] or config.name),

@@ -19,7 +19,7 @@ CHANGES_NOTHING = (
     *("output", "debug", "figures", "latency_seconds", "resume", "logger"),
     *("trainer.progress", "trainer.log_every", "trainer.checkpoint_every"),
 )
-"""Keys that leave a job the same job: where and how it is shown, not what it trains."""
+"""Keys that leave a job the same job, as what is below them: where and how it is shown, not what it trains."""
 
 FILE = "job.json"
 
@@ -84,8 +84,17 @@ def identity(overrides: Sequence[str]) -> str:
     False
     """
     last = {item.lstrip("+").partition("=")[0]: item.lstrip("+") for item in overrides}
-    kept = sorted(item for key, item in last.items() if not key.startswith("hydra") and key not in CHANGES_NOTHING)
+    kept = sorted(item for key, item in last.items() if not key.startswith("hydra") and not changes_nothing(key))
     return hashlib.sha256("\n".join(kept).encode()).hexdigest()[:16]
+
+
+def changes_nothing(key: str) -> bool:
+    """Whether a job is the same with another value of ``key``.
+
+    >>> changes_nothing("logger.wandb.offline"), changes_nothing("outputs")
+    (True, False)
+    """
+    return any(f"{key}.".startswith(f"{name}.") for name in CHANGES_NOTHING)
 
 
 def outcome(folder: Path) -> Outcome:

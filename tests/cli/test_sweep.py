@@ -104,6 +104,8 @@ def test_a_sweep_that_is_started_again_runs_what_is_not_finished(tmp_path: Path)
     seeds = [json.loads((place / name / "report.json").read_text())["seed"] for name in after]
     assert seeds == [1, 2]
     assert "| 1 | seed=2 |" in (place / "sweep.md").read_text()
+    assert train.main([*again, "seed=1,2", "logger=csv", "logger.csv.flush_logs_every_n_steps=9"]) == 0
+    assert reports(place) == after, "where curves go changes no job"
 
 
 def test_a_search_goes_on_until_its_total(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
