@@ -268,6 +268,9 @@ def _hydra_line(error: Exception, overrides: Sequence[str]) -> str:
         group, name = missing.groups()
         known = [path.stem for path in (CONF / group).glob("*.yaml")]
         return f"{group} must be known. Got {group}={name}. {nearest(name, known)}"
+    there = re.search(r"Could not append to config. An item is already at '([^']+)'", text)
+    if there:
+        return f"A plus adds a key that is not there. Got +{there.group(1)}, which is. Leave the plus out."
     key = re.search(r"Could not (?:override|append|delete)[^']*'([^']+)'", text)
     if key:
         # A key of the default model is none of another, and may be the nearest name all the same.

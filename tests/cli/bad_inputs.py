@@ -198,6 +198,7 @@ TRAIN: list[tuple[str, str]] = [
     ("resume={broken_state}", "JSON"),
     ("resume={strange_state}", "state"),
     ("hydra.job.chdir=true", "hydra.run.dir"),
+    ("+seed=3", "Leave the plus out"),
     ("output=/proc/nowhere", "output"),
     ("output={text}", "output"),
 ]
