@@ -68,22 +68,6 @@ def moments(at: Any, kind: str, amount: float, max_epochs: int | None) -> tuple[
     return tuple(Moment(epoch, share) for epoch, share in zip(epochs, amounts, strict=True))
 
 
-def limits_due(limits: Mapping[str, Any], kind: str, amount: float, whole: float) -> dict[str, Any]:
-    """Limits of a cut to ``amount`` on the way to ``whole``: as much of a layer's own ratio is due as of the budget.
-
-    >>> limits_due({"overrides": {"head": {"ratio": 0.6}}}, "macs", 0.75, 0.5)
-    {'overrides': {'head': {'ratio': 0.3}}}
-    """
-    gone, of_all = (amount, whole) if kind == "ratio" else (1 - amount, 1 - whole)
-    if amount == whole or not limits.get("overrides"):
-        return dict(limits)
-
-    def due(rule: Mapping[str, Any]) -> Mapping[str, Any]:
-        return {**rule, "ratio": rule["ratio"] * gone / of_all} if rule.get("ratio") is not None else rule
-
-    return {**limits, "overrides": {pattern: due(rule) for pattern, rule in limits["overrides"].items()}}
-
-
 def fit_ends(trainer: pl.Trainer, done: int) -> bool:
     """Whether the fit ends after ``done`` epochs, by its epochs or its steps (-1 of either is no limit)."""
     epochs, steps = trainer.max_epochs, trainer.max_steps

@@ -17,7 +17,7 @@ from slim.lightning.calibration import Batches, Calibration
 from slim.lightning.checkpoint import prepare
 from slim.lightning.cut import Cut, CutContext, execute
 from slim.lightning.example import packed, unpacked
-from slim.lightning.moments import END, Moment, check_moments, fit_ends, limits_due, moments
+from slim.lightning.moments import END, Moment, check_moments, fit_ends, moments
 from slim.lightning.network import Network, find_network, network_key, path_of
 from slim.lightning.options import BUDGETS, Recovery, check_arguments, check_criterion, check_place, networks_of
 from slim.lightning.preview import preview
@@ -27,7 +27,7 @@ from slim.lightning.selecting import none_removed, select
 from slim.lightning.sparse import SparseTraining, sparse_of
 from slim.lightning.surgery import refuse_sharded, refuse_spawned
 from slim.lightning.traced import TracedNetwork, callbacks_of, suffix_of
-from slim.selection import Selection, exact_zeros
+from slim.selection import Selection, exact_zeros, limits_due
 from slim.sparsity import Stochastic
 
 

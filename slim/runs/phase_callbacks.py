@@ -20,7 +20,7 @@ from slim.runs.pruning import pruning, pruning_options
 from slim.runs.restart import EARLY, EarlyWeights
 from slim.runs.schema import BUDGETS, Sparse
 from slim.runs.watch import Watched, epochs_before
-from slim.selection import remaining_budget
+from slim.selection import LIMITS, dense_limits, limits_due, remaining_budget
 
 
 class PhaseCallbacks:
@@ -71,7 +71,7 @@ def _budget_line(parts: Components, number: int) -> dict[str, float]:
 
 
 def _sparse_callbacks(
-    parts: Components, kind: str, budget: dict[str, float]
+    parts: Components, kind: str, budget: dict[str, Any]
 ) -> tuple[SparseTraining | None, ChannelPruning | None]:
     """The penalty of a sparse phase, with the ``budget`` of a law that takes one, and rebuilds in between."""
     config = parts.config
@@ -112,10 +112,10 @@ def _schedule_callbacks(parts: Components, directory: Path, name: str, number: i
     return found
 
 
-def budget_of_law(parts: Components, before: Path | None, number: int) -> dict[str, float]:
-    """The budget of a law that takes one (``target``), for the pass ``number``, as its option.
+def budget_of_law(parts: Components, before: Path | None, number: int) -> dict[str, Any]:
+    """The options of a law that takes a budget (``target``), for the pass ``number``: the budget, and its limits.
 
-    Such a law takes the network it meets first for the dense one; so its budget is put in terms of that, also when the
+    Such a law takes the network it meets first for the dense one; so both are put in terms of that, also when the
     phase goes on with a network that has become thinner since.
 
     Args:
@@ -127,10 +127,13 @@ def budget_of_law(parts: Components, before: Path | None, number: int) -> dict[s
     given = [(kind, config.penalty[kind]) for kind in BUDGETS if config.penalty.get(kind) is not None]
     if "prune" not in config.phases or len(given) != 1 or not 0 <= given[0][1] <= 1:
         return {}
-    ((kind, amount),) = given
-    amount = config.passes_to(kind, amount)[number].amount
+    ((kind, whole),) = given
+    amount = config.passes_to(kind, whole)[number].amount
+    options = limits_due(config.penalty.get("select") or {}, kind, amount, whole)
     plan = None if before is None else read_header(before).plan
     if plan is None:
-        return {kind: amount}
+        return {kind: amount, "select": options} if options else {kind: amount}
     thin = parts.trace(parts.network(parts.module(plan=plan)))
-    return {kind: remaining_budget(parts.dense_graph, thin, kind, amount)}
+    rules = {name: options.pop(name) for name in LIMITS if name in options}
+    select = {**options, **dense_limits(parts.dense_graph, thin, rules)}
+    return {kind: remaining_budget(parts.dense_graph, thin, kind, amount), "select": select}

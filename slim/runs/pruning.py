@@ -26,7 +26,7 @@ from slim.runs.components import Components
 from slim.runs.evaluation import bottleneck, evaluate, validation_batches
 from slim.runs.loaders import seed_all
 from slim.runs.restart import restarted
-from slim.selection import Selection
+from slim.selection import Selection, limits_due
 from slim.selection.kept import why_kept
 from slim.selection.reasons import reasons
 
@@ -139,13 +139,14 @@ def pruning_options(parts: Components, number: int) -> dict[str, Any]:
     criterion = dict(config.criterion)
     if criteria.needs_data(criterion["name"]):
         criterion["loader"] = _ranking_pairs(parts, parts.module(), None, criterion.get("batches", 8))
+    (kind, whole), amount = config.budget, config.passes[number].amount
     return {
-        config.budget[0]: config.passes[number].amount,
+        kind: amount,
         "criterion": criterion,
         "network": config.network,
         "example": parts.example,
         "trace": config.prune.tracing,
-        **parts.limits,
+        **limits_due(parts.limits, kind, amount, whole),
     }
 
 

@@ -1,10 +1,17 @@
 """Selection: scores, a budget and constraints make a plan."""
 
 from slim.selection.budget import target_of
-from slim.selection.iterative import LIMITS, limits_by_module, overrides_of, remaining_budget, select_next_cut
+from slim.selection.iterative import (
+    LIMITS,
+    dense_limits,
+    limits_by_module,
+    overrides_of,
+    remaining_budget,
+    select_next_cut,
+)
 from slim.selection.limits import Limits, limits
 from slim.selection.losses import losses
-from slim.selection.schedules import SCHEDULES, Pass, passes, relative
+from slim.selection.schedules import SCHEDULES, Pass, limits_due, passes, relative
 from slim.selection.selection import NothingRemovable, Selection, check_options, select, select_groups
 from slim.selection.soft import soften
 from slim.selection.zeros import exact_zeros
@@ -17,9 +24,11 @@ __all__ = [
     "Pass",
     "Selection",
     "check_options",
+    "dense_limits",
     "exact_zeros",
     "limits",
     "limits_by_module",
+    "limits_due",
     "losses",
     "overrides_of",
     "passes",

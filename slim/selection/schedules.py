@@ -16,6 +16,7 @@ of the network at hand. Names and sources:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -134,6 +135,22 @@ def relative(kind: str, amount: float, before: float | None) -> float:
     if kind == "ratio":
         return max(0.0, 1.0 - (1.0 - amount) / (1.0 - before))
     return min(1.0, amount / before)
+
+
+def limits_due(limits: Mapping[str, Any], kind: str, amount: float, whole: float) -> dict[str, Any]:
+    """Limits of a cut to ``amount`` on the way to ``whole``: as much of a layer's own ratio is due as of the budget.
+
+    >>> limits_due({"overrides": {"head": {"ratio": 0.6}}}, "macs", 0.75, 0.5)
+    {'overrides': {'head': {'ratio': 0.3}}}
+    """
+    gone, of_all = (amount, whole) if kind == "ratio" else (1 - amount, 1 - whole)
+    if amount == whole or not limits.get("overrides"):
+        return dict(limits)
+
+    def due(rule: Mapping[str, Any]) -> Mapping[str, Any]:
+        return {**rule, "ratio": rule["ratio"] * gone / of_all} if rule.get("ratio") is not None else rule
+
+    return {**limits, "overrides": {pattern: due(rule) for pattern, rule in limits["overrides"].items()}}
 
 
 def _removed_share(kind: str, amount: float) -> float:

@@ -82,6 +82,21 @@ def test_a_law_with_the_budget_has_the_cut_s_floors(tmp_path: Path) -> None:
     assert {tuple(pair) for name, pair in report["widths"].items() if name != "classifier"} == {(8, 4), (16, 8)}
 
 
+@pytest.mark.parametrize("penalty", ["l1", "target"])
+def test_a_layer_s_own_ratio_is_due_pass_by_pass(penalty: str, tmp_path: Path) -> None:
+    line = ("schedule=iterative", "schedule.count=2", "prune.ratio=0.5", "prune.overrides={features.0:{ratio:0.5}}")
+    report = run(tmp_path / "run", *line, f"penalty={penalty}", "sparse.epochs=4", "finetune.epochs=1")
+    first, last = (
+        dict(slim.load(tmp_path / "run" / phase / "network.safetensors", dense()).named_modules())["features.0"]
+        for phase in ("prune", "prune-2")
+    )
+    assert (first.out_channels, last.out_channels) == (6, 4)
+    if penalty == "target":  # only what it took to zero went in the last cut
+        assert sum(map(sum, report["removed"].values())) == 6
+        for name, gone in report["removed"].items():
+            assert all(gamma == 0 for gamma, goes in zip(report["gammas"][name], gone, strict=True) if goes)
+
+
 def test_rewound_to_the_first_weights(tmp_path: Path) -> None:
     report = run(tmp_path / "run", "schedule=rewind", *SHORT)
     place = tmp_path / "run"
