@@ -88,7 +88,6 @@ class Target:
         """See `Penalty.attach`."""
         self._collect(model, graph)
         state = self._progress.attach(total_steps)
-        self.budget.set_dense(graph, len(self._gammas))
         self._first = int(self.start * total_steps)
         self._window = max(1, round(self.window * total_steps))
         self._last = max(self._first, int(self.end * total_steps) - self._window)
@@ -98,8 +97,9 @@ class Target:
         self._score = torch.zeros(n, dtype=torch.float32, device=device)
         self._steps_left = torch.full((n,), torch.inf, device=device)
         if state:
-            self._restore(state)
+            self._restore(state)  # and the dense network with it, of which layers may be gone
         else:
+            self.budget.set_dense(graph, len(self._gammas))
             self._select(1.0)  # a budget out of reach is an error or a note before training, not after
 
     def scales(self) -> list[Tensor]:
