@@ -11,7 +11,7 @@ from slim.selection.iterative import (
 )
 from slim.selection.limits import Limits, limits
 from slim.selection.losses import losses
-from slim.selection.schedules import SCHEDULES, Pass, limits_due, passes, relative
+from slim.selection.schedules import SCHEDULES, Pass, limits_due, overrides_due, passes, relative
 from slim.selection.selection import NothingRemovable, Selection, check_options, select, select_groups
 from slim.selection.soft import soften
 from slim.selection.zeros import exact_zeros
@@ -30,6 +30,7 @@ __all__ = [
     "limits_by_module",
     "limits_due",
     "losses",
+    "overrides_due",
     "overrides_of",
     "passes",
     "relative",

@@ -169,14 +169,8 @@ def limits_by_module(dense: ChannelGraph, rules: Mapping[str, Any]) -> dict[str,
     return found
 
 
-def overrides_of(
-    rules: Mapping[str, dict[str, Any]], graph: ChannelGraph, due: float = 1.0
-) -> dict[str, dict[str, Any]]:
-    """What :func:`limits_by_module` gave for the dense network, for the layers that ``graph`` has left.
-
-    Args:
-        due: Share of a layer's own ratio that is to be gone by now.
-    """
+def overrides_of(rules: Mapping[str, Mapping[str, Any]], graph: ChannelGraph) -> dict[str, dict[str, Any]]:
+    """What :func:`limits_by_module` gave for the dense network, for the layers that ``graph`` has left."""
     overrides: dict[str, dict[str, Any]] = {}
     for space in graph.spaces:
         rule: dict[str, Any] = {}
@@ -186,7 +180,7 @@ def overrides_of(
             continue
         if "ratio" in rule:
             gone = 1.0 - len(space.groups) / rule.pop("width")
-            rule["ratio"] = relative("ratio", due * rule["ratio"], min(max(gone, 0.0), 1.0 - 1e-9))
+            rule["ratio"] = relative("ratio", rule["ratio"], min(max(gone, 0.0), 1.0 - 1e-9))
         overrides[space.name] = rule
     return overrides
 

@@ -143,14 +143,20 @@ def limits_due(limits: Mapping[str, Any], kind: str, amount: float, whole: float
     >>> limits_due({"overrides": {"head": {"ratio": 0.6}}}, "macs", 0.75, 0.5)
     {'overrides': {'head': {'ratio': 0.3}}}
     """
-    gone, of_all = (amount, whole) if kind == "ratio" else (1 - amount, 1 - whole)
     if amount == whole or not limits.get("overrides"):
         return dict(limits)
+    share = amount / whole if kind == "ratio" else (1 - amount) / (1 - whole)
+    return {**limits, "overrides": overrides_due(limits["overrides"], share)}
 
-    def due(rule: Mapping[str, Any]) -> Mapping[str, Any]:
-        return {**rule, "ratio": rule["ratio"] * gone / of_all} if rule.get("ratio") is not None else rule
 
-    return {**limits, "overrides": {pattern: due(rule) for pattern, rule in limits["overrides"].items()}}
+def overrides_due(overrides: Mapping[str, Mapping[str, Any]], share: float) -> dict[str, Mapping[str, Any]]:
+    """Overrides of layers, of whose own ratios ``share`` in [0, 1] is due; wrong ones stay, to be refused as given."""
+
+    def due(rule: Any) -> Any:
+        has_ratio = isinstance(rule, Mapping) and isinstance(rule.get("ratio"), int | float)
+        return {**rule, "ratio": share * rule["ratio"]} if has_ratio else rule
+
+    return {name: due(rule) for name, rule in overrides.items()}
 
 
 def _removed_share(kind: str, amount: float) -> float:

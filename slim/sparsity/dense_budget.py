@@ -15,6 +15,7 @@ from slim.selection import (
     Selection,
     check_options,
     limits_by_module,
+    overrides_due,
     overrides_of,
     select_groups,
 )
@@ -88,7 +89,8 @@ class DenseBudget:
         else:
             now = graph.macs() if self.kind == "macs" else graph.params()
             budget = min(1.0, (1 - (1 - self.amount) * share) * self.dense[self.kind] / now)
-        options = {**self._options, "overrides": overrides_of(self.limits, graph, share), self.kind: budget}
+        overrides = overrides_of(overrides_due(self.limits, share), graph)
+        options = {**self._options, "overrides": overrides, self.kind: budget}
         try:
             return select_groups(graph, scores, **options)
         except NothingRemovable as error:
