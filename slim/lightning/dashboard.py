@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 from slim.errors import SlimError, expect_number, expect_whole
 from slim.lightning.network import Network, check_network
 from slim.lightning.sparse import sparse_of
-from slim.lightning.traced import TracedNetwork, callbacks_of, suffix_of
+from slim.lightning.traced import TracedNetwork, callbacks_of, log_points, suffix_of
 from slim.sparsity.step import owns
 
 TAGS = {"zero": "zero", "target": "target", "macs": "macs_after_cut", "ready": "ready"}
@@ -131,7 +131,7 @@ class GammaDashboard(pl.Callback):
         with torch.no_grad():
             values = self._on_device(trainer, pl_module, outputs)
         points = dict(zip(values, torch.stack(list(values.values())).tolist(), strict=True)) if values else {}
-        self._log(trainer, {**self._at_start, **points})
+        log_points(trainer, {**self._at_start, **points}, self._suffix)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Log the epoch's progress towards the cut, the network's MACs, the throughput, and histograms."""
@@ -148,7 +148,7 @@ class GammaDashboard(pl.Callback):
         if self._images and self._ended > self._began:
             points["time/images_per_second"] = self._images * trainer.world_size / (self._ended - self._began)
         if points:
-            self._log(trainer, points)
+            log_points(trainer, points, self._suffix)
         epoch = trainer.current_epoch + 1
         if epoch % self._histogram_every == 0 or epoch == trainer.max_epochs:
             self._histograms(trainer)
@@ -181,11 +181,6 @@ class GammaDashboard(pl.Callback):
             (name, part) for name, part in network.named_modules() if isinstance(part, nn.modules.batchnorm._NormBase)
         )
         return {name: norm.weight for name, norm in norms if norm.weight is not None}
-
-    def _log(self, trainer: pl.Trainer, points: dict[str, float]) -> None:
-        for logger in trainer.loggers:
-            named = {f"{tag}{self._suffix}": value for tag, value in points.items()}
-            logger.log_metrics(named, step=trainer.global_step)
 
     def _histograms(self, trainer: pl.Trainer) -> None:
         adders = [add for logger in trainer.loggers if (add := _histogram_of(logger)) is not None]

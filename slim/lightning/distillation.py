@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 from slim.errors import SlimError, expect_number
 from slim.lightning.example import in_precision_of
 from slim.lightning.network import Network, check_network, find_network
-from slim.lightning.traced import suffix_of
+from slim.lightning.traced import log_points, suffix_of
 
 Loss = Callable[[Any, Any], Tensor]
 OWN_STEP = "_slim_own_step"
@@ -126,9 +126,7 @@ class Distillation(pl.Callback):
         if self._sum is None:
             return
         mean: Any = trainer.strategy.reduce(self._sum / self._count, reduce_op="mean")
-        tag = f"distillation/loss{suffix_of(trainer, self)}"
-        for logger in trainer.loggers:
-            logger.log_metrics({tag: float(mean)}, step=trainer.global_step)
+        log_points(trainer, {"distillation/loss": mean}, suffix_of(trainer, self))
 
     def _listener(self) -> Callable[..., None]:
         calls = self._calls

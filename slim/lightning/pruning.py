@@ -26,7 +26,7 @@ from slim.lightning.rates import steps_of_epochs
 from slim.lightning.selecting import none_removed, select
 from slim.lightning.sparse import SparseTraining, sparse_of
 from slim.lightning.surgery import refuse_sharded, refuse_spawned
-from slim.lightning.traced import TracedNetwork, callbacks_of, suffix_of
+from slim.lightning.traced import TracedNetwork, callbacks_of, log_points, suffix_of
 from slim.selection import Selection, exact_zeros, limits_due
 from slim.sparsity import Stochastic
 
@@ -271,10 +271,8 @@ class ChannelPruning(pl.Callback):
             return
         self.history.append({"epochs": epochs, **cut.after})
         rank_zero_info(str(cut))
-        suffix = suffix_of(trainer, self)
-        for logger in trainer.loggers:
-            points = {f"pruning/{key}{suffix}": float(value) for key, value in cut.after.items()}
-            logger.log_metrics(points, step=trainer.global_step)
+        points = {f"pruning/{key}": value for key, value in cut.after.items()}
+        log_points(trainer, points, suffix_of(trainer, self))
 
     def cut(
         self,

@@ -37,6 +37,13 @@ def suffix_of(trainer: pl.Trainer, callback: Any) -> str:
     return f"/{path_of(module, find_network(module, callback._network))}" if len(networks) > 1 else ""
 
 
+def log_points(trainer: pl.Trainer, points: Mapping[str, float], suffix: str) -> None:
+    """Give ``points`` to all loggers, at the step of now, under their tags with ``suffix``; see :func:`suffix_of`."""
+    named = {f"{tag}{suffix}": float(value) for tag, value in points.items()}
+    for logger in trainer.loggers:
+        logger.log_metrics(named, step=trainer.global_step)
+
+
 class TracedNetwork:
     """One network, shared by the callbacks that work on it.
 

@@ -20,7 +20,7 @@ from slim.runs.pruning import pruning, pruning_options
 from slim.runs.restart import EARLY, EarlyWeights
 from slim.runs.schema import BUDGETS, Sparse
 from slim.runs.watch import Watched, epochs_before
-from slim.selection import LIMITS, dense_limits, limits_due, remaining_budget
+from slim.selection import dense_limits, limits_due, remaining_budget
 
 
 class PhaseCallbacks:
@@ -129,11 +129,10 @@ def budget_of_law(parts: Components, before: Path | None, number: int) -> dict[s
         return {}
     ((kind, whole),) = given
     amount = config.passes_to(kind, whole)[number].amount
-    options = limits_due(config.penalty.get("select") or {}, kind, amount, whole)
+    select = limits_due(config.penalty.get("select") or {}, kind, amount, whole)
     plan = None if before is None else read_header(before).plan
     if plan is None:
-        return {kind: amount, "select": options} if options else {kind: amount}
+        return {kind: amount, "select": select}
     thin = parts.trace(parts.network(parts.module(plan=plan)))
-    rules = {name: options.pop(name) for name in LIMITS if name in options}
-    select = {**options, **dense_limits(parts.dense_graph, thin, rules)}
-    return {kind: remaining_budget(parts.dense_graph, thin, kind, amount), "select": select}
+    dense = parts.dense_graph
+    return {kind: remaining_budget(dense, thin, kind, amount), "select": dense_limits(dense, thin, select)}

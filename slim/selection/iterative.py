@@ -43,9 +43,8 @@ def select_next_cut(dense: ChannelGraph, graph: ChannelGraph, scores: Scores, **
     target = target_of(**{kind: options.pop(kind, None) for kind in ("ratio", "macs", "params", "memory", "latency")})
     counted: dict[str, Any] = {key: options[key] for key in ("inexact", "granularity") if key in options}
     budget, table, before, notes = _next_budget(dense, graph, target, options.pop("table", None), counted)
-    rules = {key: options.pop(key) for key in LIMITS if key in options}
     try:
-        selection = select_groups(graph, scores, **budget, **dense_limits(dense, graph, rules), table=table, **options)
+        selection = select_groups(graph, scores, **budget, table=table, **dense_limits(dense, graph, options))
     except NothingRemovable:
         if graph is dense:
             raise
@@ -144,9 +143,17 @@ def _entries(graph: ChannelGraph, granularity: str) -> int:
     return sum(len(scale.groups) for scale in graph.scales if scale.weight is not None) or len(graph)
 
 
-def dense_limits(dense: ChannelGraph, graph: ChannelGraph, rules: Mapping[str, Any]) -> dict[str, Any]:
-    """Limits of the dense network's layers, as overrides for the layers of ``graph``."""
-    return {"overrides": overrides_of(limits_by_module(dense, rules), graph)}
+def dense_limits(dense: ChannelGraph, graph: ChannelGraph, options: Mapping[str, Any]) -> dict[str, Any]:
+    """``options`` of :func:`select_groups`, their limits as overrides of the layers that ``graph`` has left.
+
+    Args:
+        dense: The network before any cut, to which the limits refer.
+        graph: The same network after earlier cuts.
+        options: With or without limits.
+    """
+    rules = {name: value for name, value in options.items() if name in LIMITS}
+    others = {name: value for name, value in options.items() if name not in LIMITS}
+    return {**others, "overrides": overrides_of(limits_by_module(dense, rules), graph)}
 
 
 def limits_by_module(dense: ChannelGraph, rules: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
