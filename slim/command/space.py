@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from slim.errors import SlimError
+from slim.sweeps.seeds import without_error
 from slim.sweeps.storage import optuna
 
 
@@ -107,7 +108,8 @@ def _range(values: list[Any], step: Any, log: bool, item: Any) -> Any:
     if all(isinstance(value, int) for value in values):
         return found.IntDistribution(values[0], values[-1], step=step, log=log)
     # Optuna would leave out the last value where its error is below it.
-    return found.FloatDistribution(_rounded(values[0]), _rounded(values[-1]), step=float(step))
+    low, high = (without_error(value, step) for value in (values[0], values[-1]))
+    return found.FloatDistribution(low, high, step=float(step))
 
 
 def _rounded(value: float) -> float:

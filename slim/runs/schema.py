@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict
@@ -55,6 +56,24 @@ def _multiple(value: Any) -> Any:
     if value != "auto" and (type(value) is not int or value < 1):
         raise ValueError("1 or more, or auto. Set {key} to 8 or to auto")
     return value
+
+
+def _is_table(path: str) -> bool:
+    return path != "" and not path.lower().endswith(".png")
+
+
+def _layer_name(value: Any) -> Any:
+    """A name such as ``0``, which the command line reads as a number; ``0.10`` would come as 0.1 and is refused."""
+    if isinstance(value, bool | float):
+        raise ValueError(f"names of layers, not the number {value}. Write \\[0\\].10 for 0.10 in {{key}}")
+    return str(value) if isinstance(value, int) else value
+
+
+def _layers(value: Any) -> Any:
+    """The names in a list, or those that are keys of a mapping; see :func:`_layer_name`."""
+    if isinstance(value, Mapping):
+        return {_layer_name(name): rule for name, rule in value.items()}
+    return [_layer_name(name) for name in value] if isinstance(value, list) else value
 
 
 def _ascending_fractions(values: list[float]) -> bool:
@@ -171,8 +190,8 @@ class Prune(Section):
     min_channels: AtLeastOne = 1
     max_layer_ratio: Annotated[float, _rule("in (0, 1]. Set {key} to at most 1", lambda value: 0 < value <= 1)] = 1.0
     round_to: Multiple = 1
-    ignore: list[str] = []
-    overrides: dict[str, Any] | None = None
+    ignore: Annotated[list[str], BeforeValidator(_layers)] = []
+    overrides: Annotated[dict[str, Any] | None, BeforeValidator(_layers)] = None
     strategy: Literal["global", "marginal", "layer"] = "global"
     granularity: Literal["channel", "layer", "both"] = "channel"
     inexact: bool = False
@@ -250,7 +269,7 @@ class Sensitivity(Section):
     shares: Shares = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
     max_drop: Fraction = 0.02
     memory_mb: AtLeastOne = 1024
-    csv: str | None = None
+    csv: Annotated[str | None, _rule("the path of a table; its figure is the .png beside it", _is_table)] = None
 
 
 class Hardware(Section):

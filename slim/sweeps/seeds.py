@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -51,6 +52,15 @@ def _made(spec: Mapping[str, Any], key: str = "hydra.sweeper.sampler") -> Any:
         return construct(spec, key)
 
 
+def without_error(value: float, step: float) -> float:
+    """A value that was reached by steps, without the error with which floats add up.
+
+    >>> without_error(-0.3 + 3 * 0.1, 0.1)
+    0.0
+    """
+    return round(value, 12 - math.floor(math.log10(step))) + 0.0
+
+
 def _grid(distribution: Any) -> list[Any]:
     from slim.errors import SlimError
 
@@ -61,7 +71,8 @@ def _grid(distribution: Any) -> list[Any]:
         return list(range(distribution.low, distribution.high + 1, distribution.step))
     if isinstance(distribution, found.FloatDistribution) and distribution.step:
         count = round((distribution.high - distribution.low) / distribution.step) + 1
-        return [distribution.low + index * distribution.step for index in range(count)]
+        low, step = distribution.low, distribution.step
+        return [without_error(low + index * step, step) for index in range(count)]
     raise SlimError(
         f"A grid needs values to count. Got {distribution}. Give choice(...) or range(...), or another sampler."
     )

@@ -23,6 +23,7 @@ FINITE = [
     "r=range(0.3,0.75,0.1)",
     "r=range(0.7,0.1,-0.2)",
     "r=range(0.3,0.9,0.2)",
+    "r=range(-0.3,0.05,0.1)",
     "s=shuffle(range(1,5))",
     "g=shuffle(choice(a,b,c))",
     "z=sort(3,1,2)",
@@ -45,7 +46,7 @@ def test_a_finite_space_holds_exactly_what_a_basic_sweep_would_run(override: str
 def _canonical(line: str) -> str:
     key, _, value = line.partition("=")
     try:
-        return f"{key}={float(value):.9g}"
+        return f"{key}={round(float(value), 9) + 0:.9g}"
     except ValueError:
         return line.lower()
 
