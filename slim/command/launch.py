@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from slim.runs.signals import Interrupted, Signals
 from slim.sweeps.jobs import Job, forget_failure
 
 
@@ -22,6 +24,9 @@ def launch(launcher: Any, jobs: Sequence[Job], attempts: int = 1) -> list[Job]:
 
     Returns:
         The jobs that did not end.
+
+    Raises:
+        Interrupted: A signal asked to stop between jobs, or while workers have them.
     """
     for job in jobs:
         job.write()
@@ -32,7 +37,11 @@ def launch(launcher: Any, jobs: Sequence[Job], attempts: int = 1) -> list[Job]:
             for job in todo:
                 say(f"job {job.number}: its worker died; begun again, {attempt + 1} of {attempts}")
         try:
-            launcher.launch([_line(job) for job in todo], initial_job_idx=0)
+            with Signals():  # otherwise SIGTERM would end this process alone, and leave its workers
+                launcher.launch([_line(job) for job in todo], initial_job_idx=0)
+        except Interrupted as stop:
+            again = f"The same command with hydra.sweep.dir={shlex.quote(str(todo[0].directory))} goes on"
+            raise Interrupted(stop.name, f"Stopped by {stop.name}; what is done is kept. {again}.") from None
         except Exception as error:  # each launcher has its own for a worker that died
             say(f"A worker died. Got {type(error).__name__}: {' '.join(str(error).split())[:200]}")
         todo = [job for job in todo if job.outcome().status == "open"]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +17,7 @@ from omegaconf import OmegaConf
 from slim.command.grid import grid
 from slim.command.search import search
 from slim.files import read_json
+from slim.runs.signals import Interrupted
 from slim.sweeps.jobs import identity
 from slim.sweeps.storage import connect
 from tests.sweeps.cheap import CheapLauncher
@@ -91,15 +94,16 @@ def test_a_job_that_always_kills_its_worker_fails_and_the_others_go_on(
     assert "out of memory" in capfd.readouterr().err
 
 
-def test_ctrl_c_gives_the_trial_back_and_the_next_process_takes_it_first(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_signal_gives_the_trial_back_and_the_next_process_takes_it_first(name: str, tmp_path: Path) -> None:
     def die(overrides: list[str]) -> None:
         if plugin.launcher.ran:
             stopped.extend(overrides)
-            raise KeyboardInterrupt
+            os.kill(os.getpid(), getattr(signal, name))
 
     stopped: list[str] = []
     plugin = sweeper(tmp_path, die)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Interrupted, match=f"by {name}.*hydra.sweep.dir={tmp_path} goes on"):
         search(plugin, ["a=1"])
     again = sweeper(tmp_path)
     search(again, ["a=1"])
