@@ -115,7 +115,7 @@ def inputs_of(module: pl.LightningModule, network: nn.Module, batch: Any) -> tup
             module.eval()
             for step in ("training_step", "validation_step", "forward"):
                 try:
-                    _call_step(getattr(module, step), step, batch)
+                    call_step(getattr(module, step), step, batch)
                 except Captured as call:
                     return call.args_of_call, call.kwargs_of_call
                 except Exception:
@@ -130,7 +130,8 @@ def inputs_of(module: pl.LightningModule, network: nn.Module, batch: Any) -> tup
     )
 
 
-def _call_step(step: Any, name: str, batch: Any) -> None:
+def call_step(step: Any, name: str, batch: Any) -> None:
+    """Call a module's ``training_step``, ``validation_step`` or ``forward`` as a Trainer would."""
     if name == "forward":
         batch = batch[0] if isinstance(batch, list | tuple) else batch
         step(batch)

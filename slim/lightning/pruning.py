@@ -20,12 +20,13 @@ from slim.lightning.example import packed, unpacked
 from slim.lightning.moments import END, Moment, check_moments, fit_ends, moments
 from slim.lightning.network import Network, find_network, network_key, path_of
 from slim.lightning.options import BUDGETS, Recovery, check_arguments, check_criterion, check_place, networks_of
+from slim.lightning.own_calls import OwnCalls, check_own_calls
 from slim.lightning.preview import preview
 from slim.lightning.random_state import preserved
 from slim.lightning.rates import steps_of_epochs
 from slim.lightning.selecting import none_removed, select
 from slim.lightning.sparse import SparseTraining, sparse_of
-from slim.lightning.surgery import refuse_sharded, refuse_spawned
+from slim.lightning.surgery import is_compiled, refuse_sharded, refuse_spawned
 from slim.lightning.traced import TracedNetwork, callbacks_of, log_points, suffix_of
 from slim.selection import Selection, exact_zeros, limits_due
 from slim.sparsity import Stochastic
@@ -112,6 +113,7 @@ class ChannelPruning(pl.Callback):
         self._done = 0
         self._swept: int | None = None
         self._rehearsed = False
+        self._own_calls: OwnCalls | None = None
         self._saved_example: Any = None
 
     @property
@@ -199,6 +201,23 @@ class ChannelPruning(pl.Callback):
         if not self._rehearsed:
             self._rehearsed = True
             self._rehearse(pl_module, batch)
+            if trainer.world_size == 1 and not is_compiled(pl_module):
+                self._own_calls = OwnCalls(self.traced.network)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """After the first batch: try a step that calls layers by themselves with a thin network."""
+        if self._own_calls is not None:
+            assert self.traced is not None
+            names, self._own_calls = self._own_calls.close(), None
+            check_own_calls(pl_module, self.traced, names, batch, self.limits, self._copies)
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Stop looking at the step's calls."""
+        if self._own_calls is not None:
+            self._own_calls.close()
+            self._own_calls = None
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Cut if a cut is due. The epoch's checkpoint is written after this."""

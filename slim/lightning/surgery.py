@@ -86,7 +86,7 @@ class _Merged:
 
 def after_surgery(trainer: pl.Trainer | None, module: nn.Module) -> None:
     """Renew what depends on the old shapes: the DistributedDataParallel wrapper, and compiled code."""
-    if _is_compiled(module):
+    if is_compiled(module):
         torch.compiler.reset()
     strategy: Any = None if trainer is None else trainer.strategy
     if isinstance(getattr(strategy, "model", None), nn.parallel.DistributedDataParallel):
@@ -97,7 +97,8 @@ def after_surgery(trainer: pl.Trainer | None, module: nn.Module) -> None:
         strategy._pl_static_graph_delay_done = False
 
 
-def _is_compiled(module: nn.Module) -> bool:
+def is_compiled(module: nn.Module) -> bool:
+    """Whether a module, or a part of it, runs under ``torch.compile``."""
     if getattr(module, "_compiler_ctx", None) is not None:
         return True
     held = [*module.modules(), *(value for value in vars(module).values() if isinstance(value, nn.Module))]

@@ -20,6 +20,8 @@ from slim.channels import ChannelGraph, Plan, plan_of
 from slim.criteria import Scores
 from slim.lightning import ChannelPruning
 from slim.lightning.calibration import Calibration
+from slim.lightning.own_calls import check_own_calls, own_calls
+from slim.lightning.traced import TracedNetwork
 from slim.recovery import Step
 from slim.runs import weights
 from slim.runs.components import Components
@@ -154,13 +156,18 @@ def rehearse(parts: Components, graph: ChannelGraph) -> None:
     """Rank the untrained network, with two samples where data are needed, and select: better now than after hours.
 
     Raises:
-        SlimError: An option, a pattern or a budget that cannot be met by whatever training comes to.
+        SlimError: An option, a pattern or a budget that cannot be met by whatever training comes to; or a step that no
+            thin network can follow.
     """
     kind, amount = parts.config.budget
     few = [tree_map_only(Tensor, lambda tensor: tensor[:2], next(iter(validation_batches(parts.data))))]
     graph.model.to(parts.hardware.device)
     slim.select_groups(graph, score(parts, graph, few), **{**parts.limits, kind: amount})
     graph.model.cpu()
+    module = parts.module()
+    if not type(module).__module__.startswith("slim.tasks."):
+        traced = TracedNetwork.of(module, parts.config.network, example=parts.example, trace=parts.config.prune.tracing)
+        check_own_calls(module, traced, own_calls(module, traced.network, few[0]), few[0], parts.limits)
 
 
 def score(parts: Components, graph: ChannelGraph, batches: Iterable[Any] | None = None) -> Scores:

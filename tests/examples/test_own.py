@@ -5,11 +5,14 @@ from __future__ import annotations
 import ast
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 import train
+from examples.own.regression import Regression
 from tests.runs.tiny import run
 
 OWN = Path(__file__).parents[2] / "examples" / "own"
@@ -42,6 +45,27 @@ def test_a_whole_run(line: tuple[str, ...], tmp_path: Path, capfd: pytest.Captur
     found = json.loads(capfd.readouterr().out)
     assert found[metric] == pytest.approx(rows["finetuned"]["metric"])
     assert found["data"] == report["data"] == "Scenes", "Lightning's own name of a data module is None"
+
+
+class Aside(Regression):
+    """A head of its own reads what the first block of the network makes."""
+
+    def __init__(self, width: int = 8) -> None:
+        super().__init__(width=width)
+        self.head = nn.Conv2d(width, 1, 1)
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        self.head(self.net[0](batch[0]))
+        return super().training_step(batch, batch_idx)
+
+
+def test_a_reader_outside_of_the_network_is_refused_before_training(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    line = [*REGRESSION, f"module._target_={__name__}.Aside", f"output={tmp_path / 'run'}"]
+    assert train.main(line) == 2
+    assert "calls '0.0' of the network by themselves" in capfd.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_killed_and_resumed_with_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

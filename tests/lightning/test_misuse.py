@@ -8,14 +8,16 @@ import numpy as np
 import pytest
 import torch
 from pytorch_lightning.callbacks import StochasticWeightAveraging
+from pytorch_lightning.loggers import CSVLogger
 from torch import nn
 from torch.utils.data import DataLoader
 
 from slim import SlimError
 from slim.lightning import ChannelPruning, SparseTraining
 from slim.lightning.example import quiet
+from slim.lightning.own_calls import check_own_calls
 
-from .modules import Plain, fit, images, trainer
+from .modules import Plain, fit, images, same, trainer
 
 
 def test_what_cannot_be_cut_is_refused_before_anything_is_trained() -> None:
@@ -157,3 +159,60 @@ def test_numbers_of_numpy_are_numbers_and_a_figure_must_be_one() -> None:
     assert pruning.history
     with pytest.raises(SlimError, match="a figure, higher is better"):
         ChannelPruning(ratio=0.5, recover={"evaluate": lambda net: None}).cut(Plain(), batches=images())
+
+
+class Aside(Plain):
+    """A head of its own reads what the first layers of the network make."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Conv2d(8, 3, 1)
+        self.steps = 0
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        self.steps += 1
+        side = self.head(self.net[:3](batch[0])).mean((2, 3))
+        return super().training_step(batch, batch_idx) + nn.functional.cross_entropy(side, batch[1])
+
+
+class Halves(Plain):
+    """Its step calls the layers of the network in two pieces, which a cut leaves fitting."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        self.net(batch[0][:1])
+        loss = nn.functional.cross_entropy(self.net[3:](self.net[:3](batch[0])), batch[1])
+        self.logger.log_metrics({"loss": float(loss)})
+        return loss
+
+
+def test_a_reader_outside_of_the_network_is_refused_after_the_first_batch() -> None:
+    run = trainer(ChannelPruning(ratio=0.4, at=1, network="net"))
+    with pytest.raises(SlimError, match="calls '0' of the network by themselves"), quiet():
+        run.fit(Aside(), images())
+    assert run.global_step == 1
+    module, kept = Aside(), ChannelPruning(ratio=0.4, at=1, network="net", ignore=["0"])
+    fit(module, kept)
+    assert kept.history and module.net[0].out_channels == 8 > module.net[3].out_channels
+    assert module.steps == 6, "the step that was tried was that of a copy"
+
+
+def test_a_step_that_calls_layers_by_themselves_is_tried_without_effects(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    def trained(place: Any) -> Halves:
+        module, logger = Halves(), CSVLogger(place, flush_logs_every_n_steps=1)
+        fit(module, ChannelPruning(ratio=0.4, at=1, network="net"), logger=logger)
+        return module
+
+    tried: list[Any] = []
+    monkeypatch.setattr(
+        "slim.lightning.pruning.check_own_calls", lambda *given: tried.append(given[2]) or check_own_calls(*given)
+    )
+    one = trained(tmp_path / "one")
+    assert tried == [["0", "1", "3", "4", "8"]]
+    monkeypatch.setattr("slim.lightning.pruning.check_own_calls", lambda *given: None)
+    two = trained(tmp_path / "two")
+    assert same(one, two)
+    assert not torch.nn.modules.module._global_forward_pre_hooks
+    files = [next((tmp_path / name).rglob("metrics.csv")).read_text() for name in ("one", "two")]
+    assert files[0] == files[1]
