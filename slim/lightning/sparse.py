@@ -299,6 +299,8 @@ class SparseTraining(pl.Callback):
         if begun is not None:
             self._use_lam(begun["lam"])
             self.law.load_state_dict(begun["law"])
+        elif isinstance(self.law, sparsity.Target) and (dense := self.traced.dense_of_thin()) is not None:
+            self.law.relate_to(dense)
         self.law.attach(network, graph, steps)
         if begun is None:
             self._look_ahead(trainer, optimizer, steps)

@@ -167,6 +167,10 @@ class TracedNetwork:
         with eager(dense):
             return trace(dense, self.example, **self.options)
 
+    def dense_of_thin(self) -> ChannelGraph | None:
+        """Graph of the dense network of one that is thin already; ``None`` where it is not, or it is not known."""
+        return None if self._dense is None or plan_of(self.network) is None else self.dense_graph()
+
     def keep_dense(self, module: nn.Module) -> None:
         """Leave the dense structure with the module, for callbacks that meet it later."""
         if self._dense is not None:

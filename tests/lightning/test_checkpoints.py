@@ -259,3 +259,16 @@ def test_a_fit_in_another_precision_goes_on(precision: Any, tmp_path: Path) -> N
     assert [entry["epochs"] for entry in again[1].history] == [1, 2]
     # Lightning loads doubles into the floats that the module has until then.
     assert same(whole, resumed) or precision == "64-true"
+
+
+def test_target_on_a_loaded_thin_network_has_the_budget_of_the_dense_one(tmp_path: Path) -> None:
+    """As the cut that follows: of its own one it would bring more to zero than the cut takes."""
+    run = fit(Plain(), ChannelPruning(ratio=0.25, at=1))
+    run.save_checkpoint(tmp_path / "thin.ckpt")
+    module = load(Plain, tmp_path / "thin.ckpt")
+    law = SparseTraining("target", ratio=0.5, start=0.1, end=0.6)
+    cut = ChannelPruning(ratio=0.5, at=2)
+    fit(module, law, cut, epochs=3)
+    scales = [part.weight for part in module.net if isinstance(part, nn.BatchNorm2d)]
+    assert sum(map(len, scales)) == 8, "half of the dense network's 16"
+    assert all(bool((scale != 0).all()) for scale in scales)
