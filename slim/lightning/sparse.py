@@ -23,6 +23,7 @@ from slim.lightning.surgery import refuse_sharded
 from slim.lightning.traced import TracedNetwork, callbacks_of
 from slim.sparsity import Forecast, Penalty, Stochastic
 from slim.sparsity.step import group_of, owns
+from slim.sparsity.target import Target
 
 
 class SparseTraining(pl.Callback):
@@ -299,7 +300,7 @@ class SparseTraining(pl.Callback):
         if begun is not None:
             self._use_lam(begun["lam"])
             self.law.load_state_dict(begun["law"])
-        elif isinstance(self.law, sparsity.Target) and (dense := self.traced.dense_of_thin()) is not None:
+        elif isinstance(self.law, Target) and (dense := self.traced.dense_of_thin()) is not None:
             self.law.relate_to(dense)
         self.law.attach(network, graph, steps)
         if begun is None:

@@ -267,8 +267,8 @@ def test_target_on_a_loaded_thin_network_has_the_budget_of_the_dense_one(tmp_pat
     run.save_checkpoint(tmp_path / "thin.ckpt")
     module = load(Plain, tmp_path / "thin.ckpt")
     law = SparseTraining("target", ratio=0.5, start=0.1, end=0.6)
-    cut = ChannelPruning(ratio=0.5, at=2)
-    fit(module, law, cut, epochs=3)
+    cut = ChannelPruning(ratio=0.5, at="end")
+    fit(module, law, cut)
     scales = [part.weight for part in module.net if isinstance(part, nn.BatchNorm2d)]
     assert sum(map(len, scales)) == 8, "half of the dense network's 16"
     assert all(bool((scale != 0).all()) for scale in scales)
