@@ -113,8 +113,7 @@ class SparseTraining(pl.Callback):
         """Extend the module's checkpoint hooks; start anew where the module is another than in the last fit."""
         prepare(pl_module)
         if stage == "fit" and self.traced is not None and not self.traced.belongs_to(pl_module):
-            if isinstance(self._penalty, str):
-                self.law = sparsity.build(self._penalty, **self._options)
+            self._renew_law()
             self._reset()
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -266,6 +265,9 @@ class SparseTraining(pl.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Counterpart of :meth:`state_dict`; the law takes its state up when it is attached."""
         self._saved, self.stopped = state_dict, bool(state_dict["stopped"])
+        # The network may be of another width now: test(ckpt_path="best") gives the dense one back.
+        self._renew_law()
+        self.attached = False
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -355,6 +357,10 @@ class SparseTraining(pl.Callback):
                 raise
             rank_zero_warn(f"{error} The forecast of the law assumes the learning rate of now.")
             return [float(optimizer.param_groups[group]["lr"])] * steps
+
+    def _renew_law(self) -> None:
+        if isinstance(self._penalty, str):
+            self.law = sparsity.build(self._penalty, **self._options)
 
     def _use_lam(self, lam: float | None) -> None:
         self._lam = lam

@@ -272,3 +272,19 @@ def test_target_on_a_loaded_thin_network_has_the_budget_of_the_dense_one(tmp_pat
     scales = [part.weight for part in module.net if isinstance(part, nn.BatchNorm2d)]
     assert sum(map(len, scales)) == 8, "half of the dense network's 16"
     assert all(bool((scale != 0).all()) for scale in scales)
+
+
+@pytest.mark.parametrize("law", ["l1", "target"])
+def test_a_fit_after_a_test_of_the_best_checkpoint_goes_on_with_that(law: str, tmp_path: Path) -> None:
+    sparse = SparseTraining(law, **({"ratio": 0.3} if law == "target" else {}))
+    cut = ChannelPruning(ratio=0.3, at=2)
+    best = ModelCheckpoint(tmp_path, monitor="train_loss", mode="max")
+    module, run = Plain(), trainer(sparse, cut, best, epochs=3)
+    with quiet():
+        run.fit(module, images())
+        run.test(module, images(), ckpt_path="best", verbose=False)
+        assert len(module.net[0].weight) + len(module.net[3].weight) == 16, "the worst epoch is the first, dense"
+        run.save_checkpoint(tmp_path / "dense.ckpt")
+        again = trainer(sparse, cut, epochs=3)
+        again.fit(module, images())
+    assert cut.history[-1]["channels"] == 11 == len(module.net[0].weight) + len(module.net[3].weight)
