@@ -81,38 +81,56 @@ def _dispatch(argv: list[str]) -> int:
         return sweep(overrides, args)
     if resume is not None:  # an empty one is told of with the rest of the configuration
         return _resume(Path(resume), [item for item in overrides if key_of(item) != "resume"], args)
-    overrides, args = _as_the_run(overrides, args)
+    given = {key_of(item) for item in overrides}
+    overrides, args, trained = _as_the_run(overrides, args)
     config, whole = compose(overrides, args)
-    if (model := _model_of_file(config, overrides)) is not None:
-        config["model"] = model
+    _fit_network(config, trained, given)
     if config.get("task") == "train":
         check_lam(overrides, config)
     return _run(config, whole, Path(whole.hydra.run.dir), overrides, args)
 
 
-def _as_the_run(overrides: list[str], args: Any) -> tuple[list[str], Any]:
-    """A task on the network of a run finds it as the run was configured, unless the command line says otherwise."""
+def _as_the_run(overrides: list[str], args: Any) -> tuple[list[str], Any, dict[str, Any]]:
+    """A task on the network of a run finds it as the run was configured, unless the command line says otherwise.
+
+    Returns:
+        Overrides and arguments with those of the run, and its configuration; the same and nothing where there is none.
+    """
     given = {key_of(item): item.partition("=")[2].strip("'\"").replace("\\'", "'") for item in overrides}
     path = Path(given.get("checkpoint", "null"))
     home = next((place for place in (path, *path.parents) if (place / "state.json").is_file()), None)
     if given.get("task") not in ("evaluate", "sensitivity") or path == Path("null") or home is None:
-        return overrides, args
+        return overrides, args, {}
     from slim.runs.state import State
 
     state, replaced = State.load(home), {*given, "phases", "checkpoint"}
     kept = [item for item in of_network(state.overrides) if key_of(item) not in replaced]
-    return [*kept, *overrides], with_options(args, state.options)
+    if "data" in given:  # another data set has other options
+        kept = [item for item in kept if not key_of(item).startswith("data.")]
+    return [*kept, *overrides], with_options(args, state.options), state.config
 
 
-def _model_of_file(config: dict[str, Any], overrides: list[str]) -> dict[str, Any] | None:
-    """The ``model`` that an artifact describes, for a task on it; ``None`` where ``overrides`` or nobody says it.
+def _fit_network(config: dict[str, Any], trained: dict[str, Any], given: set[str]) -> None:
+    """Put into ``config`` the model that a task looks at, and the size of its images, where no key says another one.
+
+    Recipes belong to a data set, and some name a model: meant is that of the data set which the network was trained on.
+    """
+    asked = any(key.partition(".")[0] in ("model", "experiment") for key in given)
+    if not asked and (model := trained.get("model") or _model_of_file(config)) is not None:
+        config["model"] = model
+    for key in ("image_size", "in_channels"):
+        if f"data.{key}" not in given and key in config["data"] and key in trained.get("data", {}):
+            config["data"][key] = trained["data"][key]
+
+
+def _model_of_file(config: dict[str, Any]) -> dict[str, Any] | None:
+    """The ``model`` that an artifact describes, for a task on it; ``None`` where nobody says it.
 
     Raises:
         SlimError: It describes one whose builder is not known to be harmless.
     """
     path = Path(str(config.get("checkpoint")))
-    named = any(key_of(item).partition(".")[0] in ("model", "experiment") for item in overrides)
-    if named or config.get("task") not in ("evaluate", "sensitivity") or path.suffix != ".safetensors":
+    if config.get("task") not in ("evaluate", "sensitivity") or path.suffix != ".safetensors":
         return None
     from slim import recipe
     from slim.artifact import is_artifact, read_header

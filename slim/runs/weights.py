@@ -47,9 +47,21 @@ def load(parts: Components, path: Path, kind: str | None = None) -> pl.Lightning
     if not path.is_file():
         raise SlimError(f"checkpoint must be a file or a run directory. Got checkpoint={path}. Check the path.")
     plan, weights = read(path)
+    _check_channels(parts, plan)
     module = parts.module(kind, plan=plan)
     fill(module, parts.network(module), weights, path)
     return module
+
+
+def _check_channels(parts: Components, plan: Plan | None) -> None:
+    """Check that the images have as many channels as those of the network, where its plan and the data say so."""
+    inputs, channels = plan.inputs if plan is not None else None, getattr(parts.data, "in_channels", None)
+    shape: list[int] = inputs.get("shape", []) if isinstance(inputs, Mapping) else []
+    if channels is not None and len(shape) == 4 and shape[1] != channels:
+        raise SlimError(
+            f"Images must have the channels that the network was trained on. Got data.in_channels={channels} and a "
+            f"network of {shape[1]}. Set data.in_channels={shape[1]}."
+        )
 
 
 def normalize_as(data: Any, path: Path) -> None:

@@ -146,6 +146,44 @@ def test_images_are_normalized_as_the_network_was_trained(photos: Path, capfd: p
     assert accuracy(dark, "data.mean=[5,5,5]") == 0.5, "what is said on the command line counts"
 
 
+@pytest.fixture
+def grays(tmp_path: Path) -> list[str]:
+    """A folder of ten classes, two images of each to train on and two to test."""
+    for part, label in ((part, label) for part in ("train", "test") for label in range(10)):
+        (place := tmp_path / "folder" / part / str(label)).mkdir(parents=True)
+        for index in range(2):
+            Image.fromarray(np.full((8, 8), 20 * label + index, np.uint8)).save(place / f"{index}.png")
+    return ["data=image_folder", f"data.dir={tmp_path / 'folder'}", "data.batch_size=8"]
+
+
+def test_a_run_is_evaluated_on_other_data_with_the_model_that_it_trained(
+    tmp_path: Path, grays: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The recipe of digits names a smaller VGG than that of a folder."""
+    recipe = ["+experiment=vgg_slim", *(item for item in TINY if not item.startswith("model.widths"))]
+    run(tmp_path / "run", *recipe, "phases=[sparse,prune]", "sparse.epochs=1", "data.image_size=16")
+    capfd.readouterr()
+    line = ["task=evaluate", f"checkpoint={tmp_path / 'run'}", *grays]
+    assert train.main(line) == 2
+    assert "Set data.in_channels=1" in capfd.readouterr().err
+    assert train.main([*line, "data.in_channels=1"]) == 0
+    found = json.loads(capfd.readouterr().out)
+    assert (found["images"], found["data"], found["input_shape"]) == (20, "image_folder", "1x1x16x16")
+    assert train.main([*line, "data.in_channels=1", "model.widths=[8,M,8]"]) == 2, "what is asked for counts"
+
+
+def test_a_run_is_evaluated_on_data_that_lack_options_of_its_own(
+    tmp_path: Path, grays: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    options = ("data.in_channels=1", "data.limit_train=null", "data.limit_test=null")
+    run(tmp_path / "run", *grays, *options, "phases=[baseline]", "baseline.epochs=1")
+    capfd.readouterr()
+    line = ["task=evaluate", f"checkpoint={tmp_path / 'run'}", "data=digits", "data.limit_test=7"]
+    assert train.main(line) == 0
+    found = json.loads(capfd.readouterr().out)
+    assert (found["images"], found["data"], found["input_shape"]) == (7, "digits", "1x1x8x8")
+
+
 def test_a_run_does_not_go_on_with_other_images(photos: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """They would be dealt anew to training, validation and test."""
     run(photos / "run", *OF_PHOTOS, f"data.dir={photos / 'light' / 'train'}", "phases=[baseline]", "baseline.epochs=1")
