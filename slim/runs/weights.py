@@ -48,7 +48,16 @@ def load(parts: Components, path: Path, kind: str | None = None) -> pl.Lightning
         raise SlimError(f"checkpoint must be a file or a run directory. Got checkpoint={path}. Check the path.")
     plan, weights = read(path)
     _check_channels(parts, plan)
-    module = parts.module(kind, plan=plan)
+    module = parts.module(kind)
+    if plan is not None:
+        try:
+            slim.rebuild(parts.network(module), plan, in_place=True)
+        except SlimError as error:
+            found = str(error).partition("Got ")[2].partition(". ")[0]
+            raise SlimError(
+                f"checkpoint must hold a network of the configured model. Got {path}, whose plan does not fit: {found}. "
+                "Set model as it was trained."
+            ) from error
     fill(module, parts.network(module), weights, path)
     return module
 

@@ -170,6 +170,7 @@ def test_a_run_is_evaluated_on_other_data_with_the_model_that_it_trained(
     found = json.loads(capfd.readouterr().out)
     assert (found["images"], found["data"], found["input_shape"]) == (20, "image_folder", "1x1x16x16")
     assert train.main([*line, "data.in_channels=1", "model.widths=[8,M,8]"]) == 2, "what is asked for counts"
+    assert "whose plan does not fit" in capfd.readouterr().err
 
 
 def test_a_run_is_evaluated_on_data_that_lack_options_of_its_own(
