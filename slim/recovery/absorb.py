@@ -144,7 +144,7 @@ def _takers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         if isinstance(module, _BatchNorm):
             if module.running_mean is not None:
                 yield name, module
-        elif isinstance(module, _ConvNd | nn.Linear) and module.bias is not None:
+        elif isinstance(module, _ConvNd | nn.Linear) and module._parameters.get("bias") is not None:
             yield name, module
 
 
@@ -174,19 +174,22 @@ def _record(model: nn.Module, inputs: tuple[tuple[Any, ...], dict[str, Any]]) ->
 def _correct(model: nn.Module, inputs: tuple[tuple[Any, ...], dict[str, Any]], seen: Recorded) -> dict[str, Tensor]:
     """Run the masked network, storing at each taker what it lacks; returns the change of every mean and bias."""
     moved: dict[str, Tensor] = {}
+    # A tensor that several layers hold has one name.
+    full_of = {id(tensor): full for full, tensor in (*model.named_parameters(), *model.named_buffers())}
 
     def before_norm(name: str, norm: Any, args: tuple[Any, ...]) -> None:
-        full = f"{name}.running_mean" if name else "running_mean"
+        full = full_of[id(norm.running_mean)]
         if full not in moved:  # a layer that is called again was corrected by its first call
             moved[full] = -_lack(seen[name, 0], _read(norm, args[0]), 1)
             norm.running_mean += moved[full]
 
     def after_bias(name: str, layer: Any, out: Tensor) -> Tensor:
-        full = f"{name}.bias" if name else "bias"
+        full = full_of[id(layer.bias)]
+        if full in moved:  # corrected, too: this output has what its bias got
+            return out
         axis = out.dim() - 1 if isinstance(layer, nn.Linear) else 1
-        if full not in moved:
-            moved[full] = _lack(seen[name, 0], out, axis)
-            layer.bias += moved[full]
+        moved[full] = _lack(seen[name, 0], out, axis)
+        layer.bias += moved[full]
         shape = [1] * out.dim()
         shape[axis] = -1
         return out + moved[full].view(shape)

@@ -32,7 +32,7 @@ def recalibrate(
 ) -> int:
     """Replace the running statistics of every BatchNorm by the plain average over ``n`` batches.
 
-    Only BatchNorm layers switch to training mode, so dropout stays off and nothing else changes; momentum, modes and
+    A layer that no batch comes to (of another domain, of a head that only trains) keeps its own. Only BatchNorm layers switch to training mode, so dropout stays off and nothing else changes; momentum, modes and
     the layers' batch counters are as before when this returns. The same batches and ``seed`` give the same bits: the
     generators of Python, NumPy and torch are seeded inside and restored (shuffling and augmentation in the loader
     follow them). A loader with a ``state_dict`` is put back to its position.
@@ -62,8 +62,7 @@ def recalibrate(
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
     if not norms or n == 0:
         return 0
-    before = [(norm, norm.momentum, _count(norm)) for norm in norms]
-    old = statistics(model)
+    before = [(norm, norm.momentum, _count(norm), statistics(norm)) for norm in norms]
     used = 0
     try:
         with isolated(model, seed), in_position(batches), torch.no_grad():
@@ -78,12 +77,12 @@ def recalibrate(
         used = 0
         raise
     finally:
-        for norm, momentum, count in before:
+        for norm, momentum, count, old in before:
             norm.momentum = momentum
+            if not used or not norm.num_batches_tracked:  # no batch came to this layer
+                put_back(old)
             if count is not None and norm.num_batches_tracked is not None:
                 norm.num_batches_tracked.copy_(count)
-        if not used:
-            put_back(old)
     if not used:
         raise SlimError(
             "recalibration needs a batch of at least 2 samples. Got 0 usable batches. "

@@ -298,3 +298,25 @@ def test_a_mask_of_another_graph_is_refused():
     net, graph, _ = dead(Chain)
     with pytest.raises(SlimError, match="absorb needs a mask"):
         absorb(net, np.zeros(3, bool), graph)
+
+
+class Called(nn.Module):
+    """One layer that is called twice, or two that share weight and bias, behind what is dead."""
+
+    def __init__(self, tied: bool):
+        super().__init__()
+        self.a, self.norm, self.b, self.c = conv(3, 8), nn.BatchNorm2d(8), conv(8, 6, bias=True), conv(6, 4, bias=True)
+        self.other = conv(8, 6, bias=True) if tied else self.b
+        self.other.weight, self.other.bias = self.b.weight, self.b.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        left, right = (torch.relu(self.norm(self.a(each))) for each in (x, 2 * x))
+        return self.c(torch.relu(self.b(left)) + torch.relu(self.other(right))).mean((2, 3))
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_bias_of_several_calls_gets_its_constant_once(tied):
+    net, graph, gone = dead(lambda: Called(tied))
+    plan, x = graph.plan(gone), torch.randn(3, 3, 12, 12)
+    assert (mask(net, plan)(x) - net(x)).abs().max() > 1e-2
+    torch.testing.assert_close(rebuild(absorb(net, plan, graph), plan)(x), net(x), rtol=1e-3, atol=1e-4)

@@ -124,3 +124,23 @@ def test_edges():
     with pytest.raises(SlimError, match="at least 0"):
         recalibrate(net, batches(), -1)
     assert recalibrate(net, [*batches(1), torch.zeros(1, 3, 8, 8)]) == 1
+
+
+def test_a_layer_that_no_batch_comes_to_keeps_its_statistics():
+    class Domains(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norms, self.head = nn.ModuleList([nn.BatchNorm1d(3), nn.BatchNorm1d(3)]), nn.BatchNorm1d(3)
+
+        def forward(self, x):
+            x = self.norms[0](x)
+            return (x, self.head(x)) if self.training else x
+
+    net, x = Domains(), torch.randn(6, 3)
+    for norm in (net.norms[1], net.head):
+        norm(5 + 2 * x)
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    recalibrate(net, [x])
+    torch.testing.assert_close(net.norms[0].running_mean, x.mean(0))
+    for name, value in net.state_dict().items():
+        assert name.startswith("norms.0.running") or torch.equal(value, before[name]), name
