@@ -13,6 +13,7 @@ from slim.criteria.batches import batches_of, run
 from slim.criteria.contributions import may_go
 from slim.criteria.registry import Evidence, criterion
 from slim.criteria.tensors import in_groups, weights
+from slim.errors import expect_whole
 
 if TYPE_CHECKING:
     from slim.channels import ChannelGraph
@@ -33,12 +34,14 @@ def chip(
         images: How many of them all.
         seed: Of torch's generators while the loader is read.
     """
+    expect_whole("images", images, 1, "Set criterion.images.")
     groups_of = {}
     for module, weight, dim in weights(graph):
         groups = in_groups(graph, weight, dim)
         if groups is not None and may_go(graph, groups).any():
             groups_of[module] = groups
     sums = {module: torch.zeros(len(groups), dtype=torch.float64) for module, groups in groups_of.items()}
+    seen = dict.fromkeys(groups_of, 0)
     left = images
 
     def make_hook(module: str) -> Any:
@@ -46,6 +49,7 @@ def chip(
             x = args[0].detach()[:left]
             x = x.movedim(-1, 1) if isinstance(layer, nn.Linear) else x
             if x.shape[1] == len(sums[module]):
+                seen[module] += len(x)
                 for maps in x.flatten(2) if x.dim() > 2 else x[:, :, None]:
                     sums[module] += independence(maps).cpu()
 
@@ -63,7 +67,8 @@ def chip(
         for handle in handles:
             handle.remove()
     for module, groups in groups_of.items():
-        yield groups, sums[module] / (images - left)
+        if seen[module]:
+            yield groups, sums[module] / seen[module]
 
 
 def independence(maps: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from slim.criteria.batches import batches_of, run
 from slim.criteria.contributions import readers_of
 from slim.criteria.patches import blocks_of
 from slim.criteria.registry import Evidence, criterion
-from slim.errors import SlimError
+from slim.errors import SlimError, expect_number, expect_whole
 
 if TYPE_CHECKING:
     from slim.channels import ChannelGraph
@@ -50,8 +50,9 @@ def dcp(
         share: Of the channels that come at once.
         seed: Of torch's generators while the loader is read.
     """
-    if not 0 < share <= 1:
-        raise SlimError(f"share must be in (0, 1]. Got share={share!r}. Set criterion.share.")
+    expect_whole("images", images, 1, "Set criterion.images.")
+    expect_number("weight", weight, "[0, inf)", "Set criterion.weight.")
+    expect_number("share", share, "(0, 1]", "Set criterion.share.")
     with batches_of(graph, loader, batches, seed, name="dcp", target=True) as read:
         kept, left = [], images
         for batch in read:
@@ -109,27 +110,32 @@ def order(
         return np.full(len(groups), np.nan)
     unique, member = np.unique(groups, return_inverse=True)
     member = member.reshape(-1)
+    precise = torch.promote_types(x.dtype, torch.float32)  # sums of squares of halves are infinite
+    x, dense = x.to(precise), dense.to(precise)
     loss = _joint_loss(layer, dense, labels, weight)
     chosen, place = np.zeros(len(unique), bool), np.zeros(len(unique))
     each = max(1, round(share * len(unique)))
     while not chosen.all():
         slope = np.sqrt(np.bincount(member, _slopes(layer, x, loss, chosen[member]), minlength=len(unique)))
+        if not np.isfinite(slope).all():
+            return np.full(len(groups), np.nan)
         slope[chosen] = -np.inf
         for best in np.argsort(-slope, kind="stable")[: min(each, int((~chosen).sum()))]:
-            place[best] = 1 - chosen.sum() / len(unique) if np.isfinite(slope[best]) else np.nan
+            place[best] = 1 - chosen.sum() / len(unique)
             chosen[best] = True
     return place[member]
 
 
 def _slopes(layer: Any, x: Tensor, loss: Any, present: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
     """Squared norm (C_in,) of the gradient at the weights of each input, where only some inputs are present."""
-    old = layer.weight.detach()
+    values = {name: parameter.detach().to(x.dtype) for name, parameter in layer.named_parameters()}
+    old = values["weight"]
     blocks = blocks_of(layer)
     shape = (blocks, len(old) // blocks, old.shape[1], -1)
     mask = torch.from_numpy(present).to(old).view(blocks, 1, -1, 1)
     changed = (old.reshape(shape) * mask).reshape(old.shape).requires_grad_()
     with torch.enable_grad():
-        (gradient,) = torch.autograd.grad(loss(functional_call(layer, {"weight": changed}, (x,))), changed)
+        (gradient,) = torch.autograd.grad(loss(functional_call(layer, {**values, "weight": changed}, (x,))), changed)
     slopes: npt.NDArray[np.float64] = gradient.double().reshape(shape).square().sum((1, 3)).flatten().cpu().numpy()
     return slopes
 

@@ -32,10 +32,11 @@ def recalibrate(
 ) -> int:
     """Replace the running statistics of every BatchNorm by the plain average over ``n`` batches.
 
-    A layer that no batch comes to (of another domain, of a head that only trains) keeps its own. Only BatchNorm layers switch to training mode, so dropout stays off and nothing else changes; momentum, modes and
-    the layers' batch counters are as before when this returns. The same batches and ``seed`` give the same bits: the
-    generators of Python, NumPy and torch are seeded inside and restored (shuffling and augmentation in the loader
-    follow them). A loader with a ``state_dict`` is put back to its position.
+    A layer that no batch comes to (of another domain, of a head that only trains) keeps its own. Only BatchNorm layers
+    switch to training mode, so dropout stays off and nothing else changes; momentum, modes and the layers' batch
+    counters are as before when this returns. The same batches and ``seed`` give the same bits: the generators of
+    Python, NumPy and torch are seeded inside and restored (shuffling and augmentation in the loader follow them). A
+    loader with a ``state_dict`` is put back to its position.
 
     Args:
         model: changed in place (statistics only).

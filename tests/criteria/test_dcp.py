@@ -74,3 +74,21 @@ def test_every_layer_has_each_place_once_and_targets_must_be_classes():
         slim.score(graph, "dcp", loader=[(x, [{"labels": y}]) for x, y in batches()])
     with pytest.raises(SlimError, match=r"in \(0, 1\]"):
         slim.score(graph, "dcp", loader=batches(), share=0)
+
+
+def test_half_precision_chooses_as_single_does_and_slopes_that_are_no_numbers_end():
+    """Sums of squares of halves are infinite; behind NaN the channels that are chosen came first for ever."""
+    torch.manual_seed(0)
+    layer, x, labels = nn.Linear(6, 4), 100 * torch.randn(50, 6), torch.arange(50) % 2
+    with torch.no_grad():
+        whole = order(layer, x, layer(x), labels, np.arange(6), 1.0, 0.01)
+        layer, x = layer.half(), x.half()
+        assert (order(layer, x, layer(x), labels, np.arange(6), 1.0, 0.01) == whole).all()
+        assert np.isnan(order(layer, x, layer(x), labels, np.arange(6), float("nan"), 0.01)).all()
+
+
+@pytest.mark.parametrize("option", [{"images": 0}, {"images": "all"}, {"share": "all"}, {"weight": float("nan")}])
+def test_wrong_options_are_one_line(option):
+    _, graph = residual()
+    with pytest.raises(SlimError, match=f"{next(iter(option))} must be"):
+        slim.score(graph, "dcp", loader=batches(), **option)
