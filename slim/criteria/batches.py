@@ -13,6 +13,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from slim.criteria.isolated import isolated
 from slim.criteria.progress import progress
 from slim.errors import SlimError, expect
 
@@ -41,8 +42,8 @@ def batches_of(
 ) -> Iterator[Iterator[Batch]]:
     """The first ``batches`` of ``loader`` (iterable of ``x``, ``(x, y)`` or ``{name: tensor}``), with a progress bar.
 
-    Inside, the model is in eval mode, and torch's generators are seeded, so that a shuffling loader gives the same
-    batches for the same ``seed``; modes and generators are restored at the end.
+    Inside, the model is in eval mode, and the generators of Python, NumPy and torch are seeded, so that a loader that
+    shuffles and augments gives the same batches for the same ``seed``; modes and generators are restored at the end.
 
     Raises:
         SlimError: No loader, an empty one, one of other things than tensors, or (``target``) one without targets.
@@ -59,7 +60,7 @@ def batches_of(
     expect("loader", loader, Iterable, "Pass an iterable of (x, y) batches.")
     expect("seed", seed, int, "Set criterion.seed.")
     device = next((p.device for p in graph.model.parameters()), torch.device("cpu"))
-    with eval_mode(graph.model, seed, device):
+    with eval_mode(graph.model, seed):
         yield _read(loader, batches, device, name, target)
 
 
@@ -78,18 +79,11 @@ def _read(loader: Iterable[Any], batches: int, device: torch.device, name: str, 
 
 
 @contextmanager
-def eval_mode(model: nn.Module, seed: int, device: torch.device) -> Iterator[None]:
+def eval_mode(model: nn.Module, seed: int) -> Iterator[None]:
     """Inside, eval mode and seeded generators; afterwards modes and generators are restored."""
-    modes = [(m, m.training) for m in model.modules()]
-    devices = [device] if device.type == "cuda" else []
-    try:
-        with torch.random.fork_rng(devices):
-            torch.manual_seed(seed)
-            model.eval()
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
+    with isolated(model, seed):
+        model.eval()
+        yield
 
 
 def run(network: nn.Module, batch: Batch, parameters: dict[str, Tensor] | None = None) -> Any:

@@ -32,7 +32,7 @@ def channel_pruning(
         loader: Iterable of batches.
         batches: How many of them.
         positions: Sampled of each image and layer.
-        seed: Of the positions, and of torch's generators while the loader is read.
+        seed: Of the positions, and of all generators while the loader is read.
     """
     for groups, overlap in contributions(graph, loader, batches, positions, seed, name="channel_pruning"):
         yield groups, entries(overlap) if np.isfinite(overlap).all() else np.full(len(groups), np.nan)

@@ -32,7 +32,7 @@ def chip(
         loader: Iterable of batches.
         batches: How many of them, at most.
         images: How many of them all.
-        seed: Of torch's generators while the loader is read.
+        seed: Of all generators while the loader is read.
     """
     expect_whole("images", images, 1, "Set criterion.images.")
     groups_of = {}

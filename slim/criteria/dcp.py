@@ -48,7 +48,7 @@ def dcp(
         images: How many of them all. A layer's inputs are held for them.
         weight: Of the cross entropy, lam in equation 5.
         share: Of the channels that come at once.
-        seed: Of torch's generators while the loader is read.
+        seed: Of all generators while the loader is read.
     """
     expect_whole("images", images, 1, "Set criterion.images.")
     expect_number("weight", weight, "[0, inf)", "Set criterion.weight.")

@@ -38,7 +38,7 @@ def fisher(
         batches: How many of them.
         beta: Let the gate take the shift away too.
         loss: ``loss(output, target)``, the batch's mean; cross entropy by default.
-        seed: Of torch's generators while the loader is read.
+        seed: Of all generators while the loader is read.
 
     Yields:
         One value per group with a gate.

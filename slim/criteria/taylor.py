@@ -42,7 +42,7 @@ def taylor(
         form: ``gamma``: scales of normalization layers. ``weight``: filters and their biases. ``auto``: gamma if any.
         beta: Count the shift too: the gate of the 2019 paper, which takes a normalization's whole output away.
         loss: ``loss(output, target)``, the batch's mean; cross entropy by default.
-        seed: Of torch's generators while the loader is read.
+        seed: Of all generators while the loader is read.
 
     Yields:
         One value per group that a form reaches.

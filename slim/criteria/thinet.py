@@ -31,7 +31,7 @@ def thinet(
         loader: Iterable of batches.
         batches: How many of them.
         positions: Sampled of each image and layer.
-        seed: Of the positions, and of torch's generators while the loader is read.
+        seed: Of the positions, and of all generators while the loader is read.
     """
     for groups, overlap in contributions(graph, loader, batches, positions, seed, name="thinet"):
         scores, last = np.full(len(groups), np.nan), 0.0

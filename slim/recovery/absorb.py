@@ -31,8 +31,9 @@ from slim.channels import Plan, mask, unwrap
 from slim.channels.calls import after_call, before_call
 from slim.channels.duplicate import deep_copy
 from slim.channels.meta_forward import call_arguments
+from slim.criteria.isolated import isolated
 from slim.errors import SlimError
-from slim.recovery.isolated import Saved, isolated, saved
+from slim.recovery.saved import Saved, saved
 
 if TYPE_CHECKING:
     from slim.channels import ChannelGraph

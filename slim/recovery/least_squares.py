@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 from slim.channels import unwrap
 from slim.channels.calls import after_call
+from slim.criteria.isolated import isolated
 from slim.errors import SlimError, expect_whole
-from slim.recovery.isolated import isolated
 from slim.recovery.normal_equations import NormalEquations
 from slim.recovery.readers import Reader, readers
 from slim.recovery.recalibrate import arguments, in_position

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
+from slim.criteria.isolated import isolated
 from slim.errors import SlimError, expect_whole
-from slim.recovery.isolated import Saved, isolated, put_back, saved
+from slim.recovery.saved import Saved, put_back, saved
 
 
 def recalibrate(
@@ -43,7 +44,7 @@ def recalibrate(
         batches: any iterable or loader of ``x``, ``(x, ...)`` or ``{name: tensor}`` (keyword arguments), augmented as
             in training.
         n: batches to average over; a shorter loader gives what it has. 0 leaves everything alone.
-        seed: of torch's generators while the batches are read.
+        seed: of all generators while the batches are read.
         inputs: turns a batch into the model's positional arguments, instead of the rule above.
         forward: runs the model on a batch as the loader gave it, instead of all of the above.
 

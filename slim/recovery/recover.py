@@ -20,14 +20,15 @@ from torch import Tensor, nn
 
 from slim.channels import Plan, unwrap
 from slim.channels import rebuild as rebuilt
+from slim.criteria.isolated import isolated
 from slim.errors import SlimError
 from slim.recovery.absorb import absorb as absorbed
 from slim.recovery.absorb import constants
-from slim.recovery.isolated import Saved, isolated, put_back, saved
 from slim.recovery.least_squares import Refit
 from slim.recovery.least_squares import least_squares as fitted
 from slim.recovery.recalibrate import recalibrate as recalibrated
 from slim.recovery.recalibrate import statistics
+from slim.recovery.saved import Saved, put_back, saved
 
 if TYPE_CHECKING:
     from slim.channels import ChannelGraph

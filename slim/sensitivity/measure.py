@@ -54,7 +54,7 @@ def measure(
         bf16: Run the layers in bfloat16 (autocast), two to three times as fast on processors that support it.
         memory_mb: Memory limit of the cache, in MiB.
         path: A CSV, written after every layer; an unfinished one of the same analysis is continued.
-        seed: Of torch's generators while the loader is read.
+        seed: Of all generators while the loader is read.
 
     Raises:
         SlimError: No images, shares or images out of range, or a CSV of another analysis.
@@ -67,7 +67,7 @@ def measure(
         scores = score(graph, "gamma" if any(s.weight is not None for s in graph.scales) else "l1")
     device = next((p.device for p in graph.model.parameters()), torch.device("cpu"))
     with (
-        eval_mode(graph.model, seed, device),
+        eval_mode(graph.model, seed),
         _batch_statistics(graph.model),
         ForwardCache(graph.model) as cache,
         # Without autocast's weight cache, which would hold weights from before they were zeroed.

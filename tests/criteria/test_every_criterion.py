@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import random
 
 import numpy as np
 import pytest
@@ -59,6 +60,26 @@ def test_a_shuffling_loader_follows_the_seed(name):
     c = slim.score(graph, name, loader=loader, batches=2, seed=2).values
     assert (a == b).all()
     assert (a != c).any()
+
+
+class Drawn:
+    """Batches that draw from every generator a loader may use."""
+
+    def __iter__(self):
+        for x, y in batches(2):
+            yield x + torch.randn(1) + float(np.random.rand()) + random.random(), y
+
+
+@pytest.mark.parametrize("name", DATA)
+def test_every_generator_that_a_loader_draws_from_follows_the_seed_and_is_put_back(name):
+    _, graph = residual()
+    torch.rand(3), np.random.rand(3), random.random()
+    states = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
+    first = slim.score(graph, name, loader=Drawn()).values
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert np.array_equal(np.random.get_state()[1], states[1]) and random.getstate() == states[2]
+    torch.rand(3), np.random.rand(3), random.random()
+    assert (slim.score(graph, name, loader=Drawn()).values == first).all()
 
 
 class Stacked(nn.Module):

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-
-Saved = list[tuple[Tensor, Tensor]]
+from torch import nn
 
 
 @contextmanager
@@ -30,15 +28,3 @@ def isolated(network: nn.Module, seed: int) -> Iterator[None]:
         np.random.set_state(numbers)
         for module, training in modes:
             module.training = training
-
-
-def saved(tensors: Iterable[Tensor]) -> Saved:
-    """Each tensor with a copy of its values, for :func:`put_back`."""
-    return [(tensor, tensor.detach().clone()) for tensor in tensors]
-
-
-def put_back(old: Saved) -> None:
-    """Give every tensor the values it had when it was saved."""
-    with torch.no_grad():
-        for tensor, values in old:
-            tensor.copy_(values)
