@@ -20,7 +20,7 @@ def protected(
 
     The highest score on every axis of every parameter and in every block of a balanced structure stays, so that nothing
     is emptied even where a layer reads only part of a space; and of every shared stream the ``min_channels`` best-read
-    channels keep their best reader, as does every channel in a balanced structure.
+    channels keep their best reader, as does every channel in a balanced structure and of an ignored stream.
     """
     stay = np.zeros(len(graph), dtype=bool)
     # A group that is no candidate stays anyway, and so keeps its axis from becoming empty.
@@ -59,4 +59,4 @@ def _protect_streams(
     for structure in graph.balance:
         for block in structure.blocks:
             balanced[block[block >= 0]] = True
-    stay[best[streams[balanced[streams]]]] = True
+    stay[best[streams[balanced[streams] | bounds.ignored[graph.space_of[streams]]]]] = True

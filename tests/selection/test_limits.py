@@ -127,3 +127,12 @@ def test_scores_of_another_network_are_refused(case):
     values[np.flatnonzero(scores.covered)[0]] = np.nan
     with pytest.raises(SlimError, match="finite"):
         select_groups(graph, Scores(values, scores.covered, scores.counts, "broken"), ratio=0.5)
+
+
+def test_a_stream_that_is_ignored_stays_whole_whoever_reads_it():
+    """A stream follows its readers: a channel that none of them keeps would go."""
+    _, graph = network("dense-select")
+    scores, stream = slim.score(graph), next(space for space in graph.spaces if graph.implied[0, 0] in space.groups)
+    free = select_groups(graph, scores, ratio=0.9).removed
+    kept = select_groups(graph, scores, ratio=0.9, ignore=[stream.name]).removed
+    assert free[stream.groups].any() and not kept[stream.groups].any() and kept.any()
