@@ -190,10 +190,10 @@ def load(path: str | Path, model: nn.Module | None = None, *, trust: bool = Fals
     header, tensors = read(path)
     model = dense(path, header, trust=trust) if model is None else model
     thin = rebuild(model, header.plan) if header.plan is not None else deep_copy(unwrap(model))
-    _check_shapes(
-        path, {k: tuple(v.shape) for k, v in tensors.items()}, {k: tuple(v.shape) for k, v in thin.state_dict().items()}
-    )
-    thin.load_state_dict(tensors)
+    own = thin.state_dict()
+    _check_shapes(path, {k: tuple(v.shape) for k, v in tensors.items()}, {k: tuple(v.shape) for k, v in own.items()})
+    own.update(tensors)  # it knows the versions of its layers, which a file does not hold
+    thin.load_state_dict(own)
     return thin
 
 

@@ -168,7 +168,8 @@ def fill(module: nn.Module, network: nn.Module, weights: Mapping[str, Tensor], p
                 f"Weights must be finite. Got NaN or infinity in {key} ({path}). Set checkpoint to an earlier one."
             )
     try:
-        receiver.load_state_dict(dict(weights))
+        own.update(weights)  # it knows the versions of its layers, which not every file holds
+        receiver.load_state_dict(own)
     except RuntimeError as error:
         raise SlimError(
             f"checkpoint must hold plain weights. Got {str(error)[:160]} ({path}). Set checkpoint to another file."

@@ -223,3 +223,19 @@ def test_a_network_may_be_loaded_in_another_precision(tmp_path: Path) -> None:
     for dtype in (torch.float32, torch.bfloat16, torch.float64):
         thin = slim.load(path, copy.deepcopy(net).to(dtype))
         assert torch.equal(thin[0].weight, found.model[0].weight.to(dtype))
+
+
+def test_layers_that_ask_for_their_version_find_it(tmp_path: Path) -> None:
+    """Such as MNASNet; a state dict holds it beside its tensors, a file does not."""
+
+    class Versioned(nn.Conv2d):
+        _version = 2
+
+        def _load_from_state_dict(self, state_dict: Any, prefix: str, local_metadata: Any, *others: Any) -> None:
+            assert local_metadata["version"] == 2
+            super()._load_from_state_dict(state_dict, prefix, local_metadata, *others)
+
+    net = nn.Sequential(Versioned(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 1))
+    found = slim.prune(net, torch.zeros(1, 3, 8, 8), ratio=0.5)
+    thin = slim.load(slim.save(tmp_path / "thin.safetensors", found.model, found.plan), net)
+    assert torch.equal(thin[0].weight, found.model[0].weight)

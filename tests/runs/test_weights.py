@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -53,3 +54,18 @@ def test_safetensors_of_anybody(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-8])
     with pytest.raises(SlimError, match="must be whole"):
         weights.read(path)
+
+
+def test_layers_that_ask_for_their_version_find_it(tmp_path: Path) -> None:
+    """Such as MNASNet; a state dict holds it beside its tensors, a file does not."""
+
+    class Versioned(nn.BatchNorm2d):
+        def _load_from_state_dict(self, state_dict: Any, prefix: str, local_metadata: Any, *others: Any) -> None:
+            assert local_metadata["version"] == 2
+            super()._load_from_state_dict(state_dict, prefix, local_metadata, *others)
+
+    empty, module, path = Versioned(2), nn.Module(), tmp_path / "a.safetensors"
+    save_file({"net." + name: value + 1 for name, value in empty.state_dict().items()}, path)
+    module.ours = empty
+    weights.fill(module, empty, weights.read(path)[1], path)
+    assert (empty.weight == 2).all()
