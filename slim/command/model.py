@@ -90,7 +90,8 @@ def find(name: str, args: argparse.Namespace) -> Model:
         network = recipe.build(builder, trust=True)
     if args.weights:
         network = _with_weights(network, Path(args.weights))
-    example = _example(args.input or metadata.get("input") or _own_input(network, builder), name)
+    kept = None if args.input else metadata.get("input")
+    example = _example(args.input or kept or _own_input(network, builder), name, whole=kept is not None)
     builder = _without_weights(builder)
     trained = path.is_file() or bool(args.weights) or args.pretrained
     return Model(name, network.eval(), example, builder, plan_of(network) is not None, trained, metadata)
@@ -215,8 +216,11 @@ def _own_input(network: nn.Module, builder: Mapping[str, Any]) -> str | None:
     return None if size is None else f"{builder.get('in_channels', 3)}x{size}x{size}"
 
 
-def _example(text: str | None, name: str) -> Any:
-    """Zeros of the shapes in ``3x32x32`` or ``1x3x32x32,10``; four numbers or more with a leading 1 hold the batch."""
+def _example(text: str | None, name: str, *, whole: bool) -> Any:
+    """Zeros of the shapes in ``3x32x32`` or ``1x3x32x32,10``; four numbers or more with a leading 1 hold the batch.
+
+    So do fewer in ``whole`` shapes, which an artifact keeps: ``1x3x32x32, 1x10``.
+    """
     if text is None:
         raise SlimError(f"The input of a model must be known. Got no shape for {name}. Give --input 3x224x224.")
     shapes = text.replace(" ", "").split(",")
@@ -225,5 +229,6 @@ def _example(text: str | None, name: str) -> Any:
     tensors = []
     for shape in shapes:
         sizes = [int(size) for size in shape.split("x")]
-        tensors.append(torch.zeros(sizes if len(sizes) > 3 and sizes[0] == 1 else [1, *sizes]))
+        batched = sizes[0] == 1 and (whole or len(sizes) > 3)
+        tensors.append(torch.zeros(sizes if batched else [1, *sizes]))
     return tensors[0] if len(tensors) == 1 else tuple(tensors)

@@ -31,6 +31,14 @@ def test_the_overview_names_every_command(call: Call) -> None:
     assert call() == call("-h")
 
 
+def test_the_input_that_an_artifact_keeps_is_the_one_it_was_cut_on(call: Call, tmp_path: Path) -> None:
+    """With its batch, also where it has fewer numbers than images: vectors, signals, several inputs."""
+    thin = str(tmp_path / "thin.safetensors")
+    given = ("--arg", "image_size=2", "--arg", "hidden=[6]", "--input", "4", "--ratio", "0.5")
+    call("prune", "slim.models:mlp", *given, "-o", thin)
+    assert json.loads(call("inspect", thin, "--json"))["input"] == "1x4"
+
+
 @pytest.mark.parametrize("name", [name for name in COMMANDS if name != "train"])
 def test_every_command_has_help(name: str, call: Call) -> None:
     said = call(name, "--help")
