@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import warnings
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -73,8 +74,27 @@ def _fill(file: IO[bytes], content: bytes | str | Callable[[IO[bytes]], object])
 
 
 def write_json(path: str | Path, value: Any) -> Path:
-    """Write ``value`` as readable JSON, atomically. See :func:`write_atomic`."""
-    return write_atomic(path, json.dumps(value, indent=2, sort_keys=False, allow_nan=False) + "\n")
+    """Write ``value`` as readable JSON, atomically. See :func:`write_atomic` and :func:`to_json`."""
+    return write_atomic(path, to_json(value) + "\n")
+
+
+def to_json(value: Any, **options: Any) -> str:
+    """``value`` as JSON, readable unless ``options`` of ``json.dumps`` say otherwise; what is no number becomes null.
+
+    A metric may be NaN, of images without anything to find, and JSON has no word for it.
+
+    >>> to_json({"a": [float("nan"), 1.5]}, indent=None)
+    '{"a": [null, 1.5]}'
+    """
+    return json.dumps(_finite(value), **{"indent": 2, "allow_nan": False, **options})
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_json(path: str | Path, *, what: str = "file", limit: int = 64 * 2**20) -> Any:

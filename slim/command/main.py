@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from typing import Any, NoReturn
 
 from slim.command.exits import as_program, guarded
 from slim.errors import SlimError, nearest
+from slim.files import to_json
 from slim.importing import seldom_collected
 
 COMMANDS = {
@@ -96,7 +96,7 @@ def _perform(name: str, command: Any, argv: list[str]) -> int:
     except SystemExit as end:  # --help
         return int(end.code or 0)
     found = command.perform(args)
-    print(json.dumps(found, indent=2) if args.json else command.text(found))
+    print(to_json(found) if args.json else command.text(found))
     return 0
 
 

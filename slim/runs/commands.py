@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch import nn
 from slim import sensitivity
 from slim.channels import plan_of
 from slim.errors import SlimError
+from slim.files import to_json
 from slim.runs import weights
 from slim.runs.components import Components
 from slim.runs.directory import make
@@ -34,7 +34,7 @@ def perform(parts: Components, directory: Path) -> int:
         SlimError: A checkpoint is needed and not given, or it does not fit.
     """
     found = measure(parts) if parts.config.task == "evaluate" else analyze(parts, directory)
-    print(json.dumps(found, indent=2))
+    print(to_json(found))
     return 0
 
 

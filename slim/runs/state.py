@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any
 
 from slim.errors import SlimError
-from slim.files import read_json, read_torch, write_json
+from slim.files import read_json, read_torch, to_json, write_json
 from slim.runs.schema import SAFE_ON_RESUME
 
 FORMAT = 1
@@ -203,7 +203,7 @@ def check_same(state: State, after: Mapping[str, Any]) -> None:
             )
     safe = set(SAFE_ON_RESUME) - ({"export"} & state.phases.keys())
     # Through JSON: a tuple of the settings and a list of the file are the same thing.
-    found = differences(json.loads(json.dumps(state.config)), json.loads(json.dumps(after)), safe)
+    found = differences(json.loads(to_json(state.config)), json.loads(to_json(after)), safe)
     if found:
         raise SlimError(
             f"A run goes on with the configuration it began with. Got other values for {', '.join(found)}. "

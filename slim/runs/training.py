@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -145,6 +146,8 @@ def _figures(parts: Components, callbacks: PhaseCallbacks, epochs: int, steps: i
     values = next((curves.history[key] for key in (f"val_{metric.name}", metric.name) if key in curves.history), [])
     known = {epoch: value for epoch, value in enumerate(values, start=1) if value is not None}
     if known:
-        best = max(known, key=lambda epoch: known[epoch] * (1 if metric.mode == "max" else -1))
-        figures |= {"val": known[max(known)], "best_val": known[best], "best_epoch": best}
+        figures["val"] = known[max(known)]
+    if finite := [epoch for epoch, value in known.items() if math.isfinite(value)]:
+        best = max(finite, key=lambda epoch: known[epoch] * (1 if metric.mode == "max" else -1))
+        figures |= {"best_val": known[best], "best_epoch": best}
     return figures

@@ -65,7 +65,7 @@ def values(record: Mapping[str, Any], names: Sequence[str]) -> list[float]:
     """
     phases: Mapping[str, Mapping[str, Any]] = record.get("phases") or {}
     rows: Mapping[str, Mapping[str, Any]] = record.get("rows") or {}
-    measured = [figures[METRIC] for figures in phases.values() if figures.get(METRIC) is not None]
+    measured = [figures[METRIC] for figures in phases.values() if METRIC in figures]
     last = list(rows.values())[-1] if rows else {}
     found = [measured[-1] if measured and name == METRIC else last.get(COSTS.get(name, ""), None) for name in names]
     return [float(value) if isinstance(value, int | float) else math.nan for value in found]

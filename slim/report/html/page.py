@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import html
-import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from typing import Any
+
+from slim.files import to_json
 
 Figure = dict[str, Any]
 """``data`` and ``layout`` as plotly.js takes them; colours may be names of the style sheet, such as ``--thin``."""
@@ -80,7 +80,7 @@ def embedded(value: Any) -> str:
     >>> embedded({"a": "</script>", "b": float("nan")})
     '{"a":"<\\\\/script>","b":null}'
     """
-    return json.dumps(_finite(value), separators=(",", ":"), allow_nan=False).replace("</", "<\\/")
+    return to_json(value, indent=None, separators=(",", ":")).replace("</", "<\\/")
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[Cell]], *, sortable: bool = False, marks: Any = None) -> str:
@@ -122,11 +122,3 @@ def _cell(cell: Cell) -> str:
     # Without exponents, which the sorting library does not read.
     sort = "" if cell.sort is None else f' data-sort="{cell.sort:.9f}"'
     return f"<td{sort}{' class=text' if cell.is_text else ''}>{cell.text}</td>"
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
