@@ -98,6 +98,19 @@ class Curves(Checkpoint):
         self.history = {name: list(values) for name, values in state_dict["history"].items()}
 
 
+def tags_of(metric: str, split: str = "val") -> tuple[str, ...]:
+    """What a module may log ``metric`` of ``split`` as; what comes first counts.
+
+    A module without a test step is validated on the test data, and logs as it does then.
+
+    >>> tags_of("mae")[:4]
+    ('val/mae', 'val_mae', 'mae', 'valid/mae')
+    """
+    prefixes = dict.fromkeys((split, "val", "valid", "validation"))
+    named = [tag for prefix in prefixes for tag in (f"{prefix}/{metric}", f"{prefix}_{metric}", metric)]
+    return tuple(dict.fromkeys(named))
+
+
 def epoch_metrics(trainer: pl.Trainer) -> dict[str, float]:
     """What the module logged for the epoch that ends: tag -> value. Waits for the device."""
     found = {tag: float(value) for tag, value in trainer.callback_metrics.items()}

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from slim.errors import SlimError
 from slim.runs.components import Components
+from slim.runs.curves import tags_of
 from slim.runs.failures import quiet
 from slim.runs.schema import Metric
 from slim.runs.trainer import evaluation_trainer
@@ -61,11 +62,9 @@ def lookup(metric: Metric, found: Mapping[str, float], split: str) -> float:
     >>> lookup(Metric(name="loss", mode="min"), {"val_loss": 0.5}, "val")
     0.5
     """
-    # A module without a test step is validated on the test data, and logs as it does then.
-    for prefix in dict.fromkeys((split, "val", "valid", "validation")):
-        for tag in (f"{prefix}/{metric.name}", f"{prefix}_{metric.name}", metric.name):
-            if tag in found:
-                return found[tag]
+    for tag in tags_of(metric.name, split):
+        if tag in found:
+            return found[tag]
     names = ", ".join(sorted(found)) or "nothing"
     raise SlimError(
         f"metric.name must be a metric that the module logs in {'test' if split == 'test' else 'validation'}_step. "

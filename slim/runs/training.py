@@ -16,6 +16,7 @@ from slim.channels import Plan, plan_of
 from slim.runs import weights
 from slim.runs.checkpoint import Saver, read
 from slim.runs.components import Components
+from slim.runs.curves import tags_of
 from slim.runs.failures import explained, quiet
 from slim.runs.loaders import resumable, seed_all
 from slim.runs.loggers import Loggers
@@ -143,7 +144,8 @@ def _figures(parts: Components, callbacks: PhaseCallbacks, epochs: int, steps: i
     if callbacks.slimming is not None and callbacks.slimming.history:
         figures["slimmed"] = [{"epoch": cut["epochs"], **cut} for cut in callbacks.slimming.history]
     metric = parts.config.metric
-    values = next((curves.history[key] for key in (f"val_{metric.name}", metric.name) if key in curves.history), [])
+    keys = (tag.replace("/", "_") for tag in tags_of(metric.name))
+    values = next((curves.history[key] for key in keys if key in curves.history), [])
     known = {epoch: value for epoch, value in enumerate(values, start=1) if value is not None}
     if known:
         figures["val"] = known[max(known)]

@@ -9,7 +9,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Checkpoint
 
 from slim.errors import RunFailed
-from slim.runs.curves import epoch_metrics
+from slim.runs.curves import epoch_metrics, tags_of
 from slim.runs.schema import PHASES, Config
 
 Watch = Callable[[int, float], None]
@@ -37,16 +37,13 @@ class Watched(Checkpoint):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Show the epoch."""
         found = epoch_metrics(trainer)
-        value = next((found[tag] for tag in self._tags() if tag in found), None)
+        value = next((found[tag] for tag in tags_of(self.metric) if tag in found), None)
         if value is not None and trainer.is_global_zero:
             self.watch(self.before + trainer.current_epoch, value)
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing: whoever watches remembers."""
         return {}
-
-    def _tags(self) -> tuple[str, ...]:
-        return f"val/{self.metric}", f"val_{self.metric}", self.metric
 
 
 def epochs_before(config: Config, name: str) -> int:

@@ -69,15 +69,18 @@ def test_a_reader_outside_of_the_network_is_refused_before_training(
 
 
 def test_a_metric_that_is_no_number_costs_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As of images without anything to find: it is unknown, and what is known of other epochs counts."""
+    """As of images without anything to find: it is unknown, and what is known of other epochs counts.
+
+    Whatever word the module has for validation.
+    """
     def error(module: Regression, name: str, batch: object) -> None:
         known = name == "val/mae" and module.current_epoch == 1
-        module.log(name, 2.0 if known else float("nan"), batch_size=1)
+        module.log(name.replace("val/", "valid_"), 2.0 if known else float("nan"), batch_size=1)
 
     monkeypatch.setattr(Regression, "_error", error)
     report = run(tmp_path / "run", *REGRESSION)
     phases = report["phases"]
-    assert report["history"]["sparse"]["val_mae"] == [None, 2.0] and phases["sparse"]["val"] == 2.0
+    assert report["history"]["sparse"]["valid_mae"] == [None, 2.0] and phases["sparse"]["val"] == 2.0
     assert (phases["sparse"]["best_val"], phases["sparse"]["best_epoch"]) == (2.0, 2)
     assert phases["finetune"]["val"] is None and "best_epoch" not in phases["finetune"]
     assert report["rows"]["finetuned"]["metric"] is None

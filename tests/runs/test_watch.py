@@ -46,7 +46,7 @@ def test_a_run_shows_its_curve_and_goes_on_after_it_was_ended(tmp_path: Path) ->
     assert seen == dict(enumerate(chain.from_iterable(curves)))
 
 
-@pytest.mark.parametrize("tag", ["val/miou", "val_miou", "miou"])
+@pytest.mark.parametrize("tag", ["val/miou", "val_miou", "miou", "valid_miou", "validation/miou"])
 def test_the_metric_is_found_as_modules_log_it(tag: str) -> None:
     seen: list[Any] = []
     trainer: Any = SimpleNamespace(
