@@ -82,7 +82,7 @@ def _metric_bars(left: Axes, rows: Mapping[str, Mapping[str, Any]], metric: Metr
             fontsize=9,
         ):
             text.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.6})
-        left.set_ylim(0, max(values) * 1.13 or 1)
+        left.set_ylim(*metric.limits([value for _, value in shown]))
         left.set_ylabel(metric.label)
         left.axhline(values[0], color=FAINT, linewidth=0.8, linestyle=(0, (4, 3)), zorder=0)
         left.tick_params(axis="x", labelsize=8.5 if len(shown) > 4 else 9)

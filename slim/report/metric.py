@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,6 +51,16 @@ class Metric:
     def scaled(self, value: float) -> float:
         """For an axis."""
         return 100 * value if self.percent else value
+
+    def limits(self, values: Sequence[float]) -> tuple[float, float]:
+        """Of an axis on which ``values`` stand as bars with their numbers beside them; some metrics are negative.
+
+        >>> Metric("r2", False).limits([-2.0, 0.5]), Metric("mae", False).limits([0.0])
+        ((-2.26, 0.565), (0.0, 1.0))
+        """
+        scaled = [self.scaled(value) for value in values]
+        low, high = 1.13 * min(0.0, *scaled), 1.13 * max(0.0, *scaled)
+        return (low, high) if low < high else (0.0, 1.0)
 
 
 def metric_of(record: Mapping[str, Any]) -> Metric:

@@ -11,6 +11,7 @@ import pytest
 
 from slim import report
 from slim.report import figures, markdown
+from slim.report.html import charts
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
@@ -89,3 +90,16 @@ def test_a_run_that_is_rebuilt_while_it_trains_shows_what_its_epochs_cost(make_r
     record["phases"]["finetune"] = {"epochs": 1}
     (steps,) = figures.all_figures(record)["slimming"].axes[0].patches
     assert (1e6 * steps.get_data().values).round().tolist() == [5000, 5000, 3000, 2000, 1500]
+
+
+@pytest.mark.parametrize("values", [(-0.5, -0.6, -3.0, -0.4), (0.5, 0.6, -3.0, 0.4), (0.0, 0.0, 0.0, 0.0)])
+def test_bars_of_a_negative_metric_are_within_their_axis(values: tuple[float, ...], make_record: Any) -> None:
+    """R2 of a network that was cut is easily below zero; zero itself stays in sight, below what is above it."""
+    record = make_record()
+    record["metric"] = {"name": "r2", "percent": False}
+    for row, value in zip(record["rows"].values(), values, strict=True):
+        row["metric"] = value
+    ladder = charts.ladder(record)
+    assert ladder is not None
+    for low, high in (ladder["layout"]["yaxis"]["range"], figures.summary(record).axes[0].get_ylim()):
+        assert low < high and low <= min(0.0, *values) and high >= max(0.0, *values)

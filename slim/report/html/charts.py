@@ -58,8 +58,7 @@ def ladder(record: Mapping[str, Any]) -> Figure | None:
         "marker": {"color": ["--dense" if name in ("dense", "sparse") else "--thin" for name in names]},
         "hovertemplate": "%{x}: %{text}<extra></extra>",
     }
-    top = max(metric.scaled(value) for value in values)
-    axis = {"title": {"text": escape(metric.label)}, "range": [0, top * 1.12 or 1]}
+    axis = {"title": {"text": escape(metric.label)}, "range": list(metric.limits(values))}
     return {"data": [bars], "layout": layout(300, yaxis=axis, showlegend=False)}
 
 
