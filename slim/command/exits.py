@@ -56,7 +56,8 @@ def as_program(action: Callable[[], int]) -> int:
     atexit.register(_end, codes)  # registered first, so called last
     try:
         codes.append(action())
-        sys.stdout.flush()
+        if sys.stdout is not None:  # closed by who started the program
+            sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # it is flushed once more in the end
         codes.append(0)

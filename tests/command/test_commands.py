@@ -85,6 +85,12 @@ def test_no_encoding_of_a_terminal_is_a_failure() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "a \\u2026 \\udcff\n", "")
 
 
+def test_no_output_at_all_is_no_failure() -> None:
+    line = ["sh", "-c", '"$0" -m slim --version >&-', sys.executable]
+    done = subprocess.run(line, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
 def test_a_reader_that_leaves_is_no_failure() -> None:
     read, write = os.pipe()
     os.close(read)
