@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import math
@@ -21,8 +22,9 @@ def write_atomic(path: str | Path, content: bytes | str | Callable[[IO[bytes]], 
     """Write ``content`` to ``path`` so that a reader sees the old file or the new one, never a part.
 
     Args:
-        path: The final path. Missing folders are created. A device or a pipe is written to, not replaced.
-        content: Bytes, text (UTF-8), or a function that writes to the binary file it is given.
+        path: The final path. Missing folders are created. A device, a pipe, or what a link points to is written to;
+            the link stays.
+        content: Bytes, text (UTF-8; what it cannot say of a name of a file is escaped), or a function that writes to the binary file it is given.
 
     Returns:
         ``path``.
@@ -37,10 +39,11 @@ def write_atomic(path: str | Path, content: bytes | str | Callable[[IO[bytes]], 
     'whole'
     """
     path = Path(path)
+    place = Path(os.path.realpath(path))  # /dev/stdout is a link, to a file where the shell says so
     # The process id separates two writers; the dot hides the part file from globs for results.
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = place.with_name(f".{place.name}.{os.getpid()}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        place.parent.mkdir(parents=True, exist_ok=True)
         if path.exists() and not path.is_file() and not path.is_dir():
             with path.open("wb") as file:
                 _fill(file, content)
@@ -48,12 +51,12 @@ def write_atomic(path: str | Path, content: bytes | str | Callable[[IO[bytes]], 
         with part.open("wb") as file:
             _fill(file, content)
             os.fsync(file.fileno())
-        os.replace(part, path)
+        os.replace(part, place)
     except OSError as error:
-        part.unlink(missing_ok=True)
+        _remove(part)
         raise write_error(error, path) from error
     except BaseException as error:
-        part.unlink(missing_ok=True)
+        _remove(part)
         # torch.save reports a failed write as a RuntimeError; the cause tells whether the disk was full.
         cause = error.__cause__ or error.__context__
         if isinstance(error, RuntimeError) and (isinstance(cause, OSError) or "unexpected pos" in str(error)):
@@ -61,15 +64,20 @@ def write_atomic(path: str | Path, content: bytes | str | Callable[[IO[bytes]], 
                 cause if isinstance(cause, OSError) else OSError(errno.ENOSPC, str(error)), path
             ) from error
         raise
-    _sync_folder(path.parent)
+    _sync_folder(place.parent)
     return path
+
+
+def _remove(part: Path) -> None:
+    with contextlib.suppress(OSError):  # where nothing can be written, it is not there, and cannot be looked for
+        part.unlink()
 
 
 def _fill(file: IO[bytes], content: bytes | str | Callable[[IO[bytes]], object]) -> None:
     if callable(content):
         content(file)
     else:
-        file.write(content.encode() if isinstance(content, str) else content)
+        file.write(content.encode(errors="backslashreplace") if isinstance(content, str) else content)
     file.flush()
 
 

@@ -58,6 +58,35 @@ def test_a_pipe_is_written_to_and_stays(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_link_stays_and_what_it_points_to_is_replaced(tmp_path: Path) -> None:
+    """/dev/stdout is a link, to a file where the shell says so."""
+    target, link = tmp_path / "large disk" / "file", tmp_path / "link"
+    link.symlink_to(target)
+    for content in ("one", "two"):
+        write_atomic(link, content)
+        assert link.is_symlink() and target.read_text() == content
+    assert [path.name for path in target.parent.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("name", ["file/below", "x" * 250, "closed/file"])
+def test_a_place_that_cannot_be_written_to_is_one_line(name: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.MonkeyPatch.context() as patch:
+        if name.startswith("closed"):  # root may write anywhere: the answers of a folder that may not be entered
+            patch.setattr(Path, "open", _denied)
+            patch.setattr(Path, "unlink", _denied)
+        with pytest.raises(SlimError, match="A file must be writable"):
+            write_atomic(tmp_path / name, "x")
+
+
+def _denied(path: Path, *args: object, **options: object) -> None:
+    raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+
+def test_names_that_are_no_text_can_be_written_about(tmp_path: Path) -> None:
+    assert write_atomic(tmp_path / "report.md", os.fsdecode(b"caf\xe9")).read_text() == "caf\\udce9"
+
+
 @pytest.mark.parametrize("kind", ["bytes", "torch"])
 def test_a_full_disk(kind: str, tmp_path: Path) -> None:
     """A limit on file sizes stands in for a full disk: real writes fail half way."""
