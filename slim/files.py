@@ -15,7 +15,8 @@ from typing import IO, Any
 
 from slim.errors import RunFailed, SlimError
 
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+"""Numbers of the errors of a disk without room."""
 
 
 def write_atomic(path: str | Path, content: bytes | str | Callable[[IO[bytes]], object]) -> Path:
@@ -24,7 +25,8 @@ def write_atomic(path: str | Path, content: bytes | str | Callable[[IO[bytes]], 
     Args:
         path: The final path. Missing folders are created. A device, a pipe, or what a link points to is written to;
             the link stays.
-        content: Bytes, text (UTF-8; what it cannot say of a name of a file is escaped), or a function that writes to the binary file it is given.
+        content: Bytes, text (UTF-8; what it cannot say of a file's name is escaped), or a function that writes to the
+            binary file it is given.
 
     Returns:
         ``path``.
@@ -153,7 +155,7 @@ def read_torch(path: str | Path, *, what: str = "file") -> Any:
 def write_error(error: OSError, path: Path) -> SlimError:
     """What a user is told where ``path`` could not be written."""
     reason = error.strerror or str(error)
-    if error.errno in _FULL:
+    if error.errno in FULL:
         return RunFailed(
             f"The disk must have room for {path.name}. Got {reason} ({path}). Free space; the old file is whole."
         )

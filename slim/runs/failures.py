@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from slim.errors import RunFailed, SlimError
+from slim.files import FULL
 
 QUIET = (
     ".*does not have many workers.*",
@@ -60,8 +61,8 @@ def explained(batch_size: Any, key: str = "data.batch_size") -> Iterator[None]:
         key: Where it is set.
 
     Raises:
-        RunFailed: Out of memory, a dead data loader worker, an operation that cannot repeat itself, or nobody who
-            reads what is printed.
+        RunFailed: Out of memory, a full disk, a dead data loader worker, an operation that cannot repeat itself, or
+            nobody who reads what is printed.
     """
     try:
         yield
@@ -72,6 +73,13 @@ def explained(batch_size: Any, key: str = "data.batch_size") -> Iterator[None]:
         raise RunFailed(
             "What a run says must be read to its end. Got a closed pipe. Go on with resume=<run directory>; to a file "
             "(2> log) or with trainer.progress=none."
+        ) from error
+    except OSError as error:  # of somebody else's files, such as TensorBoard's: ours say it themselves
+        if error.errno not in FULL:
+            raise
+        raise RunFailed(
+            f"The disk must have room for what a run writes. Got {error.strerror}. Free space, and go on with "
+            "resume=<run directory>."
         ) from error
     except (RuntimeError, MemoryError) as error:
         text = str(error)

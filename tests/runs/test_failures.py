@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import resource
@@ -202,3 +203,10 @@ def test_a_full_disk(name: str, whole: dict[str, Any], tmp_path: Path) -> None:
     begun = (place / "state.json").is_file()
     assert train.main([f"resume={place}"] if begun else line) == 0
     assert timeless(json.loads((place / "report.json").read_text())) == timeless(whole)
+
+
+def test_a_disk_that_is_full_for_tensorboard_is_one_line() -> None:
+    with pytest.raises(RunFailed, match=r"The disk must have room .* No space left .* resume="), explained(64):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(PermissionError), explained(64):
+        raise PermissionError(errno.EACCES, "Permission denied")
