@@ -13,7 +13,7 @@ from slim.report import formatting
 from slim.report.cuts import by_layer, distribution, widths
 from slim.report.metric import Metric, metric_of
 from slim.report.ridges import ridges
-from slim.report.style import CUT, DENSE, FAINT, INK, THIN, blank, legend, png, say, style
+from slim.report.style import CUT, DENSE, FAINT, INK, THIN, blank, legend, literal, png, say, style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -83,7 +83,7 @@ def _metric_bars(left: Axes, rows: Mapping[str, Mapping[str, Any]], metric: Metr
         ):
             text.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.6})
         left.set_ylim(*metric.limits([value for _, value in shown]))
-        left.set_ylabel(metric.label)
+        left.set_ylabel(literal(metric.label))
         left.axhline(values[0], color=FAINT, linewidth=0.8, linestyle=(0, (4, 3)), zorder=0)
         left.tick_params(axis="x", labelsize=8.5 if len(shown) > 4 else 9)
 
@@ -132,7 +132,7 @@ def history(history: Mapping[str, Mapping[str, Sequence[float]]], metric: Metric
                 continue
             axes, scale = (left, 1.0) if "loss" in name and metric.name != "loss" else (right, metric.scaled(1.0))
             color = THIN if name.startswith("val") else CUT if name.startswith("test") else FAINT
-            label = None if name in seen else name.replace("_", " ").replace("/", " ")
+            label = None if name in seen else literal(name.replace("_", " ").replace("/", " "))
             seen.add(name)
             numbers = {epoch: formatting.number(value) for epoch, value in enumerate(values, start=start + 1)}
             points = {epoch: scale * number for epoch, number in numbers.items() if number is not None}
@@ -208,9 +208,9 @@ def scatter(points: Sequence[tuple[float, float, str]], metric: Metric | None = 
     axes.plot([x for x, _, _ in ordered], [y for _, y, _ in ordered], color=DENSE, linewidth=1.2, zorder=1)
     axes.scatter([x for x, _, _ in ordered], [y for _, y, _ in ordered], color=THIN, s=34, zorder=2)
     for x, y, label in ordered if len(ordered) <= 30 else []:
-        axes.annotate(label, (x, y), xytext=(5, 5), textcoords="offset points", fontsize=8.5, color=INK)
+        axes.annotate(literal(label), (x, y), xytext=(5, 5), textcoords="offset points", fontsize=8.5, color=INK)
     axes.set_xlabel("MACs kept, % of the dense network")
-    axes.set_ylabel(f"test {metric.label}")
+    axes.set_ylabel(literal(f"test {metric.label}"))
     axes.margins(0.1, 0.15)
     # Room around the points, but no share above the whole.
     axes.set_xlim(0, max(min(axes.get_xlim()[1], 104), ordered[-1][0] + 2))

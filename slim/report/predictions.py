@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from slim.report.style import CUT, THIN, blank
+from slim.report.style import CUT, THIN, blank, literal
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -131,4 +131,4 @@ def _alone(first: tuple[Array, Array], second: tuple[Array, Array]) -> int:
 
 
 def _name(value: Any, names: Sequence[str]) -> str:
-    return str(names[int(value)]) if 0 <= int(value) < len(names) else str(int(value))
+    return literal(str(names[int(value)])) if 0 <= int(value) < len(names) else str(int(value))

@@ -29,7 +29,7 @@ def blank(wide: float, high: float) -> Figure:
 
 def style(axes: Axes, title: str, grid: str = "y") -> None:
     """Title, spines, ticks and grid."""
-    axes.set_title(title, loc="left", fontsize=10.5, color=INK)
+    axes.set_title(literal(title), loc="left", fontsize=10.5, color=INK)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(FAINT)
     axes.tick_params(colors=INK, labelsize=9, length=3)
@@ -58,9 +58,18 @@ def say(axes: Axes, text: str) -> None:
     axes.text(0.5, 0.5, text, ha="center", va="center", color=FAINT, transform=axes.transAxes)
 
 
+def literal(text: str) -> str:
+    r"""Somebody's name as matplotlib draws it: no formula between two dollars, and no bytes that are no text.
+
+    >>> literal("$5"), literal("caf\udce9")
+    ('\\$5', 'caf\\udce9')
+    """
+    return text.encode(errors="backslashreplace").decode().replace("$", r"\$")
+
+
 def short(name: str, limit: int = 34) -> str:
     """The end of a long name, which distinguishes layers."""
-    return name if len(name) <= limit else "…" + name[-limit + 1 :]
+    return literal(name if len(name) <= limit else "…" + name[-limit + 1 :])
 
 
 def sparse_names(axes: Axes, names: Sequence[str], most: int = 40) -> None:

@@ -7,11 +7,14 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from slim import report
 from slim.report import figures, markdown
 from slim.report.html import charts
+from slim.report.metric import Metric
+from slim.report.predictions import Seen, picture
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
@@ -103,3 +106,17 @@ def test_bars_of_a_negative_metric_are_within_their_axis(values: tuple[float, ..
     assert ladder is not None
     for low, high in (ladder["layout"]["yaxis"]["range"], figures.summary(record).axes[0].get_ylim()):
         assert low < high and low <= min(0.0, *values) and high >= max(0.0, *values)
+
+
+@pytest.mark.parametrize("name", ["$1_$", "caf\udce9", "\\alpha$^$"])
+def test_names_are_drawn_letter_by_letter(name: str, make_record: Any) -> None:
+    """Of classes, layers, metrics and jobs: a formula that is none, or a folder's name that is no UTF-8, cost a run."""
+    record = make_record()
+    record["metric"] = {"name": name, "percent": False}
+    for key in ("widths", "gammas", "removed"):
+        record[key] = {f"{name} {layer}": value for layer, value in record[key].items()}
+    image = np.zeros((4, 4, 3))
+    drawn = [*figures.all_figures(record).values(), figures.scatter([(1.0, 2.0, name), (2.0, 3.0, "b")], Metric(name))]
+    drawn.append(picture([Seen(image, np.int64(0), np.int64(0), np.int64(1))], [name, f"b {name}"]))
+    for figure in drawn:
+        figure.draw_without_rendering()
