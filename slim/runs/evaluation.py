@@ -8,12 +8,14 @@ from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.utilities.model_helpers import is_overridden
+from pytorch_lightning.utilities.seed import isolate_rng
 from torch.utils.data import DataLoader
 
 from slim.errors import SlimError
 from slim.runs.components import Components
 from slim.runs.curves import tags_of
 from slim.runs.failures import quiet
+from slim.runs.loaders import seed_all
 from slim.runs.schema import Metric
 from slim.runs.trainer import evaluation_trainer
 
@@ -86,7 +88,14 @@ def validation_batches(data: Any) -> Any:
 def _training_batches(data: Any) -> Any:
     if hasattr(data, "plain_batches"):
         return data.plain_batches(BATCHES_WITHOUT_VALIDATION)
-    return list(islice(data.train_dataloader(), BATCHES_WITHOUT_VALIDATION))
+    return first_batches(data, BATCHES_WITHOUT_VALIDATION)
+
+
+def first_batches(data: Any, count: int, seed: int = 0) -> list[Any]:
+    """The first ``count`` training batches, always the same: a loader may shuffle by the global generators."""
+    with isolate_rng():
+        seed_all(seed)
+        return list(islice(data.train_dataloader(), count))
 
 
 def bottleneck(widths: Mapping[str, Sequence[int]]) -> str | None:

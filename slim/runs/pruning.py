@@ -5,12 +5,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
@@ -25,8 +23,7 @@ from slim.lightning.traced import TracedNetwork
 from slim.recovery import Step
 from slim.runs import weights
 from slim.runs.components import Components
-from slim.runs.evaluation import bottleneck, evaluate, validation_batches
-from slim.runs.loaders import seed_all
+from slim.runs.evaluation import bottleneck, evaluate, first_batches, validation_batches
 from slim.runs.restart import restarted
 from slim.selection import Selection, limits_due
 from slim.selection.kept import why_kept
@@ -192,7 +189,7 @@ def calibration_batches(parts: Components) -> Iterable[Any]:
     if hasattr(parts.data, "calibration_batches"):
         found: Iterable[Any] = parts.data.calibration_batches(count)
         return found
-    return _first_batches(parts, count)
+    return first_batches(parts.data, count, parts.config.seed)
 
 
 def ranking_batches(parts: Components, count: int) -> Iterable[Any]:
@@ -200,13 +197,7 @@ def ranking_batches(parts: Components, count: int) -> Iterable[Any]:
     if hasattr(parts.data, "plain_batches"):
         plain: Iterable[Any] = parts.data.plain_batches(count)
         return plain
-    return _first_batches(parts, count)
-
-
-def _first_batches(parts: Components, count: int) -> list[Any]:
-    with isolate_rng():
-        seed_all(parts.config.seed)
-        return list(islice(parts.data.train_dataloader(), count))
+    return first_batches(parts.data, count, parts.config.seed)
 
 
 def _evaluation(parts: Components, module: pl.LightningModule) -> Any:

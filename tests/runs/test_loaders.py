@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 import torch
 from pytorch_lightning import LightningDataModule
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, TensorDataset
 
 from slim.data import SegmentationDigits
 from slim.errors import RunFailed
+from slim.runs.evaluation import BATCHES_WITHOUT_VALIDATION, validation_batches
 from slim.runs.failures import explained
 from slim.runs.loaders import ResumableLoader, resumable
 
@@ -93,3 +94,16 @@ def test_an_error_in_a_worker_is_not_the_workers_death() -> None:
         list(DataLoader([torch.zeros(1), torch.zeros(2)], batch_size=2, num_workers=1))  # type: ignore[arg-type]
     with pytest.raises(RunFailed), explained(4):
         raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+
+
+def test_what_stands_in_for_validation_is_the_same_every_time() -> None:
+    """Or masked and rebuilt would be measured on different images, and so would recovery, before and after."""
+
+    class Data(LightningDataModule):
+        def train_dataloader(self) -> Any:
+            return DataLoader(TensorDataset(torch.arange(100)), batch_size=4, shuffle=True)
+
+    before = torch.get_rng_state()
+    first, second = ([batch[0].tolist() for batch in validation_batches(Data())] for _ in range(2))
+    assert first == second and len(first) == BATCHES_WITHOUT_VALIDATION
+    assert torch.equal(torch.get_rng_state(), before)
