@@ -69,6 +69,8 @@ def _write_page(path: Path, found: dict[str, Any]) -> None:
 
 
 def _record(run: Path) -> dict[str, Any]:
+    from slim.report import sweep
+
     path = run / "report.json" if run.is_dir() else run
     if not path.is_file():
         hint = (
@@ -77,7 +79,11 @@ def _record(run: Path) -> dict[str, Any]:
             else "Check the path."
         )
         raise SlimError(f"A run must have a report. Got {run} without report.json. {hint}")
-    record = read_json(path, what="report")
-    if not isinstance(record, dict) or not isinstance(record.get("rows"), dict):
+    record = sweep.read_record(path)
+    if "rows" not in record:
         raise SlimError(f"A report holds a row per network. Got {path}. Give the directory of a run.")
-    return record
+    # A run may have been moved since: its files are beside the report.
+    paths = record.get("paths") or {}
+    before, now = str(paths.get("tensorboard")), str(path.parent.absolute())
+    moved = {key: now + file.removeprefix(before) for key, file in paths.items() if str(file).startswith(before)}
+    return {**record, "paths": {**paths, **moved}}

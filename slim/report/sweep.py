@@ -49,10 +49,7 @@ def jobs(directory: str | Path) -> Jobs:
         if not folder.is_dir() or not any((folder / mark).exists() for mark in ("report.json", "error.txt", ".hydra")):
             continue
         try:
-            record = read_json(folder / "report.json", what="report")
-            networks = record.get("rows", {}) if isinstance(record, dict) else None
-            if not isinstance(networks, dict) or not all(isinstance(row, dict) for row in networks.values()):
-                raise SlimError(f"A report holds a row per network. Got {folder / 'report.json'}. Run the job again.")
+            record = read_record(folder / "report.json")
         except SlimError as error:
             note = folder / "error.txt"
             if (folder / "lock").exists() and not (folder / "report.json").exists() and not note.exists():
@@ -62,6 +59,19 @@ def jobs(directory: str | Path) -> Jobs:
             record = {"status": "failed", "error": why}
         found.append((folder.name, record))
     return found
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """The content of a report.json, whose rows, if any, are those of networks.
+
+    Raises:
+        SlimError: It cannot be read, or is none.
+    """
+    record: Any = read_json(path, what="report")
+    networks = record.get("rows", {}) if isinstance(record, dict) else None
+    if not isinstance(networks, dict) or not all(isinstance(row, dict) for row in networks.values()):
+        raise SlimError(f"A report holds a row per network. Got {path}. Give the directory of a run, or run it again.")
+    return dict(record)
 
 
 def rows(directory: str | Path) -> list[list[str]]:

@@ -197,6 +197,16 @@ def test_reports_are_shown_and_compared(call: Call, tmp_path: Path) -> None:
     assert "<h1>a</h1>" in (tmp_path / "one.html").read_text()
 
 
+def test_the_report_of_a_run_that_was_moved_says_where_its_files_are(call: Call, tmp_path: Path) -> None:
+    (tmp_path / "here").mkdir()
+    paths = {"artifact": "/there/run/model.safetensors", "page": None, "tensorboard": "/there/run"}
+    record = {"rows": {"dense": {"metric": 0.5}}, "paths": paths}
+    (tmp_path / "here" / "report.json").write_text(json.dumps(record))
+    said, found = call("report", "here"), call("report", "here", as_json=True)["here"]["paths"]
+    assert f"`{tmp_path}/here/model.safetensors`" in said and f"--logdir {tmp_path}/here`" in said
+    assert found["page"] is None and "/there" not in said
+
+
 BAD: list[tuple[tuple[str, ...], str]] = [
     (("prnue", "x"), "prune"),
     (("--completion", "tcsh"), "bash"),
@@ -244,6 +254,7 @@ BAD: list[tuple[tuple[str, ...], str]] = [
     (("export", *TINY, "--count", "0"), "--count"),
     (("report", "empty"), "report.json"),
     (("report", "begun"), "resume=begun"),
+    (("report", "odd.json"), "a row per network"),
 ]
 
 
@@ -253,6 +264,7 @@ def test_a_bad_line_is_one_line(line: tuple[str, ...], says: str, call: Call, tm
         (tmp_path / name).mkdir()
     (tmp_path / "begun" / "state.json").write_text("{}")
     (tmp_path / "text.txt").write_text("no network")
+    (tmp_path / "odd.json").write_text('{"rows": {"dense": 3}}')
     before = sorted(tmp_path.rglob("*"))
     assert says in call(*line, code=2)
     assert sorted(tmp_path.rglob("*")) == before
