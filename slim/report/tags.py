@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -50,8 +51,9 @@ def layout(metric: str) -> dict[str, dict[str, list[Any]]]:
     Returns:
         Category -> chart -> its kind and the tags in it, as ``SummaryWriter.add_custom_scalars`` takes them.
     """
+    name = re.escape(metric)  # f1(macro), acc@5, r^2
     charts = {
-        f"{metric} of all phases": rf"^1_{metric}/(train|val|valid|validation|{metric})$",
+        f"{metric} of all phases": rf"^1_{name}/(train|val|valid|validation|{name})$",
         "loss and its parts": r"^2_loss/",
         "share of channels at zero, share that will go, MACs left then, and the budget": (
             r"^3_sparsity/(zero|target|macs_after_cut|budget_.*)$"

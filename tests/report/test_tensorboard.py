@@ -70,6 +70,13 @@ def test_text_tells_command_networks_plan_and_notes(tmp_path: Path, make_record:
     assert record["command"] in pages[names[0]] and "89.50%" in pages[names[1]] and "layer5" in pages[names[2]]
 
 
+@pytest.mark.parametrize("metric", ["f1(macro)", "r^2", "top|5"])
+def test_a_name_with_marks_of_expressions_has_its_chart(metric: str) -> None:
+    expression = next(iter(tags.layout(metric)["cockpit"].values()))[1][0]
+    for name in (f"val/{metric}", f"train/{metric}", metric):
+        assert re.fullmatch(expression, tags.in_reading_order(name, metric))
+
+
 def test_every_chart_of_the_cockpit_has_curves() -> None:
     """The layout finds, by its expressions, what a run logs; nothing stands in two charts, and what matters first."""
     logged = ("train/loss", "train/loss_step", "val/loss", "val/miou", "train/miou", "lr", "macs", "epoch", "val/extra")
