@@ -105,7 +105,7 @@ def _as_the_run(overrides: list[str], args: Any) -> tuple[list[str], Any, dict[s
 
     state, replaced = State.load(home), {*given, "phases", "checkpoint"}
     kept = [item for item in of_network(state.overrides) if key_of(item) not in replaced]
-    if "data" in given:  # another data set has other options
+    if "data" in given and f"data={given['data']}" not in state.overrides:  # data of another kind have other options
         kept = [item for item in kept if not key_of(item).startswith("data.")]
     return [*kept, *overrides], with_options(args, state.options), state.config
 

@@ -55,8 +55,8 @@ def load(parts: Components, path: Path, kind: str | None = None) -> pl.Lightning
         except SlimError as error:
             found = str(error).partition("Got ")[2].partition(". ")[0]
             raise SlimError(
-                f"checkpoint must hold a network of the configured model. Got {path}, whose plan does not fit: {found}. "
-                "Set model as it was trained."
+                f"checkpoint must hold a network of the configured model. Got {path}, whose plan does not fit: "
+                f"{found}. Set model as it was trained."
             ) from error
     fill(module, parts.network(module), weights, path)
     return module

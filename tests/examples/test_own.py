@@ -73,6 +73,7 @@ def test_a_metric_that_is_no_number_costs_no_run(tmp_path: Path, monkeypatch: py
 
     Whatever word the module has for validation.
     """
+
     def error(module: Regression, name: str, batch: object) -> None:
         known = name == "val/mae" and module.current_epoch == 1
         module.log(name.replace("val/", "valid_"), 2.0 if known else float("nan"), batch_size=1)

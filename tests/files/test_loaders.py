@@ -45,10 +45,7 @@ def plan() -> Plan:
 
 
 def _network(path: Path) -> object:
-    parts: Any = SimpleNamespace(
-        module=lambda kind, plan: dense() if plan is None else slim.rebuild(dense(), plan),
-        network=lambda module: module,
-    )
+    parts: Any = SimpleNamespace(module=lambda kind: dense(), network=lambda module: module, data=None)
     return weights.load(parts, path)
 
 
