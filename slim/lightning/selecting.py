@@ -14,7 +14,7 @@ from slim.channels import ChannelGraph, plan_of
 from slim.criteria import Scores
 from slim.lightning.example import eager
 from slim.lightning.traced import TracedNetwork
-from slim.selection import Selection, select_groups, select_next_cut
+from slim.selection import Selection, dense_limits, remaining_budget, select_groups, select_next_cut
 
 
 def select(
@@ -47,6 +47,19 @@ def score(graph: ChannelGraph, criterion: Any, loader: Any = None) -> Scores:
         count = options.get("batches", 8)
         options["loader"] = loader(count if isinstance(count, int) else 1)
     return criteria.score(graph, name, **options)
+
+
+def options_on_thin(options: Mapping[str, Any], dense: ChannelGraph, thin: ChannelGraph) -> dict[str, Any]:
+    """Options of ``target``, which takes the network it meets for the dense one, for one that is thin already.
+
+    Args:
+        options: With budget and ``select`` of the dense network.
+        dense: Before any cut.
+        thin: The network that the law meets.
+    """
+    ((kind, amount),) = ((kind, options[kind]) for kind in ("ratio", "macs", "params") if options.get(kind) is not None)
+    select = dense_limits(dense, thin, options.get("select") or {})
+    return {**options, kind: remaining_budget(dense, thin, kind, amount), "select": select}
 
 
 def none_removed(graph: ChannelGraph) -> npt.NDArray[np.bool_]:

@@ -19,11 +19,11 @@ from slim.lightning.example import packed, unpacked
 from slim.lightning.network import Network, find_network, network_key, same_module
 from slim.lightning.options import check_law, check_place, check_shrinks_by_lam
 from slim.lightning.rates import replay_learning_rates, steps_of
+from slim.lightning.selecting import options_on_thin
 from slim.lightning.surgery import refuse_sharded
 from slim.lightning.traced import TracedNetwork, callbacks_of
 from slim.sparsity import Forecast, Penalty, Stochastic
 from slim.sparsity.step import group_of, owns
-from slim.sparsity.target import Target
 
 
 class SparseTraining(pl.Callback):
@@ -302,8 +302,8 @@ class SparseTraining(pl.Callback):
         if begun is not None:
             self._use_lam(begun["lam"])
             self.law.load_state_dict(begun["law"])
-        elif isinstance(self.law, Target) and (dense := self.traced.dense_of_thin()) is not None:
-            self.law.relate_to(dense)
+        elif self._penalty == "target" and (dense := self.traced.dense_of_thin()) is not None:
+            self.law = sparsity.build("target", **options_on_thin(self._options, dense, graph))
         self.law.attach(network, graph, steps)
         if begun is None:
             self._look_ahead(trainer, optimizer, steps)

@@ -9,7 +9,6 @@ from typing import Any
 import pytorch_lightning as pl
 from torch import nn
 
-from slim.artifact import read_header
 from slim.lightning import ChannelPruning, Distillation, GammaDashboard, SoftPruning, SparseTraining
 from slim.runs import teachers
 from slim.runs.components import Components
@@ -20,7 +19,7 @@ from slim.runs.pruning import pruning, pruning_options
 from slim.runs.restart import EARLY, EarlyWeights
 from slim.runs.schema import BUDGETS, Sparse
 from slim.runs.watch import Watched, epochs_before
-from slim.selection import dense_limits, limits_due, remaining_budget
+from slim.selection import limits_due
 
 
 class PhaseCallbacks:
@@ -33,11 +32,9 @@ class PhaseCallbacks:
         all: Every callback but the one that writes checkpoints, which comes last.
     """
 
-    def __init__(
-        self, parts: Components, directory: Path, name: str, number: int, before: Path | None, network: nn.Module
-    ) -> None:
+    def __init__(self, parts: Components, directory: Path, name: str, number: int, network: nn.Module) -> None:
         config, kind = parts.config, name.partition("-")[0]
-        self.sparse, self.slimming = _sparse_callbacks(parts, kind, budget_of_law(parts, before, number))
+        self.sparse, self.slimming = _sparse_callbacks(parts, kind, budget_of_law(parts, number))
         self.curves = Curves(_budget_line(parts, number) if self.sparse is not None else None)
         if self.sparse is not None:
             self.sparse.traced = parts.traced(network)  # which the other callbacks then share
@@ -112,16 +109,10 @@ def _schedule_callbacks(parts: Components, directory: Path, name: str, number: i
     return found
 
 
-def budget_of_law(parts: Components, before: Path | None, number: int) -> dict[str, Any]:
-    """The options of a law that takes a budget (``target``), for the pass ``number``: the budget, and its limits.
+def budget_of_law(parts: Components, number: int) -> dict[str, Any]:
+    """The options of a law that takes a budget (``target``), for the pass ``number``, 0-based: budget due, and limits.
 
-    Such a law takes the network it meets first for the dense one; so both are put in terms of that, also when the
-    phase goes on with a network that has become thinner since.
-
-    Args:
-        parts: Of the run.
-        before: Weights that the phase begins with; ``None``: the untrained ones.
-        number: 0-based.
+    Both are of the dense network; where the phase begins with a thin one :class:`SparseTraining` relates them to it.
     """
     config = parts.config
     given = [(kind, config.penalty[kind]) for kind in BUDGETS if config.penalty.get(kind) is not None]
@@ -129,10 +120,4 @@ def budget_of_law(parts: Components, before: Path | None, number: int) -> dict[s
         return {}
     ((kind, whole),) = given
     amount = config.passes_to(kind, whole)[number].amount
-    select = limits_due(config.penalty.get("select") or {}, kind, amount, whole)
-    plan = None if before is None else read_header(before).plan
-    if plan is None:
-        return {kind: amount, "select": select}
-    thin = parts.trace(parts.network(parts.module(plan=plan)))
-    dense = parts.dense_graph
-    return {kind: remaining_budget(dense, thin, kind, amount), "select": dense_limits(dense, thin, select)}
+    return {kind: amount, "select": limits_due(config.penalty.get("select") or {}, kind, amount, whole)}

@@ -65,7 +65,7 @@ def train(
     module = _begin(parts, kind, before, saved)
     network = parts.network(module)
     run = {} if saved is None else saved["run"]
-    callbacks = PhaseCallbacks(parts, directory, name, number, before, network)
+    callbacks = PhaseCallbacks(parts, directory, name, number, network)
     key = (config.seed, number)
     seed_all(config.seed, number, PHASES.index(kind))
     seconds = _stopwatch(run.get("seconds", 0.0))

@@ -83,7 +83,6 @@ class Target:
         self._gammas: Gammas
         self._graph: ChannelGraph
         self._notes: tuple[str, ...] = ()
-        self._dense: tuple[ChannelGraph, int] | None = None
 
     def attach(self, model: nn.Module, graph: ChannelGraph, total_steps: int) -> None:
         """See `Penalty.attach`."""
@@ -100,13 +99,8 @@ class Target:
         if state:
             self._restore(state)  # and the dense network with it, of which layers may be gone
         else:
-            dense, self._dense = self._dense or (graph, len(self._gammas)), None
-            self.budget.set_dense(*dense)
+            self.budget.set_dense(graph, len(self._gammas))
             self._select(1.0)  # a budget out of reach is an error or a note before training, not after
-
-    def relate_to(self, dense: ChannelGraph) -> None:
-        """Before `attach` to a network that is thin already: the budget is of the dense one it came from."""
-        self._dense = (dense, len(collect_gammas(dense.model, dense, norms=self.norms)))
 
     def scales(self) -> list[Tensor]:
         """See `Penalty.scales`."""
