@@ -152,6 +152,18 @@ def read_torch(path: str | Path, *, what: str = "file") -> Any:
         ) from None
 
 
+def user_cache() -> Path:
+    """Where what can be made again is kept: in ``$XDG_CACHE_HOME``, or in the user's home.
+
+    For a user without one, such as a bare number in a container, a place where nothing is found and nothing can be
+    written.
+    """
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "slim"
+    except RuntimeError:
+        return Path(os.devnull) / "slim"
+
+
 def write_error(error: OSError, path: Path) -> SlimError:
     """What a user is told where ``path`` could not be written."""
     reason = error.strerror or str(error)

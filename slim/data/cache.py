@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -16,7 +15,7 @@ import torch
 from slim.data.decode import decode_all
 from slim.data.listing import Listing
 from slim.errors import SlimError
-from slim.files import write_atomic
+from slim.files import user_cache, write_atomic
 
 log = logging.getLogger(__name__)
 
@@ -78,9 +77,8 @@ def statistics(images: torch.Tensor) -> tuple[tuple[float, ...], tuple[float, ..
 
 def _places(root: Path, name: str) -> list[Path]:
     # A hidden file, not a folder: torchvision's ImageFolder would take a folder for a class.
-    user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     short = hashlib.sha256(str(root.resolve()).encode("utf-8", "surrogateescape")).hexdigest()[:8]
-    return [root / f".slim-{name}", user / "slim" / f"{short}-{name}"]
+    return [root / f".slim-{name}", user_cache() / f"{short}-{name}"]
 
 
 def _write(path: Path, fingerprint: str, content: Decoded) -> bool:

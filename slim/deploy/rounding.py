@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -15,7 +14,7 @@ import torch
 from torch import nn
 
 from slim.errors import SlimError
-from slim.files import read_json, write_json
+from slim.files import read_json, user_cache, write_json
 from slim.selection.latency import side_by_side
 
 MULTIPLES = (1, 4, 8, 16, 32)
@@ -74,7 +73,7 @@ def measure(
     """
     layer = typical(network, example)
     runtime = _runtime()
-    place = _cache() / f"rounding-{layer.channels}-{layer.kernel}-{layer.size}.json"
+    place = user_cache() / f"rounding-{layer.channels}-{layer.kernel}-{layer.size}.json"
     if time is None and place.is_file():
         known = _read(place)
         if known is not None and known.runtime == runtime:
@@ -201,10 +200,6 @@ def _processor() -> str:
         lines = []
     named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return named[0] if named else platform.processor() or platform.machine()
-
-
-def _cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "slim"
 
 
 def _read(path: Path) -> Rounding | None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from slim.errors import RunFailed, SlimError
-from slim.files import read_json, write_atomic, write_json
+from slim.files import read_json, user_cache, write_atomic, write_json
 
 
 def test_replaces_and_leaves_no_part(tmp_path: Path) -> None:
@@ -105,6 +105,20 @@ def test_a_full_disk(kind: str, tmp_path: Path) -> None:
         signal.signal(signal.SIGXFSZ, handler)
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_user_without_a_home_keeps_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a bare number in a container, whom nobody gave ``$HOME``."""
+
+    def unknown() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", unknown)
+    place = user_cache() / "found.json"
+    assert not place.is_file()
+    with pytest.raises(SlimError, match="writable"):
+        write_json(place, {})
 
 
 def test_json(tmp_path: Path) -> None:
