@@ -18,6 +18,8 @@ from slim.errors import RunFailed, SlimError
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 """Numbers of the errors of a disk without room."""
 
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
+
 
 def write_atomic(path: str | Path, content: bytes | str | Callable[[IO[bytes]], object]) -> Path:
     """Write ``content`` to ``path`` so that a reader sees the old file or the new one, never a part.
@@ -150,6 +152,28 @@ def read_torch(path: str | Path, *, what: str = "file") -> Any:
             f"A {what} must be a whole file of tensors and plain data. Got {path} ({type(error).__name__}: {reason}). "
             "Give the file that was saved."
         ) from None
+
+
+def lock(handle: int, *, wait: bool = False) -> bool:
+    """Lock an open file for this process, until it is closed or the process ends, however it ends.
+
+    Args:
+        handle: Of the file.
+        wait: For whoever holds it.
+
+    Returns:
+        Whether nobody else holds it. On a file system without locks, such as some of clusters, nobody does.
+    """
+    import fcntl
+
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+    return True
 
 
 def user_cache() -> Path:

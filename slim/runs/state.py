@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any
 
 from slim.errors import SlimError
-from slim.files import read_json, read_torch, to_json, write_json
+from slim.files import lock, read_json, read_torch, to_json, write_json
 from slim.runs.schema import SAFE_ON_RESUME
 
 FORMAT = 1
@@ -34,8 +34,6 @@ class Lock:
         self._handle: int | None = None
 
     def __enter__(self) -> Lock:
-        import fcntl
-
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
@@ -43,15 +41,13 @@ class Lock:
             raise SlimError(
                 f"The run directory must be writable. Got {self.path.parent} ({error.strerror}). Set output=<dir>."
             ) from error
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        if not lock(handle):
             holder = os.read(handle, 200).decode(errors="replace").strip() or "another process"
             os.close(handle)
             raise SlimError(
                 f"A run directory belongs to one process. Got {self.path.parent}, held by {holder}. "
                 "Wait for it or end it."
-            ) from error
+            )
         if not self._is_the_file(handle):
             # Its holder took the name away while this process waited in line for it: what is locked has no name.
             os.close(handle)
@@ -83,10 +79,10 @@ _held: set[Lock] = set()
 
 
 def _let_go() -> None:
-    for lock in _held:
-        if lock._handle is not None:
-            os.close(lock._handle)
-            lock._handle = None
+    for each in _held:
+        if each._handle is not None:
+            os.close(each._handle)
+            each._handle = None
     _held.clear()
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from slim.errors import SlimError
-from slim.files import read_json, write_atomic, write_json
+from slim.files import lock, read_json, write_atomic, write_json
 from slim.report import sweep
 
 CHANGES_NOTHING = (
@@ -144,19 +144,14 @@ def forget_failure(job: Job) -> None:
 
 def holder(folder: Path) -> str | None:
     """Which process runs the job right now: one whose sweep was killed, or of another sweep; ``None``: nobody."""
-    import fcntl
-
     try:
         handle = os.open(folder / "lock", os.O_RDONLY)
     except OSError:
         return None
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return os.read(handle, 200).decode(errors="replace").strip() or "another process"
+        return None if lock(handle) else os.read(handle, 200).decode(errors="replace").strip() or "another process"
     finally:
         os.close(handle)
-    return None
 
 
 def keep_command(directory: Path, command: str) -> None:
@@ -178,12 +173,10 @@ def write_table(directory: Path) -> None:
 @contextlib.contextmanager
 def alone(path: Path) -> Iterator[None]:
     """Wait until no other process is in here with the same ``path``; the system lets go when a process ends."""
-    import fcntl
-
     path.parent.mkdir(parents=True, exist_ok=True)
     handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        lock(handle, wait=True)
         yield
     finally:
         os.close(handle)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import resource
 import signal
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
 
 from slim.errors import RunFailed, SlimError
-from slim.files import read_json, user_cache, write_atomic, write_json
+from slim.files import lock, read_json, user_cache, write_atomic, write_json
 
 
 def test_replaces_and_leaves_no_part(tmp_path: Path) -> None:
@@ -119,6 +121,17 @@ def test_a_user_without_a_home_keeps_nothing(monkeypatch: pytest.MonkeyPatch) ->
     assert not place.is_file()
     with pytest.raises(SlimError, match="writable"):
         write_json(place, {})
+
+
+def test_a_file_system_without_locks_is_no_other_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with (tmp_path / "lock").open("w") as first, (tmp_path / "lock").open("w") as second:
+        assert lock(first.fileno()) and not lock(second.fileno())
+        for number in (errno.ENOSYS, errno.ENOLCK):
+            monkeypatch.setattr(fcntl, "flock", Mock(side_effect=OSError(number, os.strerror(number))))
+            assert lock(second.fileno()) and lock(second.fileno(), wait=True)
+        monkeypatch.setattr(fcntl, "flock", Mock(side_effect=OSError(errno.EBADF, "Bad file descriptor")))
+        with pytest.raises(OSError, match="Bad"):
+            lock(second.fileno())
 
 
 def test_json(tmp_path: Path) -> None:
