@@ -6,7 +6,9 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
+import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities.model_helpers import is_overridden
 from torch import nn
 
 import slim
@@ -41,6 +43,7 @@ def prepare(config: Mapping[str, Any], *, begun: bool = False) -> Components:
     hardware = choose(settings.trainer)
     _check_options(settings)
     data = _data(settings)
+    _check_test_data(settings, data)
     found = Components(settings, hardware, data, _example(settings, data))
     module = found.module()
     network = found.network(module)
@@ -130,6 +133,14 @@ def _check_metric(config: Config) -> None:
         raise SlimError(
             f"metric.name must be a metric that the module logs. Got metric.name={config.metric.name}; "
             f"{task.__name__} logs {', '.join(known)}. Set metric.name={known[-1]}."
+        )
+
+
+def _check_test_data(config: Config, data: Any) -> None:
+    if config.task != "sensitivity" and not is_overridden("test_dataloader", data, pl.LightningDataModule):
+        raise SlimError(
+            "Data must have a test_dataloader: networks are measured with it, once, at the end. "
+            f"Got data._target_={config.data.get('_target_')} without one. Add it; it may be that of validation."
         )
 
 

@@ -116,3 +116,14 @@ def test_a_metric_that_is_not_logged_costs_one_line(tmp_path: Path, capfd: pytes
     error = capfd.readouterr().err
     assert "metric.name=rmse; it logs val/mae" in error
     assert not (tmp_path / "run").exists()
+
+
+def test_data_without_test_images_are_refused_before_anything_trains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from examples.own.scenes import Scenes
+
+    monkeypatch.delattr(Scenes, "test_dataloader")
+    run(tmp_path / "run", *REGRESSION, code=2)
+    assert "Got data._target_=examples.own.scenes.Scenes without one" in capfd.readouterr().err
+    assert not (tmp_path / "run").exists()
