@@ -42,6 +42,7 @@ def select_next_cut(dense: ChannelGraph, graph: ChannelGraph, scores: Scores, **
     """
     target = target_of(**{kind: options.pop(kind, None) for kind in ("ratio", "macs", "params", "memory", "latency")})
     counted: dict[str, Any] = {key: options[key] for key in ("inexact", "granularity") if key in options}
+    counted["unscaled"] = bool(scores.counts[_unscaled(graph) & graph.prunable].any())
     budget, table, before, notes = _next_budget(dense, graph, target, options.pop("table", None), counted)
     try:
         selection = select_groups(graph, scores, **budget, table=table, **dense_limits(dense, graph, options))
@@ -85,7 +86,7 @@ def _next_budget(
 
 def remaining_budget(
     dense: ChannelGraph, graph: ChannelGraph, kind: str, amount: float, *, inexact: bool = False,
-    granularity: str = "channel",
+    granularity: str = "channel", unscaled: bool = False,
 ) -> float:  # fmt: skip
     """The budget of ``graph`` with which ``amount`` of the dense network is reached; absolute costs stay as they are.
 
@@ -96,51 +97,59 @@ def remaining_budget(
         amount: As of :func:`select_groups`.
         inexact: Whether groups whose removal changes the function count as removable.
         granularity: As of :func:`select_groups`: with ``layer`` a ratio counts branches.
+        unscaled: Whether the scores rank channels that no normalization scales, so that a ratio counts each as one.
     """
     if graph is dense:
         return amount
     if kind == "ratio":
         # Counted over all groups: the last channel of a layer is there, but no longer removable.
-        left = _removable(graph, inexact, granularity)
-        gone = _entries(dense, granularity) - _entries(graph, granularity)
-        more = amount * _removable(dense, inexact, granularity) - gone
+        left = _removable(graph, inexact, granularity, unscaled)
+        gone = _entries(dense, granularity, unscaled) - _entries(graph, granularity, unscaled)
+        more = amount * _removable(dense, inexact, granularity, unscaled) - gone
         return min(max(0.0, more / max(1, left)), 1.0 - 1e-9)
     return amount if amount > 1 else relative(kind, amount, _share(dense, graph, kind, np.zeros(len(graph), bool)))
 
 
 def _share(
     dense: ChannelGraph, graph: ChannelGraph, kind: str, removed: npt.NDArray[np.bool_], inexact: bool = False,
-    granularity: str = "channel",
+    granularity: str = "channel", unscaled: bool = False,
 ) -> float:  # fmt: skip
     """Share of the dense network's cost left without ``removed``; for ``ratio`` the share removed."""
     if kind == "ratio":
-        gone = _entries(dense, granularity) - _entries(graph, granularity)
-        return (gone + int(_counts(graph, granularity)[removed].sum())) / max(
-            1, _removable(dense, inexact, granularity)
-        )
+        gone = _entries(dense, granularity, unscaled) - _entries(graph, granularity, unscaled)
+        gone += int(_counts(graph, granularity, unscaled)[removed].sum())
+        return gone / max(1, _removable(dense, inexact, granularity, unscaled))
     return cost_of(graph, kind)(removed) / max(1.0, cost_of(dense, kind)(np.zeros(len(dense), bool)))
 
 
-def _counts(graph: ChannelGraph, granularity: str) -> npt.NDArray[np.int64]:
-    """Weight of each group in ratios, (n_groups,): its scales, or 1 in a network without scales; of a branch 1."""
+def _unscaled(graph: ChannelGraph) -> npt.NDArray[np.bool_]:
+    """Groups (n_groups,) that no normalization scales."""
+    bare: npt.NDArray[np.bool_] = scale_counts(graph, np.zeros(len(graph), bool)) == 0
+    return bare
+
+
+def _counts(graph: ChannelGraph, granularity: str, unscaled: bool) -> npt.NDArray[np.int64]:
+    """Weight of each group in ratios, (n_groups,): its scales, or 1 without any where those count; of a branch 1."""
     if granularity == "layer":
         counts = np.zeros(len(graph), np.int64)
         counts[[inner[0] for _, inner in graph.branches]] = 1
         return counts
-    return scale_counts(graph, np.full(len(graph), not any(scale.weight is not None for scale in graph.scales)))
+    return scale_counts(graph, np.full(len(graph), unscaled or _unscaled(graph).all()))
 
 
-def _removable(graph: ChannelGraph, inexact: bool, granularity: str) -> int:
+def _removable(graph: ChannelGraph, inexact: bool, granularity: str, unscaled: bool) -> int:
     if granularity == "layer":
         return len(graph.branches)
-    return int(_counts(graph, granularity)[graph.prunable | graph.inexact if inexact else graph.prunable].sum())
+    able = graph.prunable | graph.inexact if inexact else graph.prunable
+    return int(_counts(graph, granularity, unscaled)[able].sum())
 
 
-def _entries(graph: ChannelGraph, granularity: str) -> int:
+def _entries(graph: ChannelGraph, granularity: str, unscaled: bool) -> int:
     """The same count over all groups, removable or not."""
     if granularity == "layer":
         return len(graph.branches)
-    return sum(len(scale.groups) for scale in graph.scales if scale.weight is not None) or len(graph)
+    bare, scales = _unscaled(graph), sum(len(scale.groups) for scale in graph.scales if scale.weight is not None)
+    return scales + int(bare.sum() if unscaled or bare.all() else 0)
 
 
 def dense_limits(dense: ChannelGraph, graph: ChannelGraph, options: Mapping[str, Any]) -> dict[str, Any]:

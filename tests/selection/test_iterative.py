@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from torch import nn
 
 import slim
 import slim.models
@@ -88,3 +89,16 @@ def test_a_ratio_of_branches_is_of_the_dense_networks_branches():
         thin = slim.rebuild(thin, graph.plan(found.removed))
         assert found.achieved["ratio"] == pytest.approx(branches / len(dense.branches))
         assert len(slim.trace(thin, INPUTS).branches) == len(dense.branches) - branches
+
+
+def test_channels_without_a_scale_count_in_every_cut_where_they_are_ranked():
+    """In a network that has scales, too: the first cut counted them, the later ones did not."""
+    net = nn.Sequential(
+        nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 32, 3), nn.ReLU(), nn.Conv2d(32, 2, 1)
+    )
+    dense = graph = slim.trace(net, INPUTS)
+    for amount in (0.25, 0.5):
+        found = select_next_cut(dense, graph, slim.score(graph, "l1"), ratio=amount)
+        assert found.achieved["ratio"] == pytest.approx(amount, abs=1 / 48)
+        graph = slim.trace(slim.rebuild(graph.model, graph.plan(found.removed)), INPUTS)
+    assert sum(kept for name, (_, kept) in plan_of(graph.model).widths.items() if name in "03") == 24
