@@ -115,6 +115,8 @@ def prune(
             raise SlimError(f"Options must be those of slim.select. Got {shown(option, options[option])}. {hint}")
     if criterion_options is not None:
         expect("criterion_options", criterion_options, Mapping, "Pass such as {'loader': loader}.")
+    if recover is not None:
+        expect("recover", recover, Mapping, "Pass such as {'batches': loader}.")
     accepted = list(inspect.signature(recovered).parameters)[3:-1]
     for option in recover or {}:
         if option not in accepted:

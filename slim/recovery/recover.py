@@ -9,8 +9,9 @@ many weights, and statistics of a few batches are worse than the running ones wh
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import tee
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from slim.channels import ChannelGraph
 
 Evaluate = Callable[[nn.Module], float]
+Batches = Iterable[Any] | Callable[[], Iterable[Any]] | None
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ def recover(
     *,
     absorb: bool = True,
     least_squares: int = 0,
-    batches: Iterable[Any] | Callable[[], Iterable[Any]] | None = None,
+    batches: Batches = None,
     count: int = 100,
     evaluate: Evaluate | None = None,
     seed: int = 0,
@@ -118,7 +120,7 @@ def recover(
     network = unwrap(network)
     plan = removed if isinstance(removed, Plan) else graph.plan(removed)
     figure = _Figure(evaluate, seed)
-    data = _Data(batches, seed, inputs, forward)
+    data = _Data(_for_two(batches), seed, inputs, forward)
     steps: list[Step] = []
     refitted: dict[str, Tensor] = {}
     whole = constants(network)
@@ -230,11 +232,19 @@ def _try_recalibrate(thin: nn.Module, measure: Callable[[], int], known: float |
     return Step("recalibrate", before, after, False, f"no better; {used} batches")
 
 
+def _for_two(batches: Batches) -> Batches:
+    """What two steps can read: an iterator gives both what it has from where it stands."""
+    if not isinstance(batches, Iterator):
+        return batches
+    copies = iter(tee(batches))
+    return lambda: next(copies)
+
+
 @dataclass(frozen=True)
 class _Data:
     """Batches, and how a network runs on them."""
 
-    batches: Iterable[Any] | Callable[[], Iterable[Any]] | None
+    batches: Batches
     seed: int
     inputs: Callable[[Any], tuple[Any, ...]] | None
     forward: Callable[[nn.Module, Any], Any] | None

@@ -338,3 +338,11 @@ def test_it_is_kept_only_where_it_helps(chain, helps: bool) -> None:
     assert same(state(result.model), state(fitted if helps else bare))
     with pytest.raises(SlimError, match="Did you mean least_squares"):
         slim.prune(net, INPUTS, ratio=0.4, recover={"least_square": 2})
+
+
+def test_an_iterator_gives_both_steps_the_same_batches(chain) -> None:
+    """The first of them left nothing to the second."""
+    net, graph, plan = chain
+    made = [recover(net, plan, graph, least_squares=3, batches=given, count=4) for given in (images(), iter(images()))]
+    assert made[0].steps == made[1].steps and made[1].steps[2].reason == "not evaluated; 4 batches"
+    assert same(state(made[0].network), state(made[1].network))

@@ -60,6 +60,8 @@ def test_unknown_options_are_errors():
         slim.prune(Residual(), INPUTS, ratio=0.5, criterion="taylor")
     with pytest.raises(SlimError, match="criterion_options must be a Mapping"):
         slim.prune(Residual(), INPUTS, ratio=0.5, criterion_options=3)
+    with pytest.raises(SlimError, match=r"recover must be a Mapping.*{'batches': loader}"):
+        slim.prune(Residual(), INPUTS, ratio=0.5, recover=True)
     slim.prune(Residual(), INPUTS, ratio=0.5, criterion="taylor", criterion_options={"loader": loader})
     with pytest.raises(SlimError, match="without any"):
         slim.prune(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 1)), INPUTS, ratio=0.5)
