@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from slim.criteria.registry import Evidence, criterion
 from slim.criteria.scores import score
-from slim.errors import SlimError
+from slim.errors import SlimError, expect
 
 if TYPE_CHECKING:
     from slim.channels import ChannelGraph
@@ -42,6 +42,7 @@ def combination(
     """
     if not parts:
         raise SlimError("A combination needs parts. Got parts={}. Set criterion.parts={gamma: 1.0, l1: 0.5}.")
+    expect("parts", parts, Mapping, "Set criterion.parts={gamma: 1.0, l1: 0.5}.")
     if scale not in SCALES:
         raise SlimError(f"scale must be one of {', '.join(SCALES)}. Got scale={scale!r}. Set criterion.scale.")
     total = np.zeros(len(graph))

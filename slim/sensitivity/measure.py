@@ -125,8 +125,10 @@ def _read_images(loader: Iterable[Any], images: int, device: torch.device) -> tu
     xs: list[Tensor] = []
     ys: list[Tensor] = []
     for batch in loader:
-        if isinstance(batch, Mapping) or not isinstance(batch, (list, tuple)) or len(batch) < 2:
-            raise SlimError(f"Sensitivity needs (x, y) batches. Got {type(batch).__name__}. Pass a loader of pairs.")
+        pair = tuple(batch[:2]) if isinstance(batch, list | tuple) else (batch,)
+        if len(pair) < 2 or not all(isinstance(part, Tensor) for part in pair):
+            kinds = ", ".join(type(part).__name__ for part in pair)
+            raise SlimError(f"Sensitivity needs (x, y) batches. Got {kinds}. Pass a loader of pairs of tensors.")
         xs.append(batch[0].to(device))
         ys.append(batch[1].to(device))
         if sum(map(len, ys)) >= images:

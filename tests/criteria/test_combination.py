@@ -38,6 +38,7 @@ def test_parts_have_options_and_share_the_loader():
     ("options", "message"),
     [
         ({"parts": {}}, "needs parts"),
+        ({"parts": ["gamma"]}, "parts must be a Mapping"),
         ({"parts": {"gamma": "much"}}, "weight must be a number"),
         ({"parts": {"gama": 1.0}}, "Did you mean gamma"),
         ({"parts": {"gamma": 1.0}, "scale": "log"}, "scale must be one of"),

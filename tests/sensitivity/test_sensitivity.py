@@ -175,6 +175,7 @@ def test_the_picture_can_be_drawn():
     [
         ([], {}, "empty loader"),
         ([torch.zeros(2, 3, 8, 8)], {}, "pairs"),
+        ([([torch.zeros(3, 8, 8)], [{"labels": 1}])], {}, "Got list, list"),
         (None, {"shares": (0.5, 0.2)}, "ascending"),
         (None, {"shares": (0.5, 1.0)}, "ascending"),
         (None, {"memory_mb": 0}, "memory"),
