@@ -86,7 +86,8 @@ def select_groups(
             notes hold what the rebuilt network was measured to take.
         min_channels: Groups that every layer keeps at least.
         max_layer_ratio: Largest share that any layer loses.
-        round_to: Every layer that loses channels keeps a multiple of this.
+        round_to: Every layer that loses channels keeps a multiple of this; of a stream that is traced with
+            ``residual="select"`` what its readers keep, and a note says so.
         ignore: Patterns of module names whose layers stay whole.
         overrides: Per pattern, any of ratio, max_layer_ratio, min_channels, round_to, ignore for the layers it names.
             Layers with a ratio of their own lose it whatever the budget, and it counts towards the budget; of layers
@@ -128,7 +129,22 @@ def select_groups(
     else:
         removed, costs, notes = _select_cost(ranking, target, table)
     requested = {target.kind: target.amount} if target is not None else {}
+    notes += _uneven_streams(graph, removed, bounds)
     return Selection(removed, requested, _achieved(ranking, removed) | costs, (*notes, *scores.notes))
+
+
+def _uneven_streams(graph: ChannelGraph, removed: Removed, bounds: Limits) -> list[str]:
+    """A line where ``round_to`` does not hold: a stream keeps what any of its readers keeps."""
+    names = []
+    for index in np.unique(graph.space_of[graph.implied[:, 0]]) if len(graph.implied) else ():
+        space = graph.spaces[index]
+        gone = int(removed[space.groups].sum())
+        if gone and (len(space.groups) - gone) % bounds.round_to[index]:
+            names.append(space.name)
+    if not names:
+        return []
+    shown_names = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    return [f"{len(names)} streams keep what their readers keep, no multiple of round_to ({shown_names})."]
 
 
 def _achieved(ranking: Ranking, removed: Removed) -> dict[str, float]:

@@ -136,3 +136,14 @@ def test_a_stream_that_is_ignored_stays_whole_whoever_reads_it():
     free = select_groups(graph, scores, ratio=0.9).removed
     kept = select_groups(graph, scores, ratio=0.9, ignore=[stream.name]).removed
     assert free[stream.groups].any() and not kept[stream.groups].any() and kept.any()
+
+
+def test_a_stream_that_cannot_be_rounded_is_named():
+    _, graph = network("dense-select")
+    scores = slim.score(graph)
+    assert not select_groups(graph, scores, ratio=0.4).notes
+    found = select_groups(graph, scores, ratio=0.4, round_to=4)
+    streams = {int(space) for space in graph.space_of[graph.implied[:, 0]]}
+    left = [(len(graph.spaces[i].groups), int((~found.removed[graph.spaces[i].groups]).sum())) for i in streams]
+    uneven = [kept for wide, kept in left if kept < wide and kept % 4]
+    assert uneven and f"{len(uneven)} streams keep what their readers keep" in found.notes[-1]
