@@ -68,6 +68,7 @@ class ChannelPruning(pl.Callback):
     Attributes:
         cuts: What has been cut in this process, in order.
         history: One entry per cut of the whole training, resumed or not: epochs, macs, params, channels.
+        rehearsed: Whether ranking, selection and the module's step were tried; on the first batch where they were not.
 
     Raises:
         SlimError: No budget, or two; an unknown option; a value out of range, or of another type.
@@ -112,7 +113,7 @@ class ChannelPruning(pl.Callback):
         self._moments: tuple[Moment, ...] = ()
         self._done = 0
         self._swept: int | None = None
-        self._rehearsed = False
+        self.rehearsed = False
         self._own_calls: OwnCalls | None = None
         self._saved_example: Any = None
 
@@ -198,8 +199,8 @@ class ChannelPruning(pl.Callback):
         """On the first batch: record the network's inputs, and try the ranking and selection of the cut."""
         assert self.traced is not None
         self.traced.learn_example(pl_module, batch)
-        if not self._rehearsed:
-            self._rehearsed = True
+        if not self.rehearsed:
+            self.rehearsed = True
             self._rehearse(pl_module, batch)
             if trainer.world_size == 1 and not is_compiled(pl_module):
                 self._own_calls = OwnCalls(self.traced.network)

@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from slim.errors import SlimError
 from slim.lightning.traced import callbacks_of
+from slim.sparsity.step import owns
 
 
 def steps_of(trainer: pl.Trainer, epochs: int | None = None, since: tuple[int, int] = (0, 0)) -> int:
@@ -58,6 +59,21 @@ def accumulated(trainer: pl.Trainer, epoch: int) -> int:
         if isinstance(callback, GradientAccumulationScheduler):
             return callback.get_accumulate_grad_batches(epoch)
     return trainer.accumulate_grad_batches
+
+
+def owner_of(trainer: pl.Trainer, gammas: list[Any]) -> Optimizer:
+    """The optimizer that steps the scales of a network.
+
+    Raises:
+        SlimError: There is none, or several step some of them.
+    """
+    owners = [optimizer for optimizer in trainer.optimizers if owns(optimizer, gammas)]
+    if len(owners) != 1:
+        raise SlimError(
+            f"One optimizer must step the scales of the network. Got {len(owners)} of {len(trainer.optimizers)} that "
+            f"step some of {len(gammas)} scales. Give one optimizer all of the network's parameters."
+        )
+    return owners[0]
 
 
 def replay_learning_rates(

@@ -18,12 +18,12 @@ from slim.lightning.checkpoint import prepare, refuse_averages
 from slim.lightning.example import packed, unpacked
 from slim.lightning.network import Network, find_network, network_key, same_module
 from slim.lightning.options import check_law, check_place, check_shrinks_by_lam
-from slim.lightning.rates import replay_learning_rates, steps_of
+from slim.lightning.rates import owner_of, replay_learning_rates, steps_of
 from slim.lightning.selecting import options_on_thin
 from slim.lightning.surgery import refuse_sharded
 from slim.lightning.traced import TracedNetwork, callbacks_of
 from slim.sparsity import Forecast, Penalty, Stochastic
-from slim.sparsity.step import group_of, owns
+from slim.sparsity.step import group_of
 
 
 class SparseTraining(pl.Callback):
@@ -291,7 +291,7 @@ class SparseTraining(pl.Callback):
                 "Sparse training needs scales that train. Got none: every normalization layer of the network is frozen "
                 "(requires_grad=False) or has no scale. Unfreeze them, or leave SparseTraining out."
             )
-        optimizer = _owner(trainer, gammas)
+        optimizer = owner_of(trainer, gammas)
         if isinstance(self.law, Stochastic):
             refuse_averages(trainer, network, type(self.law).__name__)
         # A checkpoint may be from before the law began: that of a learning rate finder is.
@@ -380,17 +380,6 @@ class SparseTraining(pl.Callback):
             and mine is not None
             and same_module(traced.network, mine)
         ]
-
-
-def _owner(trainer: pl.Trainer, gammas: list[Any]) -> Optimizer:
-    """The optimizer that steps the scales."""
-    owners = [optimizer for optimizer in trainer.optimizers if owns(optimizer, gammas)]
-    if len(owners) != 1:
-        raise SlimError(
-            f"One optimizer must step the scales of the network. Got {len(owners)} of {len(trainer.optimizers)} that "
-            f"step some of {len(gammas)} scales. Give one optimizer all of the network's parameters."
-        )
-    return owners[0]
 
 
 def sparse_of(trainer: pl.Trainer, traced: TracedNetwork | None) -> list[SparseTraining]:

@@ -86,7 +86,9 @@ def _sparse_callbacks(
     # Statistics follow by themselves while training goes on; the constants of removed channels would be lost.
     recover = {"absorb": True, "batches": 0}
     every = training.slim_every
-    return sparse, ChannelPruning(zeros=True, every=every, recover=recover, min_channels=floor, **place)
+    slimming = ChannelPruning(zeros=True, every=every, recover=recover, min_channels=floor, **place)
+    slimming.rehearsed = True  # before the run began
+    return sparse, slimming
 
 
 def _distillation(parts: Components, directory: Path, kind: str, number: int) -> Distillation | None:
