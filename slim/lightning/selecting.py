@@ -13,6 +13,7 @@ from slim import criteria
 from slim.channels import ChannelGraph, plan_of
 from slim.criteria import Scores
 from slim.lightning.example import eager
+from slim.lightning.options import BUDGETS
 from slim.lightning.traced import TracedNetwork
 from slim.selection import Selection, dense_limits, remaining_budget, select_groups, select_next_cut
 
@@ -57,7 +58,7 @@ def options_on_thin(options: Mapping[str, Any], dense: ChannelGraph, thin: Chann
         dense: Before any cut.
         thin: The network that the law meets.
     """
-    ((kind, amount),) = ((kind, options[kind]) for kind in ("ratio", "macs", "params") if options.get(kind) is not None)
+    ((kind, amount),) = ((kind, options[kind]) for kind in BUDGETS if options.get(kind) is not None)
     select = dense_limits(dense, thin, options.get("select") or {})
     return {**options, kind: remaining_budget(dense, thin, kind, amount), "select": select}
 

@@ -58,7 +58,7 @@ def prepare(config: Mapping[str, Any], *, begun: bool = False) -> Components:
 
             deploy.check(options(found))
         if "prune" in settings.phases and not begun:
-            rehearse(found, graph)
+            rehearse(found, module, graph)
         if "sparse" in settings.phases and not begun:
             _penalty(settings).attach(network, graph, 100)  # where a law that selects does so for the first time
     return found

@@ -19,7 +19,6 @@ from slim.criteria import Scores
 from slim.lightning import ChannelPruning
 from slim.lightning.calibration import Calibration
 from slim.lightning.own_calls import check_own_calls, own_calls
-from slim.lightning.traced import TracedNetwork
 from slim.recovery import Step
 from slim.runs import weights
 from slim.runs.components import Components
@@ -149,8 +148,13 @@ def pruning_options(parts: Components, number: int) -> dict[str, Any]:
     }
 
 
-def rehearse(parts: Components, graph: ChannelGraph) -> None:
+def rehearse(parts: Components, module: pl.LightningModule, graph: ChannelGraph) -> None:
     """Rank the untrained network, with two samples where data are needed, and select: better now than after hours.
+
+    Args:
+        parts: Of the run.
+        module: For this alone: a step of one that is not slim's own is run on it.
+        graph: Of its network.
 
     Raises:
         SlimError: An option, a pattern or a budget that cannot be met by whatever training comes to; or a step that no
@@ -161,9 +165,9 @@ def rehearse(parts: Components, graph: ChannelGraph) -> None:
     graph.model.to(parts.hardware.device)
     slim.select_groups(graph, score(parts, graph, few), **{**parts.limits, kind: amount})
     graph.model.cpu()
-    module = parts.module()
-    if not type(module).__module__.startswith("slim.tasks."):
-        traced = TracedNetwork.of(module, parts.config.network, example=parts.example, trace=parts.config.prune.tracing)
+    if not str(parts.config.module["_target_"]).startswith("slim.tasks."):
+        traced = parts.traced(parts.network(module))
+        traced.graph = graph
         check_own_calls(module, traced, own_calls(module, traced.network, few[0]), few[0], parts.limits)
 
 
