@@ -61,7 +61,9 @@ def shrink_forecast(
     median = float(gammas.abs().median())
     reachable = budget >= median
     line = f"{law}: lam={lam:g} can shrink a gamma by at most {budget:.3g} in this phase; the median is {median:.3g}."
-    if not reachable:
+    if lam == 0:  # asked for: a control without pressure, or a criterion that needs none
+        line = f"{law}: lam=0 puts no pressure on the scales."
+    elif not reachable:
         needed = median * (1 - momentum) / (slope * total_lr) if total_lr > 0 else float("inf")
         advice = f"set penalty.lam to {round_up(needed)} or more, train longer, or use penalty=target."
         line += f" Too weak to reach zero: {advice}"

@@ -188,6 +188,9 @@ def test_forecast_warns_when_zero_is_out_of_reach():
     strong = build("l1", lam=10.0)
     strong.attach(net, graph_of(net), 10)
     assert strong.forecast(1.0, 0.9).reachable
+    none = build("l1", lam=0.0)
+    none.attach(net, graph_of(net), 10)
+    assert none.forecast([0.1] * 10, 0.9).line == "l1: lam=0 puts no pressure on the scales."
 
 
 @pytest.mark.parametrize("law", ["l1", "prox", "polarization", "group"])
