@@ -125,12 +125,18 @@ def select_groups(
     if target is None:
         removed, notes = ranking.removed_after(ranking.fixed), []
     elif target.kind == "ratio":
-        removed, notes = _select_ratio(ranking, target.amount, notes)
+        removed, notes = _select_ratio(ranking, target.amount, notes, _unscored(graph, scores))
     else:
-        removed, costs, notes = _select_cost(ranking, target, table)
+        removed, costs, notes = _select_cost(ranking, target, table, _unscored(graph, scores))
     requested = {target.kind: target.amount} if target is not None else {}
     notes += _uneven_streams(graph, removed, bounds)
     return Selection(removed, requested, _achieved(ranking, removed) | costs, (*notes, *scores.notes))
+
+
+def _unscored(graph: ChannelGraph, scores: Scores) -> str:
+    """A sentence where channels may go that nothing ranks, else nothing."""
+    missing = int((graph.prunable & ~scores.covered).sum())
+    return f" {missing} groups that may go have no score (penalty=target: no scale)." if missing else ""
 
 
 def _uneven_streams(graph: ChannelGraph, removed: Removed, bounds: Limits) -> list[str]:
@@ -157,16 +163,11 @@ def _achieved(ranking: Ranking, removed: Removed) -> dict[str, float]:
     }
 
 
-def _select_ratio(ranking: Ranking, amount: float, notes: list[str]) -> tuple[Removed, list[str]]:
+def _select_ratio(ranking: Ranking, amount: float, notes: list[str], unscored: str) -> tuple[Removed, list[str]]:
     """Remove the number of channels nearest to a share of them; notes when structure does not allow that many."""
     graph, n = ranking.graph, len(ranking.order)
     if not n and amount > 0:
-        kept = as_lines(reasons(graph)[:1])
-        raise NothingRemovable(
-            f"Something must be removable. Got ratio={amount:g} and no channel that may go and has a score"
-            f" ({int(graph.prunable.sum())} of {len(graph)} groups are prunable). {' '.join([*notes[:1], *kept])}"
-            " Relax prune.ignore and the floors, or see graph.report()."
-        )
+        raise NothingRemovable(_nothing_may_go(graph, f"ratio={amount:g}", notes, unscored))
     cumulative = np.cumsum(ranking.per_step[ranking.order])
     total = ranking.total
     requested = amount * total
@@ -182,20 +183,33 @@ def _select_ratio(ranking: Ranking, amount: float, notes: list[str]) -> tuple[Re
     return ranking.removed_after(count), [line, *notes]
 
 
-def _select_cost(ranking: Ranking, target: Target, table: Any) -> tuple[Removed, dict[str, float], list[str]]:
+def _nothing_may_go(graph: ChannelGraph, budget: str, notes: list[str], unscored: str) -> str:
+    kept = as_lines(reasons(graph)[:1])
+    return (
+        f"Something must be removable. Got {budget} and no channel that may go and has a score"
+        f" ({int(graph.prunable.sum())} of {len(graph)} groups are prunable).{unscored} {' '.join([*notes[:1], *kept])}"
+        " Relax prune.ignore and the floors, or see graph.report()."
+    )
+
+
+def _select_cost(
+    ranking: Ranking, target: Target, table: Any, unscored: str
+) -> tuple[Removed, dict[str, float], list[str]]:
     """Remove the fewest steps that meet a budget of MACs, parameters, memory or latency."""
     graph, n = ranking.graph, len(ranking.order)
     cost = cost_of(graph, target.kind, table)
     whole = cost(np.zeros(len(graph), dtype=bool))
     limit = target.amount * whole if target.amount <= 1 else target.amount
     prefix = smallest_prefix(lambda count: cost(ranking.removed_after(count)), n, limit)
+    if prefix is None and not n:
+        raise SlimError(_nothing_may_go(graph, f"{target.kind}={target.amount:g}", [], unscored))
     if prefix is None:
-        raise _out_of_reach(target, limit, whole, cost(ranking.removed_after(n)))
+        raise _out_of_reach(target, limit, whole, cost(ranking.removed_after(n)), unscored)
     count, measured = max(prefix, ranking.fixed), table.dense if table is not None else math.nan
     if target.kind == "latency" and count:
         count, measured = table.confirm(ranking.removed_after, count, n, limit)
         if measured > limit * latency_tables.NOISE:
-            raise _out_of_reach(target, limit, whole, measured)
+            raise _out_of_reach(target, limit, whole, measured, unscored)
     removed = ranking.removed_after(count)
     if target.kind == "memory":
         return removed, {"memory": graph.peak_activation(removed) / max(graph.peak_activation(), 1)}, []
@@ -208,11 +222,11 @@ def _select_cost(ranking: Ranking, target: Target, table: Any) -> tuple[Removed,
     return removed, {"latency": measured / table.dense}, [note]
 
 
-def _out_of_reach(target: Target, limit: float, whole: float, least: float) -> SlimError:
+def _out_of_reach(target: Target, limit: float, whole: float, least: float, unscored: str) -> SlimError:
     return SlimError(
         f"The budget must be within reach. Got {target.kind}={target.amount:g} ({limit:.6g} of {whole:.6g});"
-        f" with all that may go, {least:.6g} remain ({least / whole:.4f}). Set prune.{target.kind} to at least that,"
-        " or relax prune.min_channels, max_layer_ratio, round_to and ignore."
+        f" with all that may go, {least:.6g} remain ({least / whole:.4f}).{unscored} Set prune.{target.kind} to at"
+        " least that, or relax prune.min_channels, max_layer_ratio, round_to and ignore."
     )
 
 

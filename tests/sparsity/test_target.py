@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
+import slim
 from slim.channels import mask, rebuild
 from slim.errors import SlimError
 from slim.sparsity import build
@@ -223,6 +225,17 @@ def test_a_budget_out_of_reach_is_said_before_training():
     assert "Floors" in forecast.line
     with pytest.raises(SlimError):
         build("target", macs=0.01, max_layer_ratio=0.5).attach(net, graph_of(net), TOTAL)
+
+
+def test_channels_without_scales_are_named_where_a_budget_needs_them():
+    wide = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 64, 1), nn.ReLU(), nn.Conv2d(64, 2, 1))
+    without = nn.Sequential(nn.Conv2d(3, 64, 1), nn.ReLU(), nn.Conv2d(64, 4, 1), nn.GroupNorm(1, 4))
+    for net, start in ((wide, "The budget must be within reach"), (without, "Something must be removable")):
+        law = build("target", macs=0.3, norms="all")
+        with pytest.raises(
+            SlimError, match=rf"{start}.* 64 groups that may go have no score \(penalty=target: no scale"
+        ):
+            law.attach(net, slim.trace(net, torch.zeros(1, 3, 4, 4)), 10)
 
 
 @pytest.mark.parametrize(("falls", "late"), [((1 / 3, 2 / 3), True), ((1 / 2, 3 / 4), False), ((0.8, 0.9), False)])
