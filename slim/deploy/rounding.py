@@ -20,6 +20,10 @@ from slim.selection.latency import side_by_side
 MULTIPLES = (1, 4, 8, 16, 32)
 CLOSE = 1.08
 """A multiple is as good as another when its time per MAC is within this factor: measurements differ as much."""
+DEPTH = 3
+"""Convolutions in a row that are timed."""
+ENOUGH = 16
+"""Channels from which a layer tells multiples apart; one that reads the images has three, and often the most MACs."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +69,8 @@ def measure(
     Args:
         network: Left as it is.
         example: One input of it.
-        time: Milliseconds of the layer at each of some widths; by default ONNX Runtime's where it is installed, else
-            torch's.
+        time: Milliseconds of one image in the layer at each of some widths; by default ONNX Runtime's where it is
+            installed, else torch's.
 
     Raises:
         SlimError: The network has no convolution to measure.
@@ -92,7 +96,7 @@ def measure(
 
 
 def typical(network: nn.Module, example: Any) -> Layer:
-    """The convolution of ``network`` with the most MACs, of those that are neither depthwise nor grouped.
+    """The convolution of ``network`` with the most MACs, of those that are not depthwise, grouped or very thin.
 
     Raises:
         SlimError: There is none.
@@ -122,7 +126,7 @@ def typical(network: nn.Module, example: Any) -> Layer:
             handle.remove()
     if not seen:
         raise SlimError("round_to=auto needs a convolution to measure. Got none. Set prune.round_to to a number.")
-    return max(seen, key=lambda entry: (entry[0], -entry[1].channels))[1]
+    return max(seen, key=lambda entry: (min(entry[1].channels, ENOUGH), entry[0], -entry[1].channels))[1]
 
 
 def _width(channels: int, multiple: int) -> int | None:
@@ -136,11 +140,14 @@ def _width(channels: int, multiple: int) -> int | None:
 
 
 def _time(layer: Layer, widths: Sequence[int]) -> list[float]:
-    """Milliseconds of the layer at each width, batch 8, in turns."""
-    inputs = [torch.randn(8, width, layer.size, layer.size) for width in widths]
+    """Milliseconds of one image in the layer, by width, in turns; of many at once, so that starting counts little."""
+    batch = min(256, max(8, round(2e7 / (min(widths) * layer.kernel * layer.size) ** 2)))
+    inputs = [torch.randn(batch, width, layer.size, layer.size) for width in widths]
+    depth = DEPTH
     try:
         networks: list[nn.Module] = [_onnx_layer(width, layer.kernel) for width in widths]
     except (ImportError, SlimError):
+        depth = 1
         networks = [nn.Conv2d(width, width, layer.kernel, padding=layer.kernel // 2) for width in widths]
 
     class Fed(nn.Module):
@@ -152,11 +159,11 @@ def _time(layer: Layer, widths: Sequence[int]) -> list[float]:
             return self.network(self.given)
 
     fed = [Fed(network, given) for network, given in zip(networks, inputs, strict=True)]
-    return side_by_side(fed, torch.zeros(1), seconds=0.3)
+    return [millis / (batch * depth) for millis in side_by_side(fed, torch.zeros(1), seconds=0.3)]
 
 
 def _onnx_layer(width: int, kernel: int) -> nn.Module:
-    """One convolution in ONNX Runtime, between two others: it chooses layouts for a graph, not for a layer."""
+    """A few of the convolution in a row in ONNX Runtime: it chooses layouts for a graph, not for a layer."""
     import tempfile
 
     from slim.deploy.extras import need
@@ -164,7 +171,7 @@ def _onnx_layer(width: int, kernel: int) -> nn.Module:
 
     onnx = need("onnx")
     nodes, weights = [], []
-    for index in range(3):
+    for index in range(DEPTH):
         nodes.append(
             onnx.helper.make_node(
                 "Conv", [f"x{index}", f"w{index}"], [f"c{index}"], kernel_shape=[kernel] * 2, pads=[kernel // 2] * 4
@@ -174,7 +181,7 @@ def _onnx_layer(width: int, kernel: int) -> nn.Module:
         values = (torch.randn(width, width, kernel, kernel) / width).numpy()
         weights.append(onnx.numpy_helper.from_array(values, f"w{index}"))
     shape = ["n", width, "h", "w"]
-    ends = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape) for name in ("x0", "x3")]
+    ends = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape) for name in ("x0", f"x{DEPTH}")]
     graph = onnx.helper.make_graph(nodes, "layer", ends[:1], ends[1:], weights)
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
     with tempfile.TemporaryDirectory() as folder:

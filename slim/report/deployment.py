@@ -12,6 +12,9 @@ from slim.report.metric import metric_of
 RUNTIME = " fp32"
 """How the rung ends that speed is compared with: the dense network, in the same runtime as the others."""
 
+LIKED, NOISE = 8, 1.1
+"""Runtimes are fast at widths that are multiples of it; times within the factor are equal."""
+
 
 @dataclass(frozen=True)
 class Section:
@@ -40,6 +43,22 @@ def sections(record: Mapping[str, Any]) -> list[Section]:
 def markdown(record: Mapping[str, Any]) -> list[str]:
     """:func:`sections` in Markdown."""
     return [part for each in sections(record) for part in (f"## {each.title}", each.note, _grid(each.head, each.rows))]
+
+
+def slower(record: Mapping[str, Any]) -> list[str]:
+    """A line for every batch size and format at which the thin file is slower than the dense one, and what helps."""
+    ladder = {row["name"]: row for row in (record.get("export") or {}).get("ladder") or ()}
+    odd = any(after != before and after % LIKED for before, after in (record.get("widths") or {}).values())
+    advice = f" Some widths are no multiples of {LIKED}: prune.round_to=auto finds those that the runtime likes."
+    lines = []
+    for batch, kind in ((1, "fp32"), (64, "fp32"), (1, "int8"), (64, "int8")):
+        dense, thin = (ladder.get(f"{name} {kind}", {}).get(f"latency_ms_b{batch}") for name in ("dense", "thin"))
+        if dense and thin and thin > NOISE * dense:
+            times = f"{thin / dense:.2f} x the time of the dense one"
+            lines.append(
+                f"Batch {batch} in ONNX Runtime: the thin network in {kind} takes {times}.{advice if odd else ''}"
+            )
+    return lines
 
 
 def _files(record: Mapping[str, Any], files: Mapping[str, Mapping[str, Any]]) -> Section:
@@ -71,7 +90,7 @@ def _ladder(record: Mapping[str, Any], ladder: list[Mapping[str, Any]]) -> Secti
         rows.append(cells)
     head = ("network", f"{metric.name} (test)", "bytes", "ms, batch 1", "faster", "ms, batch 64", "faster ")
     note = "Medians on the CPU, all rungs in turns; eager is PyTorch, the others run in ONNX Runtime."
-    return Section("From dense fp32 to thin int8", note, head, rows)
+    return Section("From dense fp32 to thin int8", " ".join([note, *slower(record)]), head, rows)
 
 
 def _grid(head: tuple[str, ...], rows: list[list[str]]) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from slim.report import formatting
+from slim.report import deployment, formatting
 from slim.report.metric import metric_of
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ def show(record: Mapping[str, Any], console: Console | None = None) -> None:
 def footer(record: Mapping[str, Any]) -> list[str]:
     """The lines below the table: what the numbers mean, and where the artifact, the report and the curves are."""
     lines = [input_note(record)]
-    lines += [str(line) for line in (record.get("latency") or {}).values()]
+    lines += [*(str(line) for line in (record.get("latency") or {}).values()), *deployment.slower(record)]
     paths = record.get("paths") or {}
     lines += [
         f"{label:<10}{paths[key]}"

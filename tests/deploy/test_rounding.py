@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -27,6 +28,14 @@ def test_blocks_of_the_runtime_are_found(block: int) -> None:
     found = rounding.measure(NET, EXAMPLE, time=time)
     assert found.multiple == block
     assert f"round_to=auto is {block}:" in found.line
+
+
+def test_the_layer_that_reads_the_images_is_not_what_is_measured() -> None:
+    """Three channels have no multiples to compare, and it is the most expensive layer of many networks."""
+    stem = nn.Conv2d(3, 64, 7, stride=2, padding=3)
+    net = nn.Sequential(stem, nn.Conv2d(64, 64, 1), nn.Conv2d(64, 128, 1, stride=2), nn.Conv2d(128, 8, 3, padding=1))
+    assert rounding.typical(net, torch.zeros(1, 3, 8, 8)) == rounding.Layer(64, 1, 4)
+    assert rounding.typical(stem, torch.zeros(1, 3, 8, 8)) == rounding.Layer(3, 7, 4)  # nothing else to measure
 
 
 def test_widths_are_of_their_multiple_alone() -> None:
@@ -60,3 +69,11 @@ def test_the_machine_is_measured() -> None:
     assert min(rounding._time(rounding.Layer(8, 3, 4), [4, 8])) > 0
     with pytest.raises(SlimError, match="round_to=auto needs a convolution"):
         rounding.measure(nn.Linear(3, 3), torch.zeros(1, 3))
+
+
+def test_a_time_is_of_one_image_in_one_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    def one_millisecond_each(networks: list[Any], inputs: Any, *, seconds: float) -> list[float]:
+        return [float(len(network.given)) * rounding.DEPTH for network in networks]
+
+    monkeypatch.setattr(rounding, "side_by_side", one_millisecond_each)
+    assert rounding._time(rounding.Layer(64, 3, 4), [33, 36]) == [1.0, 1.0]

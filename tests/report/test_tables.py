@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from slim import report
-from slim.report import tables
+from slim.report import deployment, markdown, tables
 
 
 def text(record: dict[str, Any], width: int) -> str:
@@ -80,3 +80,22 @@ def test_a_table_leaves_its_record_alone(make_record: Any) -> None:
     before = copy.deepcopy(record)
     text(record, 80)
     assert record == before
+
+
+def test_a_file_that_is_slower_than_the_dense_one_is_told_with_what_helps(make_record: Any) -> None:
+    record = make_record()
+    times = {"dense fp32": (1.0, 20.0), "thin fp32": (1.05, 42.0), "dense int8": (1.0, 9.0), "thin int8": (0.8, 5.0)}
+    record["export"] = {
+        "files": {},
+        "ladder": [
+            {"name": name, "metric": 0.5, "bytes": 9, "latency_ms_b1": one, "latency_ms_b64": many}
+            for name, (one, many) in times.items()
+        ],
+    }
+    record["widths"] = {"a": [16, 13]}
+    line = "Batch 64 in ONNX Runtime: the thin network in fp32 takes 2.10 x the time of the dense one."
+    (told,) = deployment.slower(record)
+    assert told.startswith(f"{line} Some widths") and "prune.round_to=auto" in told
+    assert told in text(record, 200) and told in markdown.render(record, [])
+    record["widths"] = {"a": [16, 8], "b": [10, 10]}  # the advice was followed where something went
+    assert deployment.slower(record) == [line]
