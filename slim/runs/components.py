@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -79,20 +80,33 @@ class Components:
     @cached_property
     def rounding(self) -> Rounding | None:
         """What ``prune.round_to=auto`` comes to on this machine, measured once; ``None`` where it is a number."""
-        if self.config.prune.round_to != "auto" or "prune" not in self.config.phases:
+        if self.config.prune.round_to != "auto" or not {"sparse", "prune"} & set(self.config.phases):
             return None
         from slim import deploy
 
         found: Rounding = processes.shared(deploy.measure_rounding(self.dense(), self.example))
         return found
 
+    def go_on_with(self, rounding: Rounding | None) -> None:
+        """A run that goes on has the widths of its beginning, whatever this machine likes."""
+        if rounding is not None:
+            self.__dict__["rounding"] = rounding
+
     @property
     def limits(self) -> dict[str, Any]:
         """The arguments of :func:`slim.select`, but for the budget."""
-        limits = self.config.prune.limits
-        if self.rounding is not None:
-            limits["round_to"] = self.rounding.multiple
-        return limits
+        return self._rounded(self.config.prune.limits)
+
+    @property
+    def penalty(self) -> dict[str, Any]:
+        """The options of the law; those of what it selects (``target``) round as the cut does."""
+        options = dict(self.config.penalty)
+        return options | ({"select": self._rounded(options["select"])} if options.get("select") else {})
+
+    def _rounded(self, limits: Mapping[str, Any]) -> dict[str, Any]:
+        if limits.get("round_to") != "auto" or self.rounding is None:
+            return dict(limits)
+        return {**limits, "round_to": self.rounding.multiple}
 
     def traced(self, network: nn.Module) -> TracedNetwork:
         """A network for callbacks to share: its example, and the dense network that budgets refer to."""

@@ -76,7 +76,7 @@ def _sparse_callbacks(
     if not isinstance(training, Sparse):
         return None, None
     place: dict[str, Any] = {"network": config.network, "example": parts.example, "trace": config.prune.tracing}
-    options = {**config.penalty, **budget}
+    options = {**parts.penalty, **budget}
     # A law that knows its target has no lam to scale, and that of random gates shrinks no scale.
     shrink = training.shrink if options.get("lam") and options["name"] != "l0" else None
     sparse = SparseTraining(options.pop("name"), shrink=shrink, **place, **options)
@@ -116,10 +116,10 @@ def budget_of_law(parts: Components, number: int) -> dict[str, Any]:
 
     Both are of the dense network; where the phase begins with a thin one :class:`SparseTraining` relates them to it.
     """
-    config = parts.config
-    given = [(kind, config.penalty[kind]) for kind in BUDGETS if config.penalty.get(kind) is not None]
+    config, penalty = parts.config, parts.penalty
+    given = [(kind, penalty[kind]) for kind in BUDGETS if penalty.get(kind) is not None]
     if "prune" not in config.phases or len(given) != 1 or not 0 <= given[0][1] <= 1:
         return {}
     ((kind, whole),) = given
     amount = config.passes_to(kind, whole)[number].amount
-    return {kind: amount, "select": limits_due(config.penalty.get("select") or {}, kind, amount, whole)}
+    return {kind: amount, "select": limits_due(penalty.get("select") or {}, kind, amount, whole)}

@@ -106,7 +106,9 @@ def _state(parts: Components, directory: Path, new: State, first: bool, say: Say
     """The state of the run so far, ``new`` where it begins; rank 0 alone writes it."""
     settings = new.config
     if not first:
-        return State.load(directory) if (directory / "state.json").is_file() else new
+        state = State.load(directory) if (directory / "state.json").is_file() else new
+        parts.go_on_with(state.rounding)
+        return state
     for part in directory.rglob(".*.part"):
         part.unlink()  # what a killed process was writing; the lock says that nobody writes now
     if (directory / "state.json").is_file():
@@ -120,6 +122,8 @@ def _state(parts: Components, directory: Path, new: State, first: bool, say: Say
     else:
         state = new
     check_images(state, _images(parts.data))
+    parts.go_on_with(state.rounding)
+    state.rounding = parts.rounding
     state.save()
     (directory / "error.txt").unlink(missing_ok=True)
     return state

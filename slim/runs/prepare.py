@@ -60,7 +60,7 @@ def prepare(config: Mapping[str, Any], *, begun: bool = False) -> Components:
         if "prune" in settings.phases and not begun:
             rehearse(found, module, graph)
         if "sparse" in settings.phases and not begun:
-            _penalty(settings).attach(network, graph, 100)  # where a law that selects does so for the first time
+            _penalty(found.penalty).attach(network, graph, 100)  # where a law that selects does so for the first time
     return found
 
 
@@ -102,7 +102,10 @@ def _check_options(config: Config) -> None:
     check_trainer(config.trainer.options)
     _check_metric(config)
     if "sparse" in config.phases:
-        _penalty(config)
+        select = config.penalty.get("select") or {}
+        # What it is on this machine is measured on the network, which comes later.
+        any_number = {"select": {**select, "round_to": 1}} if select.get("round_to") == "auto" else {}
+        _penalty({**config.penalty, **any_number})
     if "prune" in config.phases:
         criterion = criteria.find(config.criterion["name"])
         known = {"name", "normalize", "reduce", *list(inspect.signature(criterion.rank).parameters)[1:]}
@@ -120,9 +123,8 @@ def _check_options(config: Config) -> None:
         check(target(options.get("_target_"), key), {k: v for k, v in options.items() if k != "_target_"}, key)
 
 
-def _penalty(config: Config) -> sparsity.Penalty:
-    options = dict(config.penalty)
-    return sparsity.build(options.pop("name"), **options)
+def _penalty(options: Mapping[str, Any]) -> sparsity.Penalty:
+    return sparsity.build(options["name"], **{name: value for name, value in options.items() if name != "name"})
 
 
 def _check_metric(config: Config) -> None:

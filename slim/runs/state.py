@@ -6,13 +6,17 @@ import json
 import os
 import socket
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from slim.errors import SlimError
 from slim.files import lock, read_json, read_torch, to_json, write_json
 from slim.runs.schema import SAFE_ON_RESUME
+
+if TYPE_CHECKING:
+    from slim.deploy import Rounding
 
 FORMAT = 1
 LATER_KEYS = {"prune.granularity": "channel"}
@@ -98,6 +102,7 @@ class State:
         notes: Lines for the report.
         images: Numbers of training and validation images, and a fingerprint of their files; ``None`` where the data do
             not say.
+        rounding: What ``prune.round_to=auto`` came to when the run began; ``None`` where it is a number.
         options: Where else configuration was looked for: ``--config-dir`` and ``--config-name``, each with its value.
     """
 
@@ -112,6 +117,7 @@ class State:
         self.notes: list[str] = []
         self.finished = False
         self.images: dict[str, Any] | None = None
+        self.rounding: Rounding | None = None
 
     @classmethod
     def load(cls, directory: Path) -> State:
@@ -131,6 +137,10 @@ class State:
             state.phases = {str(phase): dict(record) for phase, record in body["phases"].items()}
             state.notes, state.finished = _texts(body["notes"]), bool(body["finished"])
             state.images = body.get("images")
+            if body.get("rounding") is not None:
+                from slim.deploy import Rounding  # and half of torch with it
+
+                state.rounding = Rounding(**body["rounding"])
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise SlimError(f"A run state must be complete. Got {error!r} ({path}). Start a new run.") from error
         return state
@@ -148,6 +158,7 @@ class State:
                 "notes": self.notes,
                 "finished": self.finished,
                 "images": self.images,
+                "rounding": None if self.rounding is None else asdict(self.rounding),
             },
         )
 

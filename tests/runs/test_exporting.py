@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +24,7 @@ from slim.command.main import main
 from slim.data.decode import read_image, resize_center_crop
 from slim.deploy import predict
 from slim.report.html import run_page
+from slim.runs.checkpoint import Saver
 from tests.runs.tiny import run
 
 pytest.importorskip("onnxscript")
@@ -195,3 +198,25 @@ def test_rounding_is_measured_for_the_cut(tmp_path: Path, monkeypatch: pytest.Mo
     report = run(tmp_path / "run", "sparse.epochs=1", "phases=[sparse,prune]", "prune.round_to=auto")
     assert all(after % 4 == 0 for name, (_, after) in report["widths"].items() if "features" in name)
     assert any("round_to=auto is 4" in note for note in report["notes"])
+
+
+def test_a_law_that_selects_rounds_as_the_cut_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also when the run goes on where another multiple is measured."""
+    measured = [deploy.Rounding(multiple, "a runtime", "a layer", {"1": 2.0, "4": 1.0}) for multiple in (4, 8)]
+    monkeypatch.setattr(deploy, "measure_rounding", lambda network, example: measured[0])
+    line = ("penalty=target", "phases=[sparse,prune]", "prune.round_to=auto")
+    whole = run(tmp_path / "whole", *line)
+    assert sum(after % 4 == 0 and after < before for before, after in whole["widths"].values()) == 2
+    assert whole["rows"]["masked"]["metric"] == whole["rows"]["sparse"]["metric"], "what went was at zero"
+    save = Saver.save
+
+    def stopped(self: Saver, trainer: Any) -> None:
+        save(self, trainer)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Saver, "save", stopped)
+        run(tmp_path / "killed", *line, code=143)
+    measured.pop(0)
+    assert train.main([f"resume={tmp_path / 'killed'}"]) == 0
+    assert json.loads((tmp_path / "killed" / "report.json").read_text())["plan_hash"] == whole["plan_hash"]
