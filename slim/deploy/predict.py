@@ -1,6 +1,7 @@
-"""Classes of images: python predict.py FOLDER [model.onnx]. Needs onnxruntime, numpy, and Pillow to read files."""
+"""Classes of images: python predict.py FOLDER_OR_IMAGE [model.onnx]. Needs onnxruntime, numpy, Pillow to read files."""
 
 import json
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -23,14 +24,19 @@ def read(path: Path, size: int, channels: int) -> Any:
 
 
 if __name__ == "__main__":
+    if hasattr(signal, "SIGPIPE"):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # end quietly when a reader such as head has seen enough
+    if len(sys.argv) not in (2, 3) or not Path(sys.argv[1]).exists():
+        print(f"{__doc__} Got {sys.argv[1:]}.", file=sys.stderr)
+        sys.exit(2)
+    place = Path(sys.argv[1])
     model = sys.argv[2] if len(sys.argv) > 2 else str(Path(__file__).with_name("model.onnx"))
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
     told = {key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items()}
     mean, std, size = np.array(told["mean"], "f4"), np.array(told["std"], "f4"), told["size"]
     unreadable = 0
-    for path in sorted(
-        path for path in Path(sys.argv[1]).rglob("*") if path.suffix.lower() in Image.registered_extensions()
-    ):
+    files = [place] if place.is_file() else sorted(place.rglob("*"))
+    for path in (path for path in files if path.suffix.lower() in Image.registered_extensions() or path == place):
         try:
             image = read(path, size, len(mean))
         except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises for damaged files

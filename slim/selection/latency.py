@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 Ints = npt.NDArray[np.int64]
 Removed = npt.NDArray[np.bool_]
+Statistic = Callable[[Sequence[float]], Any]
 PLAIN = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 TRANSPOSED = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 SHARES = (0.125, 0.25, 0.5, 1.0)
@@ -150,18 +151,21 @@ def measure(graph: ChannelGraph, example_inputs: Any = None) -> LatencyTable:
     return LatencyTable(graph, layers, side_by_side([graph.model], inputs)[0], inputs)
 
 
-def side_by_side(models: Sequence[nn.Module], inputs: Any = None, seconds: float = 0.3) -> list[float]:
+def side_by_side(
+    models: Sequence[nn.Module], inputs: Any = None, seconds: float = 0.3, *, statistic: Statistic = np.median
+) -> list[float]:
     """Milliseconds of one forward of every model in eval mode, on one device: medians of runs that take turns.
 
     Args:
         models: On the same device; left as they are.
         inputs: What they run on, the same for all.
         seconds: Spent on each, after two runs to warm up; at least five runs.
+        statistic: Of the times of a model. The least one is of what the model needs, however busy the machine is.
     """
     device = next((p.device for p in models[0].parameters()), torch.device("cpu"))
     forwards = [_run(model, inputs) for model in models]
     with _evaluating(models):
-        return _medians(forwards, device, seconds)
+        return _times(forwards, device, seconds, statistic)
 
 
 def forward_times(graphs: Sequence[ChannelGraph]) -> list[float]:
@@ -254,7 +258,7 @@ def _grid(
             size = list(shape)
             size[axis] = wide
             layer = build(wide, int(cout) // wide * wide if depthwise else int(cout)).to(device, dtype).eval()
-            times[i, j] = _medians([_run(layer, torch.randn(size, device=device, dtype=dtype))], device, 0.002)[0]
+            times[i, j] = _times([_run(layer, torch.randn(size, device=device, dtype=dtype))], device, 0.002)[0]
     # Noise must not make a thinner layer slower: budgets are searched by bisection.
     return Grid(rows, columns, np.maximum.accumulate(np.maximum.accumulate(times, 0), 1))
 
@@ -283,8 +287,10 @@ def _run(model: nn.Module, inputs: Any) -> Callable[[], Any]:
     return forward
 
 
-def _medians(forwards: Sequence[Callable[[], Any]], device: torch.device, seconds: float) -> list[float]:
-    """Median milliseconds of each, of at least five runs in turns, after two to warm up."""
+def _times(
+    forwards: Sequence[Callable[[], Any]], device: torch.device, seconds: float, statistic: Statistic = np.median
+) -> list[float]:
+    """Milliseconds of each, by ``statistic`` of at least five runs in turns, after two to warm up."""
     finish: Callable[[], None] = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     runs: list[list[float]] = [[] for _ in forwards]
     stop = math.inf
@@ -299,7 +305,7 @@ def _medians(forwards: Sequence[Callable[[], Any]], device: torch.device, second
                 times.append(time.perf_counter() - start)
         if i >= 6 and time.perf_counter() > stop:
             break
-    return [float(np.median(times) * 1e3) for times in runs]
+    return [float(statistic(times) * 1e3) for times in runs]
 
 
 def _random(spec: Any, device: Any) -> Any:

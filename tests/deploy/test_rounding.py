@@ -72,7 +72,7 @@ def test_the_machine_is_measured() -> None:
 
 
 def test_a_time_is_of_one_image_in_one_layer(monkeypatch: pytest.MonkeyPatch) -> None:
-    def one_millisecond_each(networks: list[Any], inputs: Any, *, seconds: float) -> list[float]:
+    def one_millisecond_each(networks: list[Any], inputs: Any, **_: Any) -> list[float]:
         return [float(len(network.given)) * rounding.DEPTH for network in networks]
 
     monkeypatch.setattr(rounding, "side_by_side", one_millisecond_each)

@@ -121,6 +121,16 @@ def test_predict_goes_on_after_a_damaged_image(exported: Any, photos: Path, tmp_
     assert [Path(said.partition(": ")[0]).name for said in done.stderr.splitlines()] == ["a.png", "b.png"]
 
 
+def test_predict_takes_one_image_and_says_what_it_takes(exported: Any, photos: Path) -> None:
+    script, image = str(exported[0] / "export" / "predict.py"), str(next((photos / "test").rglob("*.png")))
+    done = subprocess.run([sys.executable, script, image], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.startswith(f"{image}\t") and done.stdout.count("\n") == 1
+    for line in ([], ["nowhere"], [image, "model.onnx", "more"]):
+        done = subprocess.run([sys.executable, script, *line], capture_output=True, text=True)
+        assert done.returncode == 2 and done.stderr.startswith("Classes of images: python predict.py"), done.stderr
+        assert done.stderr.count("\n") == 1
+
+
 @pytest.mark.parametrize("shape", [(31, 44), (52, 13), (17, 17), (8, 61), (20, 20)])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_predict_scales_and_cuts_images_as_training_does(tmp_path: Path, shape: Any, channels: int) -> None:
