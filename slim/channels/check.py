@@ -77,7 +77,7 @@ def inputs_from_spec(spec: Any) -> Any:
 
 
 def check_forward(thin: nn.Module, plan: Plan) -> None:
-    """Run the thin network on meta tensors of the example's shapes.
+    """Run the thin network on meta tensors of the example's shapes, or on numbers where its forward asks for them.
 
     Raises:
         SlimError: naming the module whose forward fixes a width.
@@ -93,14 +93,33 @@ def check_forward(thin: nn.Module, plan: Plan) -> None:
     try:
         forward_on_meta(thin, args, kwargs)
     except Exception as error:
-        if (other := _as_weights(thin, args, kwargs)) is not None:
-            with suppress(Exception):
-                forward_on_meta(thin, *other)
-                return
+        other = _as_weights(thin, args, kwargs) or (args, kwargs)
+        with suppress(Exception):
+            forward_on_meta(thin, *other)
+            return
+        with suppress(Exception):
+            _forward_on_numbers(thin, *other)
+            return
         raise SlimError(
             f"The thin network must run. Got {type(error).__name__}: {error} (module {_failing(thin, args, kwargs)}). "
             "Its forward seems to fix a width: compute it from the tensor's shape, or pass the layer in ignore."
         ) from error
+
+
+def _forward_on_numbers(thin: nn.Module, args: Any, kwargs: Any) -> None:
+    """An eval forward on random numbers in the shapes of ``args``: what suppresses boxes knows no shapes before."""
+    weights = list(thin.parameters())
+    if any(weight.is_meta for weight in weights):
+        raise ValueError("no weights")
+    device = weights[0].device if weights else None
+
+    def numbers(tensor: Tensor) -> Tensor:
+        found = torch.zeros(tensor.shape, dtype=tensor.dtype, device=device)
+        return found.uniform_() if found.is_floating_point() else found
+
+    with torch.inference_mode(False), torch.no_grad(), temporary_state(thin, meta=False, training=False):
+        args, kwargs = tree_map_only(Tensor, numbers, (args, kwargs))
+        thin(*args, **kwargs)
 
 
 def _as_weights(thin: nn.Module, args: Any, kwargs: Any) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-import warnings
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from torch.utils._pytree import tree_map
 from slim.channels import unwrap
 from slim.channels.duplicate import deep_copy
 from slim.channels.meta_forward import call_arguments
+from slim.deploy.extras import quiet_exporter
 from slim.errors import RunFailed
 
 _CONVOLUTIONS = ("conv1d.default", "conv2d.default", "conv3d.default", "conv2d.padding", "conv1d.padding")
@@ -65,8 +65,7 @@ def _export(network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -
         return {0: Dim.DYNAMIC} if isinstance(leaf, Tensor) and leaf.dim() else None
 
     shapes = tree_map(batch_of_any_size, kwargs or args)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about tracing, of no use to who exports
+    with quiet_exporter():  # which logs the whole graph of what it cannot follow
         return torch.export.export(network, args, kwargs, dynamic_shapes=shapes)
 
 

@@ -15,9 +15,9 @@ from torch.export import ExportedProgram
 
 from slim.deploy import parity
 from slim.deploy.capture import capture
-from slim.deploy.extras import need
+from slim.deploy.extras import need, quiet_exporter
 from slim.deploy.formats import FORMATS, size
-from slim.deploy.onnx_file import quiet_exporter, write_onnx
+from slim.deploy.onnx_file import write_onnx
 from slim.deploy.openvino_file import write_openvino
 from slim.deploy.parity import Parity
 from slim.deploy.pt2e import finetuned, quantized

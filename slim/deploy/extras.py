@@ -1,9 +1,13 @@
-"""Packages of the extras, imported when a format asks for them."""
+"""Packages of the extras, imported when a format asks for them, and kept quiet."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import io
+import logging
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 from slim.errors import SlimError
@@ -39,3 +43,17 @@ def need(name: str, *others: str) -> Any:
                 f"Install slim-channels[{extra}], or change export.formats."
             ) from error
     return found
+
+
+@contextlib.contextmanager
+def quiet_exporter() -> Iterator[None]:
+    """Exporters and quantizers without their progress, hints and deprecations of each other; what fails is raised."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        unread = io.StringIO()
+        with warnings.catch_warnings(), contextlib.redirect_stdout(unread), contextlib.redirect_stderr(unread):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

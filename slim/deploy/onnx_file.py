@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
-import logging
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +12,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from slim.deploy.extras import need
+from slim.deploy.extras import need, quiet_exporter
 from slim.errors import RunFailed, SlimError
 from slim.files import write_atomic
 
@@ -77,19 +73,6 @@ def _forget_sources(model: Any) -> None:
             del part.metadata_props[:]
         if hasattr(part, "doc_string"):
             part.doc_string = ""
-
-
-@contextlib.contextmanager
-def quiet_exporter() -> Iterator[None]:
-    """Exporters and quantizers without their progress, hints and deprecations of each other."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
 
 
 class OnnxNetwork(nn.Module):

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from slim.deploy.extras import need
-from slim.deploy.onnx_file import quiet_exporter
+from slim.deploy.extras import need, quiet_exporter
 from slim.errors import RunFailed
 
 

@@ -14,8 +14,7 @@ from torch.export import ExportedProgram
 from torch.utils._pytree import tree_leaves
 
 from slim.deploy.capture import graph_of, recapture
-from slim.deploy.extras import need
-from slim.deploy.onnx_file import quiet_exporter
+from slim.deploy.extras import need, quiet_exporter
 from slim.deploy.quantize import has_vnni
 from slim.errors import RunFailed
 

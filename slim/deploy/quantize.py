@@ -13,8 +13,8 @@ import numpy as np
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map_only
 
-from slim.deploy.extras import need
-from slim.deploy.onnx_file import metadata_of, quiet_exporter
+from slim.deploy.extras import need, quiet_exporter
+from slim.deploy.onnx_file import metadata_of
 from slim.errors import RunFailed
 from slim.files import write_atomic
 

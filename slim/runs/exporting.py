@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from slim import deploy
 from slim.channels import plan_of
 from slim.data.segmentation import MaskData
+from slim.errors import SlimError
 from slim.lightning.example import eager, inputs_of
 from slim.runs import weights
 from slim.runs.components import Components
@@ -41,9 +42,26 @@ def export_network(parts: Components, folder: Path, before: Path | None) -> tupl
         RunFailed: A file is too far from the network; none stays.
     """
     module = parts.module() if before is None else weights.load(parts, before)
+    check(parts, module)
     comparison = _Comparison(parts, module)
     found = _export(parts, module, folder, options(parts), comparison)
     return found, comparison.reference
+
+
+def check(parts: Components, module: pl.LightningModule) -> None:
+    """Refuse before the training what cannot be exported after it.
+
+    Raises:
+        SlimError: A detector; a format is unknown, or a package for it is missing.
+    """
+    from slim.tasks import Detection
+
+    if isinstance(module, Detection):
+        raise SlimError(
+            "A file must answer with tensors, to be compared with its network. Got a detector, whose boxes are lists. "
+            "Leave export out of phases; slim.load gives the thin detector of a run's model.safetensors."
+        )
+    deploy.check(options(parts))
 
 
 def options(parts: Components) -> deploy.Options:

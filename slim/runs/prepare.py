@@ -53,10 +53,9 @@ def prepare(config: Mapping[str, Any], *, begun: bool = False) -> Components:
         _check_scales(settings, graph)
         _check_batches(settings, data)
         if "export" in settings.phases:
-            from slim import deploy
-            from slim.runs.exporting import options
+            from slim.runs import exporting
 
-            deploy.check(options(found))
+            exporting.check(found, module)
         if "prune" in settings.phases and not begun:
             rehearse(found, module, graph)
         if "sparse" in settings.phases and not begun:

@@ -199,13 +199,14 @@ def test_a_missing_package_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> N
         extras.need("not_there")
 
 
-def test_a_network_that_cannot_be_followed_is_one_line(tmp_path: Path) -> None:
+def test_a_network_that_cannot_be_followed_is_one_line(tmp_path: Path, capfd: Any) -> None:
     class Branching(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return x + 1 if x.sum() > 0 else x
 
     with pytest.raises(RunFailed, match=r"must be exportable by torch.export\. Got .*Branching"):
         deploy.export(Branching(), torch.zeros(1, 3), tmp_path, deploy.Options(), compare=compared(nn.Identity()))
+    assert capfd.readouterr() == ("", ""), "and not the graph as far as it came"
 
 
 def test_openvino_reads_both(net: nn.Module, tmp_path: Path) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
-from slim.tasks.detector_view import _transformed
+import slim
+from slim.models import detection_model
+from slim.tasks.detector_view import _transformed, raw_outputs
 
 
 @pytest.mark.parametrize(("height", "width"), [(40, 60), (60, 40), (30, 90), (32, 32)])
@@ -18,3 +22,25 @@ def test_images_are_scaled_as_by_torchvision(height: int, width: int) -> None:
     ours = _transformed(images, transform)
     assert ours.shape == theirs.tensors.shape == (2, 3, *theirs.image_sizes[0])
     assert torch.allclose(ours, theirs.tensors, atol=0.1)
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_a_thin_detector_is_a_detector_again(in_place: bool, tmp_path: Path) -> None:
+    """Its own forward asks for numbers, so that shapes alone do not tell whether it runs."""
+
+    def detector() -> torch.nn.Module:
+        return detection_model("ssdlite_resnet8", num_classes=3, image_size=32).eval()
+
+    torch.manual_seed(0)
+    view, images = raw_outputs(detector()), torch.rand(2, 3, 32, 32)
+    result = slim.prune(view, images[:1], macs=0.6)
+    slim.save(tmp_path / "thin.safetensors", result.model, result.plan)
+    if in_place:
+        thin = slim.rebuild(detector(), result.plan, in_place=True)
+        thin.load_state_dict(result.model.state_dict())
+    else:
+        thin = slim.load(tmp_path / "thin.safetensors", detector())
+    with torch.no_grad():
+        for found, expected in zip(raw_outputs(thin)(images).values(), result.model(images).values(), strict=True):
+            assert torch.equal(found, expected)
+        assert [set(boxes) for boxes in thin(list(images))] == [{"boxes", "scores", "labels"}] * 2
