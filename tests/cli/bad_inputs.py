@@ -9,7 +9,7 @@ TRAIN: list[tuple[str, str]] = [
     ("data=cifar11", "cifar10"),
     ("model=resnt", "resnet"),
     ("model=resnet model.widths=[8]", "Got model.widths. Did you mean model.depth"),
-    ("+experiment=detection_slim data.scenes=8 phases=[sparse,prune,export]", "Got a detector, whose boxes are lists"),
+    ("+experiment=detection_slim data.scenes=16 phases=[sparse,prune,export]", "Got a detector, whose boxes are lists"),
     ("+experiment=resnet_slim model.widths=[8]", "Got model.widths. Did you mean model.depth"),
     ("logger=[tensorboard,foo]", "logger must be known. Got logger=foo. Known: csv, mlflow, tensorboard, wandb."),
     ("logger=[csb]", "Did you mean csv?"),
