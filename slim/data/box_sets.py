@@ -171,27 +171,32 @@ class CocoBoxes:
         return checksum((name, target["boxes"].tolist()) for part in parts for name, target in part)
 
     def prepare(self) -> None:
-        """Nothing to fetch."""
+        """Nothing to fetch; looks at all parts, so that what the test images lack is told before the training."""
+        for split in self.parts:
+            self._content(split)
 
     def open(self, split: str, augment: bool) -> Dataset[Any]:
         """Samples ``(image float32 (3, H, W) in [0, 1], target)``."""
-        content, categories = self._content(split)
-        if categories != self._content("train")[1]:
-            raise SlimError(
-                f"all parts must have the same categories. Got others in {self.parts[split][1]}. Give files that agree."
-            )
-        folder = self.parts[split][0]
-        if missing := [name for name, _ in content if not (folder / name).is_file()]:
-            raise SlimError(
-                f"every picture of the JSON file must be there. Got none in {folder} for {', '.join(missing[:5])} "
-                f"({len(missing)} of {len(content)}). Set data.{split}_images, or mend {self.parts[split][1]}."
-            )
-        read = partial(_coco_sample, folder, content)
+        content, _ = self._content(split)
+        read = partial(_coco_sample, self.parts[split][0], content)
         return Pictures(len(content), read, self.image_size, augment, unit)
 
     def _content(self, split: str) -> tuple[list[tuple[str, Target]], dict[int, str]]:
         if split not in self._read:
-            self._read[split] = read_coco(self.parts[split][1])
+            folder, path = self.parts[split]
+            content, categories = read_coco(path)
+            if split != "train" and categories != self._content("train")[1]:
+                raise SlimError(
+                    f"all parts must have the same categories. Got others in {path}. Give files that agree."
+                )
+            if not content:
+                raise SlimError(f"every part needs pictures. Got none in {path}. Set data.{split}_boxes, or mend it.")
+            if missing := [name for name, _ in content if not (folder / name).is_file()]:
+                raise SlimError(
+                    f"every picture of the JSON file must be there. Got none in {folder} for {', '.join(missing[:5])} "
+                    f"({len(missing)} of {len(content)}). Set data.{split}_images, or mend {path}."
+                )
+            self._read[split] = content, categories
         return self._read[split]
 
 

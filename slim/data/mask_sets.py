@@ -156,7 +156,9 @@ class MaskFolder(_Pictures):
         self.has_val = "val" in self._parts
 
     def prepare(self) -> None:
-        """Nothing to fetch."""
+        """Nothing to fetch; looks at all parts, so that what the test images lack is told before the training."""
+        for folder in self._parts.values() or [self.root]:
+            _pairs(folder)
 
     def fingerprint(self) -> str:
         """A checksum of the names and sizes of the images of training and validation, and of their masks."""

@@ -106,7 +106,7 @@ class TorchvisionSet:
         self._ready = True
 
     def _both(self, download: bool) -> None:
-        for split in ("train", "test") if download else ("train",):
+        for split in ("train", "test"):  # some have a file for each
             self._dataset(split, download=download)
 
     def count(self, split: str) -> int:

@@ -93,6 +93,19 @@ def test_both_splits_are_fetched_before_anything_is_opened(tmp_path: Path, monke
         CIFAR10Data(root=str(tmp_path), download=False).prepare_data()
 
 
+def test_a_missing_file_of_test_images_is_told_before_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Half:
+        def __init__(self, root: str, *, split: str, download: bool) -> None:
+            if split == "test":
+                raise RuntimeError("Dataset not found")
+
+    monkeypatch.setattr("torchvision.datasets.SVHN", Half)
+    with pytest.raises(SlimError, match=r"test_32x32\.mat"):
+        SVHNData(root=str(tmp_path), download=False).prepare_data()
+
+
 def test_pictures_with_masks_are_normalized_as_told() -> None:
     """A mean may be nought or negative; a deviation may not."""
     options = {"scenes": 2, "val_scenes": 1, "test_scenes": 1, "image_size": 24, "batch_size": 1, "num_workers": 0}

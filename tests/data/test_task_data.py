@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,15 @@ def test_a_foreground_of_255_is_refused(masked: Path) -> None:
     assert len(folder(masked, num_classes=2).train_dataloader())
 
 
+def test_what_test_pictures_lack_is_told_before_the_training(masked: Path) -> None:
+    for part in ("train", "test"):
+        for kind in ("images", "masks"):
+            shutil.copytree(masked / kind, masked / part / kind)
+    (masked / "test" / "masks" / "3.png").unlink()
+    with pytest.raises(SlimError, match=r"Got none for 3\.png \(data\.dir=.*test\)"):
+        folder(masked).setup("fit")
+
+
 def test_hidden_pictures_are_none(masked: Path) -> None:
     (masked / "images" / "._1.png").write_bytes(b"of another system")
     assert sum(folder(masked).counts.values()) == 8
@@ -146,3 +156,21 @@ def test_boxes_end_where_the_picture_ends(boxed: Path) -> None:
 def test_boxes_that_cannot_be_meant(boxed: Path, boxes: Any, options: dict[str, Any], says: str) -> None:
     with pytest.raises(SlimError, match=says):
         coco(boxed, *boxes, **options).setup("fit")
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ({"categories": [{"id": 7, "name": "dog"}]}, "same categories. Got others in .*test.json"),
+        ({"images": [], "annotations": []}, "needs pictures. Got none in .*test.json. Set data.test_boxes"),
+        ({"images": [{"id": 0, "file_name": "gone.png"}]}, "gone.png .1 of 1.. Set data.test_images"),
+        ("no JSON", "JSON file in COCO's format"),
+    ],
+)
+def test_what_test_boxes_lack_is_told_before_the_training(boxed: Path, content: Any, says: str) -> None:
+    data = coco(boxed, [0, 0, 5, 5])
+    path = boxed / "test.json"
+    whole = json.loads(path.read_text())
+    path.write_text(content if isinstance(content, str) else json.dumps(whole | content))
+    with pytest.raises(SlimError, match=says):
+        data.setup("fit")
