@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import zip_longest
 from typing import Any
 
 import pytorch_lightning as pl
@@ -15,6 +16,8 @@ from slim.tasks.means import EpochMeans
 from slim.tasks.optimization import OptimizerFactory, SchedulerFactory, configured
 
 Targets = list[dict[str, Tensor]]
+Pair = tuple[dict[str, Tensor], dict[str, Tensor]]
+"""What was found on an image, and what is on it."""
 
 
 class Detection(pl.LightningModule):
@@ -57,7 +60,8 @@ class Detection(pl.LightningModule):
         self._optimizer, self._scheduler = optimizer, scheduler
         self._run = Runner(network, channels_last=channels_last, compile=compile)
         self._means = EpochMeans("train/loss")
-        self._map = nn.ModuleDict({stage: average_precision() for stage in ("val", "test")})
+        self._average_precision = average_precision()
+        self._seen: list[Pair] = []
 
     @property
     def network(self) -> RawOutputs:
@@ -79,11 +83,11 @@ class Detection(pl.LightningModule):
 
     def validation_step(self, batch: tuple[Any, Targets], batch_idx: int) -> None:
         """Keep the predictions of one batch of validation images."""
-        self._evaluate("val", batch)
+        self._evaluate(batch)
 
     def test_step(self, batch: tuple[Any, Targets], batch_idx: int) -> None:
         """Keep the predictions of one batch of test images."""
-        self._evaluate("test", batch)
+        self._evaluate(batch)
 
     def predict_step(self, batch: Any, batch_idx: int) -> Targets:
         """Predictions for a batch with or without targets."""
@@ -94,23 +98,18 @@ class Detection(pl.LightningModule):
         """One optimizer over all trainable parameters, and its scheduler."""
         return configured(self, self._optimizer, self._scheduler)
 
-    def _evaluate(self, stage: str, batch: tuple[Any, Targets]) -> None:
+    def _evaluate(self, batch: tuple[Any, Targets]) -> None:
         images, targets = batch
-        metric: Any = self._map[stage]
-        metric.update(
-            [
-                {name: value.float() if value.is_floating_point() else value for name, value in found.items()}
-                for found in self(images)
-            ],
-            targets,
-        )
+        self._seen += zip(map(_measured, self(images)), map(_measured, targets), strict=True)
 
     def _log(self, stage: str) -> None:
-        metric: Any = self._map[stage]
-        figures = metric.compute()
+        seen, metric = _of_all_processes(self._seen), self._average_precision
         metric.reset()
-        # Every process has computed the same figures from the predictions of all.
-        self.log_dict({f"{stage}/{name}": figures[name] for name in self.METRICS}, rank_zero_only=False)
+        metric.update([found for found, _ in seen], [target for _, target in seen])
+        figures = metric.compute()
+        self._seen.clear()
+        # Every process has computed the same figures; their mean is what Lightning wants to be told.
+        self.log_dict({f"{stage}/{name}": float(figures[name]) for name in self.METRICS}, sync_dist=True)
 
     def on_validation_epoch_end(self) -> None:
         """COCO's figures of the epoch."""
@@ -133,16 +132,15 @@ class Detection(pl.LightningModule):
 
     def on_validation_start(self) -> None:
         """Prepare the memory format, see :meth:`Runner.prepare`."""
-        self._restart("val")
+        self._restart()
 
     def on_test_start(self) -> None:
         """Prepare the memory format, see :meth:`Runner.prepare`."""
-        self._restart("test")
+        self._restart()
 
-    def _restart(self, stage: str) -> None:
-        metric: Any = self._map[stage]
+    def _restart(self) -> None:
         self._run.prepare()
-        metric.reset()
+        self._seen.clear()
 
     # A checkpoint within an epoch
 
@@ -155,8 +153,26 @@ class Detection(pl.LightningModule):
         self._means.load_state(self, checkpoint.get("epoch_means", {}))
 
 
+def _measured(one: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What the metric looks at, on the CPU; masks and keypoints would fill the memory."""
+    names = [name for name in ("boxes", "scores", "labels", "iscrowd", "area") if name in one]
+    return {name: one[name].float().cpu() if one[name].is_floating_point() else one[name].cpu() for name in names}
+
+
+def _of_all_processes(seen: list[Pair]) -> list[Pair]:
+    """The images of all processes, in the order in which one process would have seen them.
+
+    torchmetrics itself gathers image by image, where processes that have unequally many wait for each other.
+    """
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return seen
+    shares: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(shares, seen)
+    return [pair for pairs in zip_longest(*shares) for pair in pairs if pair is not None]
+
+
 def average_precision() -> Any:
-    """``torchmetrics.detection.MeanAveragePrecision`` with the first backend that is installed.
+    """``torchmetrics.detection.MeanAveragePrecision`` with the first backend that is installed, for one process.
 
     Raises:
         SlimError: none is.
@@ -165,7 +181,7 @@ def average_precision() -> Any:
 
     for backend in ("pycocotools", "faster_coco_eval"):
         try:
-            return MeanAveragePrecision(backend=backend)
+            return MeanAveragePrecision(backend=backend, sync_on_compute=False)
         except ModuleNotFoundError as error:
             missing = error
     raise SlimError(

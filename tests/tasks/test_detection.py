@@ -56,20 +56,39 @@ def test_a_run_logs_cocos_figures(tmp_path: Path, data: DetectionDigits) -> None
     assert tested == {f"test/{name}": pytest.approx(float(expected[name])) for name in ("map", "map_50")}
 
 
+class Oracle(nn.Module):
+    """Knows the boxes of ``samples``, and no label of the first ``wrong``."""
+
+    def __init__(self, samples: Any, wrong: int = 0) -> None:
+        super().__init__()
+        self.known = {}
+        for index, (image, target) in enumerate(samples):
+            labels = 11 - target["labels"] if index < wrong else target["labels"]
+            scores = torch.linspace(1, 0.5, len(labels))
+            self.known[image.sum().item()] = {"boxes": target["boxes"], "labels": labels, "scores": scores}
+
+    def forward(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
+        return [self.known[image.sum().item()] for image in images]
+
+
 def test_a_perfect_detector_has_a_mean_average_precision_of_one(tmp_path: Path, data: DetectionDigits) -> None:
-    class Oracle(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.known = {image.sum().item(): target for image, target in data._sets["val"]}
-
-        def forward(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
-            targets = [self.known[image.sum().item()] for image in images]
-            return [{**target, "scores": torch.ones(len(target["labels"]))} for target in targets]
-
     data.setup()
-    ours = trainer(tmp_path)
-    (figures,) = ours.validate(Detection(Oracle(), optimizer=adam), data.val_dataloader(), verbose=False)
+    oracle = Detection(Oracle(data._sets["val"]), optimizer=adam)
+    (figures,) = trainer(tmp_path).validate(oracle, data.val_dataloader(), verbose=False)
     assert figures == {"val/map": 1.0, "val/map_50": 1.0}
+
+
+def test_two_processes_log_the_figures_of_one(tmp_path: Path) -> None:
+    """Of an odd number of images: one process has more than the other."""
+    sizes: dict[str, Any] = {"scenes": 2, "val_scenes": 5, "test_scenes": 1, "image_size": 32}
+    data = DetectionDigits(**sizes, batch_size=2, eval_batch_size=2)
+    data.setup()
+    module = Detection(Oracle(data._sets["val"], wrong=2), optimizer=adam)
+    (alone,) = trainer(tmp_path).validate(module, data, verbose=False)
+    ours = trainer(tmp_path, strategy="ddp_fork", devices=2)
+    ours.validate(module, data, verbose=False)
+    assert 0 < alone["val/map"] < 1
+    assert {name: float(value) for name, value in ours.callback_metrics.items()} == alone
 
 
 def test_the_view_is_the_detector_under_another_class() -> None:
