@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import zip_longest
 from typing import Any
 
@@ -26,7 +27,7 @@ class Detection(pl.LightningModule):
     ``images`` is float (N, C, H, W) in [0, 1] or a list of (C, H, W); each target has ``boxes`` float (n, 4), x1, y1,
     x2, y2 in pixels, and ``labels`` int64 (n,), 1 or more. Logs ``train/loss``, the sum of the detector's losses, and
     ``val/map``, ``val/map_50``, ``test/map`` and ``test/map_50``: COCO's mean average precision over IoU 0.5 to 0.95,
-    and at 0.5, of all images in all processes.
+    and at 0.5, of all images in all processes; NaN where there is nothing to find.
 
     Args:
         network: In training maps ``images, targets`` to a dict of losses, else ``images`` to one dict per image with
@@ -106,10 +107,12 @@ class Detection(pl.LightningModule):
         seen, metric = _of_all_processes(self._seen), self._average_precision
         metric.reset()
         metric.update([found for found, _ in seen], [target for _, target in seen])
-        figures = metric.compute()
+        computed = metric.compute()
         self._seen.clear()
+        # COCO says -1 where there was nothing to find, which would pass for a figure.
+        figures = {name: float(computed[name]) if computed[name] >= 0 else math.nan for name in self.METRICS}
         # Every process has computed the same figures; their mean is what Lightning wants to be told.
-        self.log_dict({f"{stage}/{name}": float(figures[name]) for name in self.METRICS}, sync_dist=True)
+        self.log_dict({f"{stage}/{name}": value for name, value in figures.items()}, sync_dist=True)
 
     def on_validation_epoch_end(self) -> None:
         """COCO's figures of the epoch."""

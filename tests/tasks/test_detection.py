@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
+from torch.utils.data import DataLoader
 
 import slim
 from slim.data import DetectionDigits
@@ -76,6 +78,14 @@ def test_a_perfect_detector_has_a_mean_average_precision_of_one(tmp_path: Path, 
     oracle = Detection(Oracle(data._sets["val"]), optimizer=adam)
     (figures,) = trainer(tmp_path).validate(oracle, data.val_dataloader(), verbose=False)
     assert figures == {"val/map": 1.0, "val/map_50": 1.0}
+
+
+def test_where_nothing_is_to_be_found_there_is_no_figure(tmp_path: Path) -> None:
+    nothing = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
+    oracle = Detection(Oracle([(torch.zeros(3, 8, 8), nothing)]), optimizer=adam)
+    batches = DataLoader([(torch.zeros(1, 3, 8, 8), [nothing])], batch_size=None)
+    (figures,) = trainer(tmp_path).validate(oracle, batches, verbose=False)
+    assert all(math.isnan(value) for value in figures.values())
 
 
 def test_two_processes_log_the_figures_of_one(tmp_path: Path) -> None:
