@@ -14,6 +14,7 @@ from torch import nn
 import slim
 from slim import criteria, models, sparsity
 from slim.channels import ChannelGraph
+from slim.data import ImageData, TaskData
 from slim.errors import SlimError
 from slim.lightning import capture_example
 from slim.runs import builders
@@ -163,6 +164,8 @@ def _check_scales(config: Config, graph: ChannelGraph) -> None:
 
 
 def _check_batches(config: Config, data: Any) -> None:
+    if isinstance(data, ImageData | TaskData):
+        _check_shares(data, config.trainer.processes)
     loader = data.train_dataloader()
     try:
         count = len(loader)
@@ -172,4 +175,19 @@ def _check_batches(config: Config, data: Any) -> None:
         size = config.data.get("batch_size")
         raise SlimError(
             f"The batch size must not exceed the training images. Got batch_size={size}. Lower data.batch_size."
+        )
+
+
+def _check_shares(data: ImageData | TaskData, processes: int) -> None:
+    """Check that every process gets a batch, and an image of validation where there are any; most start later."""
+    images, held_out = data.counts["train"], data.counts["val"]
+    if data.batch_size * processes > images:
+        raise SlimError(
+            f"Every process must have a batch of training images. Got batch_size={data.batch_size} x {processes} "
+            f"processes for {images} images. Set data.batch_size to at most {images // processes}."
+        )
+    if 0 < held_out < processes:
+        raise SlimError(
+            f"Every process must have an image of validation, or none. Got {held_out} for {processes} processes. "
+            "Raise data.val_fraction, or set it to 0."
         )

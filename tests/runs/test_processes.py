@@ -150,6 +150,21 @@ def test_strategies_that_shard_are_refused(tmp_path: Path, capfd: pytest.Capture
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["data.batch_size=40"], "Got batch_size=40 x 2 processes for 64 images. Set data.batch_size to at most 32."),
+        (["data.val_fraction=0.01"], "Got 1 for 2 processes."),
+    ],
+)
+def test_what_does_not_go_around_is_refused_before_anything_is_written(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], options: list[str], says: str
+) -> None:
+    run(tmp_path / "run", "trainer.devices=2", *options, code=2)
+    assert says in capfd.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_broken_connection_is_the_end_of_a_process() -> None:
     with pytest.raises(RunFailed, match="Every process of a phase must live"), processes.explained():
         raise RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:3453")
