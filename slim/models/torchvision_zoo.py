@@ -76,6 +76,8 @@ def torchvision_model(
 
 def _adapt_pretrained(model: nn.Module, weights: Any, num_classes: int) -> None:
     """Give trained weights a head for ``num_classes``, and record how the images that they saw were preprocessed."""
+    if getattr(model, "aux_logits", False):
+        model.aux_logits, model.AuxLogits = False, None  # type: ignore[assignment]  # inception_v3
     if num_classes != len(weights.meta["categories"]):
         _replace_head(model, len(weights.meta["categories"]), num_classes)
     trained_on = weights.transforms()
@@ -85,11 +87,9 @@ def _adapt_pretrained(model: nn.Module, weights: Any, num_classes: int) -> None:
 def _defaults(name: str, image_size: int | None, *, trained: bool) -> dict[str, Any]:
     """Arguments that some of torchvision's builders need; ``trained`` networks keep their own size and transform."""
     arguments: dict[str, Any] = {}
-    if name in ("googlenet", "inception_v3"):
-        arguments["aux_logits"] = False
-        if not trained:
-            # The input transform indexes three colours.
-            arguments |= {"init_weights": True, "transform_input": False}
+    if name in ("googlenet", "inception_v3") and not trained:
+        # The input transform indexes three colours.
+        arguments |= {"aux_logits": False, "init_weights": True, "transform_input": False}
     if not trained and image_size is not None:
         if name.startswith("vit_"):
             arguments["image_size"] = image_size

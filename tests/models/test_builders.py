@@ -12,7 +12,18 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from slim.errors import SlimError
-from slim.models import build, check, densenet, mlp, preresnet, resnet, torchvision_model, torchvision_names, vgg
+from slim.models import (
+    build,
+    check,
+    densenet,
+    mlp,
+    preresnet,
+    recipe,
+    resnet,
+    torchvision_model,
+    torchvision_names,
+    vgg,
+)
 
 SMALL: dict[str, Callable[..., nn.Module]] = {
     "vgg": lambda **kw: vgg(widths=[8, "M", 16, "M", 16], **kw),
@@ -169,6 +180,21 @@ def test_pretrained_weights_fit_new_classes_and_channels(monkeypatch: pytest.Mon
     features = trained.conv1(grey.expand(-1, 3, -1, -1))
     torch.testing.assert_close(model.conv1(grey), features)
     assert model(grey).shape == (2, 7)
+
+
+@pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
+def test_pretrained_networks_come_without_their_auxiliary_heads(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torchvision.models import get_model, get_model_weights
+
+    with torch.device("meta"):
+        state = get_model(name, aux_logits=True, init_weights=False).state_dict()
+        monkeypatch.setattr(get_model_weights(name), "get_state_dict", lambda self, **_: state)
+        model = torchvision_model(name, num_classes=7, pretrained=True)
+        options = recipe("torchvision", 7, name=name, pretrained=True)
+        twin = build(options.pop("_target_"), **options)
+        assert model.train()(torch.empty(2, 3, 96, 96)).shape == (2, 7)
+    assert model.transform_input == twin.transform_input
+    assert {k: v.shape for k, v in model.state_dict().items()} == {k: v.shape for k, v in twin.state_dict().items()}
 
 
 def test_weights_that_cannot_be_downloaded_say_where_to_put_them(
