@@ -12,6 +12,7 @@ from torch import nn
 from slim.errors import SlimError, nearest
 from slim.importing import callable_at
 from slim.models.densenets import densenet
+from slim.models.detectors import HALVED
 from slim.models.mlps import mlp
 from slim.models.preresnets import preresnet
 from slim.models.resnets import resnet
@@ -91,6 +92,8 @@ def recipe(
     builder, arguments = _arguments(target, num_classes, in_channels, image_size, options)
     path = f"slim.models.{builder.__name__}" if target in FAMILIES else target
     if path.startswith("slim.models.") and arguments.get("pretrained"):
+        if arguments.get("name") == HALVED and arguments["pretrained"] == "backbone":
+            arguments["whole_tail"] = True
         arguments["pretrained"] = False
         if arguments.get("name") in ("googlenet", "inception_v3"):
             arguments["transform_input"] = in_channels == 3  # torchvision's, with weights

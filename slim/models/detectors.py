@@ -14,6 +14,8 @@ from slim.models.initialization import init_gamma
 from slim.models.stages import WIDTHS, small_depth, stages
 from slim.models.torchvision_zoo import build_error, load_matching, named_weights, set_module
 
+HALVED = "ssdlite320_mobilenet_v3_large"
+"""The detector whose backbone has fewer channels where it is not pretrained."""
 _SMALL = ("ssdlite",)
 _SCALES = (0.25, 0.4, 0.6, 0.8)  # of the boxes of an SSD on small images, per feature map, and of the one after
 
@@ -32,6 +34,7 @@ def detection_model(
     in_channels: int = 3,
     image_size: int | None = None,
     pretrained: bool | str = False,
+    whole_tail: bool = False,
     stem_stride: int = 2,
     gamma_init: float | None = 0.5,
     **options: Any,
@@ -46,6 +49,8 @@ def detection_model(
         image_size: Images are scaled to this height and width. None: the detector's own.
         pretrained: True for torchvision's default weights (downloaded once) or their name; ``backbone`` for those of
             the backbone on ImageNet alone. Layers whose shape depends on another number of classes start fresh.
+        whole_tail: Give the last layers of the ``ssdlite320_mobilenet_v3_large`` backbone all channels, as it has them
+            with ``pretrained="backbone"``; torchvision halves them otherwise.
         stem_stride: Of the first convolution of a small ResNet.
         gamma_init: Start of every BatchNorm scale. Pretrained scales are kept.
         options: Further arguments of torchvision's builder, such as ``score_thresh``.
@@ -60,6 +65,10 @@ def detection_model(
         raise SlimError(f"a detector reads 3 channels. Got in_channels={in_channels!r}. Set data.in_channels=3.")
     if image_size is not None:
         integer("image_size", image_size, "data.image_size")
+    if whole_tail and (name != HALVED or pretrained not in (False, "backbone")):
+        raise SlimError(
+            f"whole_tail is of an untrained {HALVED}. Got name={name!r}, pretrained={pretrained!r}. Set it to false."
+        )
     depth = small_depth(name, _SMALL)
     if depth is not None:
         if pretrained:
@@ -67,6 +76,8 @@ def detection_model(
         model = _small(depth, num_classes, image_size or 64, stem_stride, options)
     else:
         model = _torchvision(name, num_classes, pretrained, options)
+        if whole_tail and not pretrained:
+            _whole_tail(model, num_classes)
     if image_size is not None:
         _scale_to(model, image_size)
     if not pretrained:
@@ -96,6 +107,18 @@ def _torchvision(name: str, num_classes: int, pretrained: bool | str, options: d
         raise build_error(error, name, weights, arguments) from error
     _thaw(model)
     return model
+
+
+def _whole_tail(model: Any, num_classes: int) -> None:
+    """Replace backbone and head by untrained ones of the shapes that they have with a pretrained backbone."""
+    from torchvision.models import mobilenet_v3_large
+    from torchvision.models.detection import _utils, ssdlite
+
+    norm = partial(nn.BatchNorm2d, eps=0.001, momentum=0.03)
+    model.backbone = ssdlite._mobilenet_extractor(mobilenet_v3_large(norm_layer=norm), 6, norm)
+    channels = _utils.retrieve_out_channels(model.backbone, (320, 320))
+    anchors = model.anchor_generator.num_anchors_per_location()
+    model.head = ssdlite.SSDLiteHead(channels, anchors, num_classes, norm)
 
 
 def _scale_to(model: Any, size: int) -> None:

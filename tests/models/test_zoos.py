@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from urllib.error import URLError
 
 import pytest
@@ -12,7 +13,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from slim.errors import SlimError
-from slim.models import check, detection_model, preprocessing, timm_model, transformers_model
+from slim.models import check, detection_model, preprocessing, recipe, timm_model, transformers_model
 
 NETWORKS: dict[str, tuple[Callable[..., nn.Module], str, int]] = {
     "timm, any size": (timm_model, "resnet10t", 32),
@@ -50,6 +51,24 @@ def _without_a_network() -> nn.Module:
         return detection_model("ssdlite320_mobilenet_v3_large", pretrained="backbone")
 
 
+def test_a_detector_on_a_pretrained_backbone_is_built_again_without_its_weights(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """torchvision halves the last layers of a backbone that is not pretrained."""
+    from torchvision.models import MobileNet_V3_Large_Weights, mobilenet_v3_large
+
+    state = mobilenet_v3_large().state_dict()
+    monkeypatch.setattr(MobileNet_V3_Large_Weights, "get_state_dict", lambda self, **_: state)
+    options: dict[str, Any] = {"name": "ssdlite320_mobilenet_v3_large", "pretrained": "backbone"}
+    made = recipe("slim.models.detection_model", 5, **options)
+    assert made.pop("_target_") and not made["pretrained"]
+    trained, twin = detection_model(num_classes=5, **options), detection_model(**made)
+    twin.load_state_dict(trained.state_dict())
+    images = [torch.rand(3, 64, 64)]
+    with torch.no_grad():
+        assert torch.equal(trained.eval()(images)[0]["scores"], twin.eval()(images)[0]["scores"])
+
+
 def _unreachable(*_: object, **__: object) -> None:
     raise URLError("Name or service not known")
 
@@ -64,6 +83,7 @@ BAD: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "timm, hub": (lambda: timm_model("hf-hub:nobody/nothing"), "could not build hf-hub:nobody/nothing"),
     "transformers, name": (lambda: transformers_model("resnett"), "Did you mean resnet"),
     "transformers, unknown": (lambda: transformers_model("resnet", hiden_sizes=[8]), "Did you mean hidden_sizes"),
+    "detection, tail": (lambda: detection_model("ssdlite_resnet8", whole_tail=True), "Set it to false"),
     "detection, backbone": (_without_a_network, "on disk or downloadable"),
     "transformers, field": (lambda: transformers_model("resnet", depths="many"), "Change model"),
     "transformers, classes": (lambda: transformers_model("resnet", num_classes=0), "num_classes"),
