@@ -96,7 +96,8 @@ def _torchvision(name: str, num_classes: int, pretrained: bool | str, options: d
         )
     arguments: dict[str, Any] = {"weights": None, "weights_backbone": None, "num_classes": num_classes, **options}
     if pretrained == "backbone":
-        arguments["weights_backbone"] = "DEFAULT"
+        # The images of torchvision's SSD300 come to its backbone with the scale of these weights alone.
+        arguments["weights_backbone"] = "IMAGENET1K_FEATURES" if name == "ssd300_vgg16" else "DEFAULT"
     weights = None if pretrained == "backbone" else named_weights(name, pretrained)
     try:
         with socket_timeout():

@@ -69,6 +69,16 @@ def test_a_detector_on_a_pretrained_backbone_is_built_again_without_its_weights(
         assert torch.equal(trained.eval()(images)[0]["scores"], twin.eval()(images)[0]["scores"])
 
 
+def test_the_backbone_of_ssd300_has_the_weights_for_the_scale_of_its_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torchvision.models import VGG16_Weights
+
+    asked = []
+    monkeypatch.setattr(VGG16_Weights, "get_state_dict", lambda self, **_: asked.append(self.name) or _unreachable())
+    with torch.device("meta"), pytest.raises(SlimError, match="on disk or downloadable"):
+        detection_model("ssd300_vgg16", pretrained="backbone")
+    assert asked == ["IMAGENET1K_FEATURES"]
+
+
 def _unreachable(*_: object, **__: object) -> None:
     raise URLError("Name or service not known")
 
