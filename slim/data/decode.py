@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import warnings
+import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -52,7 +53,7 @@ def _read(path: str | Path, channels: int) -> torch.Tensor:
         raise SlimError(error.strerror or str(error)) from error
     if not len(content):
         raise SlimError("empty file")
-    if not content[:4].tobytes().startswith(_JPEG_OR_PNG):
+    if not content[:4].tobytes().startswith(_JPEG_OR_PNG) or not _is_whole(content.data):
         return _read_with_pillow(path, channels)
     try:
         # torchvision has announced that a later release will not have them; Pillow reads everything, at half the speed.
@@ -65,6 +66,27 @@ def _read(path: str | Path, channels: int) -> torch.Tensor:
     if image.dtype == torch.uint16:
         image = (image.to(torch.int32) // 257).to(torch.uint8)
     return image
+
+
+def _is_whole(content: memoryview) -> bool:
+    """Whether a PNG ends with its last chunk; every JPEG does.
+
+    Raises:
+        SlimError: the bytes of a chunk changed. torchvision would take other pixels, or end the process where it
+            cannot unpack them.
+    """
+    if content[:4] != _JPEG_OR_PNG[1]:
+        return True
+    start, kind = len(b"\x89PNG\r\n\x1a\n"), b""
+    while kind != b"IEND" and start + 12 <= len(content):  # length, kind, what it holds, checksum
+        stop = start + 8 + int.from_bytes(content[start : start + 4], "big")
+        kind, told = bytes(content[start + 4 : start + 8]), int.from_bytes(content[stop : stop + 4], "big")
+        if stop + 4 > len(content):
+            return False
+        if zlib.crc32(content[start + 4 : stop]) != told:
+            raise SlimError(f"damaged: the checksum of {kind.decode('latin-1')!r} differs")
+        start = stop + 4
+    return kind == b"IEND"
 
 
 def _read_with_pillow(path: str | Path, channels: int) -> torch.Tensor:

@@ -55,6 +55,20 @@ def test_damaged_images(place: Path, kind: str, cut: float, flips: list[tuple[fl
         assert image.dtype == torch.uint8 and image.ndim == 3 and image.shape[0] == channels
 
 
+def test_a_png_whose_pixels_changed_is_damaged(place: Path) -> None:
+    """Bytes that cannot be unpacked ended the process inside torchvision; others gave other pixels."""
+    buffer = io.BytesIO()
+    Image.linear_gradient("L").convert("RGB").save(buffer, "png")
+    whole = buffer.getvalue()
+    start = whole.index(b"IDAT") + 4
+    for at in range(start, start + 200, 5):
+        place.write_bytes(whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :])
+        with pytest.raises(SlimError, match=r"^damaged: the checksum of 'IDAT' differs$"):
+            read_image(place, 3)
+    place.write_bytes(whole + b"what stands behind the last chunk")
+    assert read_image(place, 3).shape == (3, 256, 256)
+
+
 @given(content=st.binary(max_size=200), header=st.sampled_from([b"", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF89a"]))
 def test_random_bytes_are_no_image(place: Path, content: bytes, header: bytes) -> None:
     place.write_bytes(header + content)
