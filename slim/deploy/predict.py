@@ -39,7 +39,7 @@ if __name__ == "__main__":
     for path in (path for path in files if path.suffix.lower() in Image.registered_extensions() or path == place):
         try:
             image = read(path, size, len(mean))
-        except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises for damaged files
+        except Exception as error:  # Pillow raises many kinds for damaged files
             print(f"{path}: {error}", file=sys.stderr)
             unreadable += 1
             continue

@@ -114,11 +114,14 @@ def test_predict_goes_on_after_a_damaged_image(exported: Any, photos: Path, tmp_
     whole = next((photos / "test").rglob("*.png"))
     for name, content in (("a.png", whole.read_bytes()[:60]), ("b.png", b"no image"), ("c.png", whole.read_bytes())):
         (tmp_path / name).write_bytes(content)
+    Image.new("L", (1, 1)).save(tmp_path / "d.bmp")
+    content = (tmp_path / "d.bmp").read_bytes()
+    (tmp_path / "d.bmp").write_bytes(content[:18] + (2 * (1 << 16).to_bytes(4, "little")) + content[26:])  # its size
     line = [sys.executable, str(exported[0] / "export" / "predict.py"), str(tmp_path)]
     done = subprocess.run(line, capture_output=True, text=True)
     assert done.returncode == 1
     assert [Path(said.partition("\t")[0]).name for said in done.stdout.splitlines()] == ["c.png"]
-    assert [Path(said.partition(": ")[0]).name for said in done.stderr.splitlines()] == ["a.png", "b.png"]
+    assert [Path(said.partition(": ")[0]).name for said in done.stderr.splitlines()] == ["a.png", "b.png", "d.bmp"]
 
 
 def test_predict_takes_one_image_and_says_what_it_takes(exported: Any, photos: Path) -> None:
