@@ -43,19 +43,22 @@ class ResumableLoader:
     Args:
         loader: Sized iterable of batches; re-iterable. It gives this process its share already.
         key: Non-negative integers, such as (seed, phase).
-        limit: At most so many batches per epoch.
+        limit: Batches of an epoch, a number or a share: the ``limit_train_batches`` that the Trainer has, too.
         same: Every iteration is that of epoch 0: for validation, which keeps no position.
     """
 
-    def __init__(self, loader: Any, key: tuple[int, ...], *, limit: int | None = None, same: bool = False) -> None:
+    def __init__(
+        self, loader: Any, key: tuple[int, ...], *, limit: int | float | None = None, same: bool = False
+    ) -> None:
         self.key, self.same = key, same
         self.loader = loader
-        self.length: int = len(loader) if limit is None else min(len(loader), limit)
+        limit = 1.0 if limit is None else limit
+        self.length: int = int(len(loader) * limit) if isinstance(limit, float) else min(len(loader), limit)
         self.epoch = 0
         self.batch = 0
 
     def __len__(self) -> int:
-        return self.length
+        return len(self.loader)  # of which Lightning takes its limit
 
     def __iter__(self) -> Iterator[Any]:
         # Lightning makes an iterator before it needs one and may drop it again: nothing happens before the first batch.
@@ -120,7 +123,7 @@ class ResumableLoader:
 
 @contextmanager
 def resumable(
-    data: Any, key: tuple[int, ...], limit: int | None, position: dict[str, int] | None
+    data: Any, key: tuple[int, ...], limit: int | float | None, position: dict[str, int] | None
 ) -> Iterator[Position]:
     """Inside, the loaders of a data module are :class:`ResumableLoader`, and begin at ``position``.
 

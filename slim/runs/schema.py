@@ -296,6 +296,12 @@ class Hardware(Section):
     options: dict[str, Any] = {}
 
     @property
+    def limit_train_batches(self) -> int | float | None:
+        """Of a training epoch, as Lightning takes it."""
+        limit: int | float | None = self.options.get("limit_train_batches", self.limit_batches)
+        return limit
+
+    @property
     def processes(self) -> int:
         """Of one training phase, over all nodes."""
         return self.devices * self.num_nodes

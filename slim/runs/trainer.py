@@ -21,7 +21,7 @@ OURS = (
     *("accelerator", "devices", "num_nodes", "strategy", "use_distributed_sampler", "enable_progress_bar"),
     *("enable_model_summary", "precision", "max_epochs", "accumulate_grad_batches", "gradient_clip_val"),
     *("num_sanity_val_steps", "deterministic", "logger", "callbacks", "plugins", "enable_checkpointing"),
-    *("log_every_n_steps", "limit_val_batches", "default_root_dir"),
+    *("log_every_n_steps", "limit_val_batches", "default_root_dir", "overfit_batches"),
 )
 """Arguments that a run gives its Trainers itself."""
 
@@ -87,7 +87,7 @@ def training_trainer(
         log_every_n_steps=wanted.log_every,
         limit_val_batches=wanted.limit_batches,
         default_root_dir=directory,
-        **wanted.options,
+        **{**wanted.options, "limit_train_batches": wanted.limit_train_batches},
     )
 
 

@@ -72,7 +72,7 @@ def train(
     with (
         quiet(),
         explained(config.data.get("batch_size")),
-        resumable(parts.data, key, config.trainer.limit_batches, run.get("position")) as position,
+        resumable(parts.data, key, config.trainer.limit_train_batches, run.get("position")) as position,
     ):
         saver = Saver(
             checkpoint,

@@ -48,6 +48,18 @@ def test_a_resumed_loader_gives_the_same_batches(workers: int) -> None:
     assert epochs(loader(epoch=1, batch=2), 2) == [whole[1][2:], whole[2]]
 
 
+@pytest.mark.parametrize("limit", [2, 0.7])
+def test_a_limited_epoch_ends_where_lightning_ends_it(limit: int | float) -> None:
+    """The next one has batches of its own, not what was left of this one."""
+
+    def loader() -> ResumableLoader:
+        return ResumableLoader(DataLoader(Noise(), batch_size=2, shuffle=True), (0,), limit=limit)
+
+    limited = loader()
+    assert len(limited) == 3 and [len(epoch) for epoch in epochs(limited, 3)] == [2, 2, 2]
+    assert limited.state_dict() == {"epoch": 3, "batch": 0}
+
+
 def test_a_sampler_is_told_the_epoch() -> None:
     numbers: Any = range(20)
     loader = DataLoader(numbers, batch_size=20, sampler=DistributedSampler(numbers, 1, 0))

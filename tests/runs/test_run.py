@@ -23,7 +23,7 @@ from slim.runs import pruning
 from slim.runs.record import timeless
 from tests.report.board import SHOWN, TABS, hparams, tensorboard
 from tests.report.browser import CHROMIUM, browser
-from tests.runs.tiny import run
+from tests.runs.tiny import FOUR_STEPS, run
 
 PHASES = "phases=[baseline,sparse,prune,finetune]"
 
@@ -203,6 +203,12 @@ def test_validation_every_other_epoch(tmp_path: Path) -> None:
     assert found["val"] == curves["val_accuracy"][3]
     assert found["best_epoch"] in (2, 4)
     assert curves["val_accuracy"][found["best_epoch"] - 1] == found["best_val"]
+
+
+@pytest.mark.parametrize("limit", ["trainer.limit_batches=3", "trainer.options={limit_train_batches: 0.75}"])
+def test_every_epoch_has_as_many_batches_as_the_limit(limit: str, tmp_path: Path) -> None:
+    report = run(tmp_path, "phases=[baseline]", FOUR_STEPS, "baseline.epochs=3", limit)
+    assert report["phases"]["baseline"]["steps"] == 9
 
 
 def test_same_seed_same_bits(tmp_path: Path) -> None:
