@@ -113,14 +113,15 @@ class Target:
         g = self._gammas
         grads = [w.grad if w.grad is not None else torch.zeros_like(w) for w in g.weights]
         if self.criterion == "taylor" and step <= self._last:
-            effect = g.flat() * torch.cat(grads)
+            effect = g.flat().float() * torch.cat(grads).float()  # in half precision its square would be 0
             if g.biases:
                 shifts = [b.grad if b.grad is not None else torch.zeros_like(b) for b in g.biases]
-                effect[self._bias_entries] += torch.cat([b.detach() for b in g.biases]) * torch.cat(shifts)
+                biases = torch.cat([b.detach() for b in g.biases]).float()
+                effect[self._bias_entries] += biases * torch.cat(shifts).float()
             if self._shared:
                 # Members of a group go together: their effects add up, signs and all, before the square.
                 effect = torch.cat([effect, effect.new_zeros(1)])[self._table].sum(1)[self._member_of]
-            self._score.lerp_(effect.square_().float(), 1 / (1 + self.memory * self._progress.total))
+            self._score.lerp_(effect.square_(), 1 / (1 + self.memory * self._progress.total))
         if step >= self._first:
             alive = (self._steps_left > 1).float()
             torch._foreach_mul_(grads, g.views(alive))

@@ -104,6 +104,21 @@ def test_the_score_is_the_joint_effect_of_a_group():
     assert len(np.unique(np.concatenate([s.groups for s in graph.scales]))) < first  # some groups have several scales
 
 
+def test_the_score_of_a_network_in_half_precision_is_that_of_single():
+    scores = []
+    for dtype in (torch.float32, torch.float16):
+        net = started(Residual)
+        graph = graph_of(net)
+        net.to(dtype)
+        for parameter in net.parameters():
+            parameter.grad = (1e-4 * torch.arange(1, parameter.numel() + 1)).view_as(parameter).to(dtype)
+        penalty = build("target", ratio=0.5, memory=0.0)
+        penalty.attach(net, graph, TOTAL)
+        penalty.before_step(0.1)
+        scores.append(penalty.state_dict()["score"])
+    torch.testing.assert_close(*scores, rtol=0.05, atol=0)
+
+
 @pytest.mark.parametrize("criterion", ["taylor", "gamma"])
 @pytest.mark.parametrize(
     ("budget", "shared"), [({"ratio": 0.5}, True), ({"macs": 0.8}, False), ({"params": 0.8}, False)]
