@@ -10,7 +10,7 @@ from pytorch_lightning.callbacks import Checkpoint
 
 from slim.errors import RunFailed
 from slim.runs.curves import epoch_metrics, tags_of
-from slim.runs.schema import PHASES, Config
+from slim.runs.schema import Config
 
 Watch = Callable[[int, float], None]
 """Called after every epoch with its number, over all training phases from 0, and the metric on held-out data."""
@@ -51,7 +51,7 @@ def epochs_before(config: Config, name: str) -> int:
     count = 0
     for number in range(len(config.passes)):
         for kind in config.phases:
-            if kind not in PHASES or kind == "prune" or (number and kind == "baseline"):
+            if kind in ("prune", "export") or (number and kind == "baseline"):
                 continue
             if name == (kind if number == 0 else f"{kind}-{number + 1}"):
                 return count

@@ -13,9 +13,10 @@ import pytest
 import torch
 
 from slim.command.compose import compose, register
+from slim.runs.config import read
 from slim.runs.phases import run
 from slim.runs.prepare import prepare
-from slim.runs.watch import Pruned, Watched
+from slim.runs.watch import Pruned, Watched, epochs_before
 from tests.runs.tiny import TINY
 
 TWICE = ["phases=[baseline,sparse,prune,finetune]", "schedule=iterative", "schedule.count=2", "baseline.epochs=1"]
@@ -44,6 +45,13 @@ def test_a_run_shows_its_curve_and_goes_on_after_it_was_ended(tmp_path: Path) ->
     assert list(report["history"]) == phases
     curves = [report["history"][phase]["val_accuracy"] for phase in phases]
     assert seen == dict(enumerate(chain.from_iterable(curves)))
+
+
+def test_epochs_are_counted_over_passes_that_end_in_an_export() -> None:
+    register("id")
+    line = [*LINE, "phases=[sparse,prune,finetune,export]"]
+    config = read(compose(line, argparse.Namespace(config_dir=None, config_name=None))[0])
+    assert [epochs_before(config, name) for name in ("sparse", "finetune", "sparse-2", "finetune-2")] == [0, 2, 4, 6]
 
 
 @pytest.mark.parametrize("tag", ["val/miou", "val_miou", "miou", "valid_miou", "validation/miou"])
