@@ -205,6 +205,12 @@ def test_validation_every_other_epoch(tmp_path: Path) -> None:
     assert curves["val_accuracy"][found["best_epoch"] - 1] == found["best_val"]
 
 
+def test_a_phase_that_ended_early_has_the_epochs_that_were_trained(tmp_path: Path) -> None:
+    report = run(tmp_path, "phases=[baseline]", "baseline.epochs=9", "trainer.options={max_steps: 3}")
+    phase = report["phases"]["baseline"]
+    assert (phase["epochs"], phase["steps"]) == (2, 3) == (len(report["history"]["baseline"]["train_loss"]), 3)
+
+
 @pytest.mark.parametrize("limit", ["trainer.limit_batches=3", "trainer.options={limit_train_batches: 0.75}"])
 def test_every_epoch_has_as_many_batches_as_the_limit(limit: str, tmp_path: Path) -> None:
     report = run(tmp_path, "phases=[baseline]", FOUR_STEPS, "baseline.epochs=3", limit)
