@@ -91,8 +91,8 @@ def train(
     if line := callbacks.forecast_line(run):
         note(line)
     module.cpu().eval()
-    epochs = trainer.fit_loop.epoch_progress.current.processed  # an option or a callback may have ended it early
-    return Trained(module, _figures(parts, callbacks, epochs, trainer.global_step, seconds()))
+    progress: Any = trainer.fit_loop.epoch_progress.current  # an option or a callback may have ended it early
+    return Trained(module, _figures(parts, callbacks, progress.processed, trainer.global_step, seconds()))
 
 
 def _stopwatch(earlier: float) -> Callable[[], float]:
