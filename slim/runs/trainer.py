@@ -43,7 +43,7 @@ def check_options(options: Mapping[str, Any]) -> None:
         return
     try:
         with quiet():  # made only for what it says of its arguments
-            pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, **options)
+            pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=True, max_epochs=1, **options)
     except (TypeError, ValueError, MisconfigurationException) as error:
         raise SlimError(f"trainer.options must fit. Got {options}: {error} Change trainer.options.") from error
 

@@ -89,6 +89,7 @@ TRAIN: list[tuple[str, str]] = [
     ("trainer.options.foo=1", "trainer.options.foo must be an option of Trainer"),
     ("trainer.options={foo:1}", "trainer.options.foo must be an option of Trainer"),
     ("+trainer.options.max_epochs=1", "max_epochs=1"),
+    ("+trainer.options.barebones=true", "trainer.options must fit. Got {'barebones': True}"),
     ("+trainer.options.overfit_batches=1", "overfit_batches=1"),
     ("+trainer.options.max_time=soon", "trainer.options must fit"),
     ("data.mirror=maybe", "mirror must be true, false or null"),
