@@ -8,8 +8,6 @@ from typing import Any
 import pytorch_lightning as pl
 
 import slim
-from slim.channels import plan_of
-from slim.errors import SlimError
 from slim.lightning import find_network
 from slim.runs import weights
 from slim.runs.components import Components
@@ -44,9 +42,6 @@ def restarted(
         start: Weights that the first training phase began with; ``None``: the untrained ones.
         plan: The cut of the pass ``number``, from the dense network.
         number: 0-based.
-
-    Raises:
-        SlimError: The run began with a network that was thinner than the dense one: there is nothing to go back to.
     """
     config = parts.config
     step = config.passes[number]
@@ -60,14 +55,8 @@ def restarted(
     else:
         module = parts.module() if start is None else weights.load(parts, start)
         line = "the weights it had before any training"
-    network = parts.network(module)
-    if plan_of(network) is not None:
-        raise SlimError(
-            "schedule=rewind needs a run that begins with a dense network. "
-            f"Got checkpoint={config.checkpoint}, which is thinner. Set schedule=scratch, or another checkpoint."
-        )
     if plan is not None:
-        slim.rebuild(network, plan, in_place=True)
+        slim.rebuild(parts.network(module), plan, in_place=True)
     line = f"The thin network goes on from {line}: nothing that was trained after that is in it."
     before = 0 if config.first is None else config.training(config.first).epochs
     if config.finetune.epochs < before:

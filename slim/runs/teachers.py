@@ -39,11 +39,10 @@ def from_files(parts: Components, start: Any = None) -> dict[str, Any]:
         name = distill.teacher
         if name is None:
             continue
-        thin = start is not None and plan_of(parts.network(start)) is not None
-        if name == "dense" and "baseline" not in config.phases and thin:
+        if name == "dense" and _thin(parts, start):
             raise SlimError(
                 f"A dense teacher needs a dense network. Got checkpoint={config.checkpoint}, which is thinner. "
-                f"Set {kind}.distill.teacher=<file>, or add the baseline phase."
+                f"Set {kind}.distill.teacher=<file>."
             )
         if name in ("sparse", "dense"):
             continue
@@ -60,10 +59,27 @@ def check_files(parts: Components) -> None:
     """Read the files that a run begins with or learns from, before anything is written.
 
     Raises:
-        SlimError: A checkpoint or a teacher that is missing, damaged, or of another architecture.
+        SlimError: A checkpoint or a teacher that is missing, damaged, or of another architecture; or one that is thin
+            where the dense network is to be trained.
     """
     checkpoint = parts.config.checkpoint
-    from_files(parts, None if checkpoint is None else weights.load(parts, Path(checkpoint)))
+    start = None if checkpoint is None else weights.load(parts, Path(checkpoint))
+    if "baseline" in parts.config.phases and _thin(parts, start):
+        raise SlimError(
+            f"A baseline trains the dense network. Got checkpoint={checkpoint}, which is thinner. "
+            "Leave baseline out of phases, or set another checkpoint."
+        )
+    if parts.config.schedule.name == "rewind" and _thin(parts, start):
+        raise SlimError(
+            "schedule=rewind needs a run that begins with a dense network. "
+            f"Got checkpoint={checkpoint}, which is thinner. Set schedule=scratch, or another checkpoint."
+        )
+    from_files(parts, start)
+
+
+def _thin(parts: Components, start: Any) -> bool:
+    """Whether the run begins with a network that is thinner than the dense one."""
+    return start is not None and plan_of(parts.network(start)) is not None
 
 
 def check_distillation(parts: Components) -> None:

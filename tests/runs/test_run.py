@@ -168,6 +168,15 @@ def test_from_a_checkpoint(done: tuple[Path, dict[str, Any]], tmp_path: Path) ->
     assert "layers gained" in steps["least_squares"]["reason"] and steps["least_squares"]["after"] is not None
 
 
+@pytest.mark.parametrize("asked", ["phases=[baseline,sparse,prune]", "schedule=rewind"])
+def test_a_thin_network_is_no_dense_one_to_begin_with(
+    asked: str, done: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    """The report would have called it the dense one; a rewound network would have nothing to go back to."""
+    run(tmp_path / "run", asked, f"checkpoint={done[0]}", code=2)
+    assert not (tmp_path / "run").exists()
+
+
 def test_finished_runs_are_not_run_again(done: tuple[Path, dict[str, Any]], capfd: pytest.CaptureFixture[str]) -> None:
     place, _ = done
     before = {path: path.stat().st_mtime_ns for path in place.rglob("*") if path.is_file()}
