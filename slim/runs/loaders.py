@@ -172,7 +172,11 @@ class Position:
 
 def _wrappable(loader: Any) -> bool:
     """Whether a loader can be wrapped: a single one with a length, and with several processes one that can jump."""
-    if isinstance(loader, list | tuple | dict) or not hasattr(loader, "__len__"):
+    try:
+        len(loader)
+    except TypeError:
+        return False  # of a stream, which says nothing of its length
+    if isinstance(loader, list | tuple | dict):
         return False
     several = torch.distributed.is_available() and torch.distributed.is_initialized()
     return hasattr(loader, "set_position") or not (several and torch.distributed.get_world_size() > 1)

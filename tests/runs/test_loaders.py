@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 from pytorch_lightning import LightningDataModule
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, TensorDataset
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset, TensorDataset
 
 from slim.data import SegmentationDigits
 from slim.errors import RunFailed
@@ -99,6 +100,20 @@ def test_loaders_made_anew_for_every_epoch_go_on_where_the_last_one_ended() -> N
     first, second, third = orders(3, None)
     assert first != second != third != first
     assert orders(2, {"epoch": 1, "batch": 2}) == [second[2:], third]
+
+
+def test_a_stream_says_nothing_of_its_length() -> None:
+    class Stream(IterableDataset[int]):
+        def __iter__(self) -> Iterator[int]:
+            return iter(range(4))
+
+    class Data(LightningDataModule):
+        def train_dataloader(self) -> Any:
+            return DataLoader(Stream())
+
+    data = Data()
+    with resumable(data, (0,), None, None) as position:
+        assert [int(batch) for batch in data.train_dataloader()] == [0, 1, 2, 3] and position.state_dict() == {}
 
 
 def test_an_error_in_a_worker_is_not_the_workers_death() -> None:
