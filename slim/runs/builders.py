@@ -192,14 +192,24 @@ def _training_options(config: Config, kind: str, names: Mapping[str, Any]) -> di
     }
     if training.lr is not None:
         found["lr"] = training.lr
+    return found
+
+
+def check_training(config: Config, kind: str) -> None:
+    """Refuse options of the training phase ``kind`` that have no effect, since the module does not take them.
+
+    Raises:
+        SlimError: It names the option.
+    """
+    names = _parameters(target(config.module.get("_target_"), "module"))
     for name in ("label_smoothing", "lr"):
-        given = getattr(training, name)
-        if given and name not in names and "optimizer" not in names:
+        given = getattr(config.training(kind), name)
+        if given and name not in names and (name == "label_smoothing" or "optimizer" not in names):
             raise SlimError(
                 f"{kind}.{name} must be an option of the module. Got {kind}.{name}={given}, which "
-                f"{config.module['_target_']} does not take. Set {kind}.{name}=null and the module's own option."
+                f"{config.module['_target_']} does not take. Set {kind}.{name}={'null' if name == 'lr' else 0} and the "
+                "module's own option."
             )
-    return found
 
 
 def _replay(config: Config, first: str) -> SchedulerFactory:

@@ -119,6 +119,9 @@ def _check_options(config: Config) -> None:
     lr = config.optimizer.get("lr")
     made = builders.optimizer(config, [nn.Parameter(torch.zeros(1))], 0.1 if lr is None else lr)
     builders.check_optimization(made, builders.scheduler(config, made, 100)["scheduler"], 100)
+    for kind in config.phases:
+        if kind in ("baseline", "sparse", "finetune"):
+            builders.check_training(config, kind)
     for key, options in (("data", config.data), ("module", config.module)):
         check(target(options.get("_target_"), key), {k: v for k, v in options.items() if k != "_target_"}, key)
 

@@ -96,6 +96,10 @@ TRAIN: list[tuple[str, str]] = [
     ("data=segmentation_digits module=segmentation model=lraspp data.augment=maybe", "augment must be true, false"),
     ("optimizer.lr=-1", "learning rate"),
     ("finetune.label_smoothing=1.5", "label_smoothing"),
+    (
+        "data=detection_digits model=ssdlite module=detection finetune.label_smoothing=0.1",
+        "finetune.label_smoothing must be an option of the module",
+    ),
     ("seed=-1", "seed"),
     ("prune.min_channels=0", "min_channels"),
     ("prune.max_layer_ratio=0", "max_layer_ratio"),
