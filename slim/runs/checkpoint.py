@@ -88,12 +88,14 @@ class Saver(Checkpoint):
         self._saved_at = time.monotonic()
         self._generators: dict[str, Any] | None = None
         self._due: dict[int, float] = {}
+        self._ended = False
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Add the run's own state and that of every random generator."""
-        checkpoint["run"] = {**self._beside(), "generators": generators(), "due": self._due}
+        own = {"generators": generators(), "due": self._due, "ended": self._ended}
+        checkpoint["run"] = {**self._beside(), **own}
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -101,6 +103,7 @@ class Saver(Checkpoint):
         """Keeps the generators' state until training begins: setting the network up draws numbers, too."""
         self._generators = checkpoint["run"]["generators"]
         self._due = checkpoint["run"].get("due", {})  # not in those of older versions
+        trainer.should_stop = checkpoint["run"].get("ended", False)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Defer signals to the end of a step from here on."""
@@ -138,6 +141,7 @@ class Saver(Checkpoint):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save, and stop if a signal came."""
         _, stop = self._agreed(trainer, True)
+        self._ended = trainer.should_stop  # early stopping has seen the epoch, and would go on for another one
         self._due = due_schedulers(trainer, "epoch", trainer.current_epoch + 1)
         self.save(trainer)
         self._leave(stop)

@@ -58,6 +58,17 @@ class PhaseCallbacks:
         line: str | None = saved.get("forecast") or known
         return line
 
+    def unfinished(self, saved: Mapping[str, Any]) -> str | None:
+        """A line where the law has not brought to zero yet what it was told to; as saved where the phase is over."""
+        if self.sparse is None or not self.sparse.attached:
+            line: str | None = saved.get("unfinished")
+            return line
+        if (missed := self.sparse.missed_steps()) is None:
+            return None
+        return (
+            f"The phase ended after {missed[1]} of the {missed[0]} steps of its law: what will go is not at zero yet."
+        )
+
 
 def _budget_line(parts: Components, number: int) -> dict[str, float]:
     """The share that the pass's cut is asked for, to be drawn beside what it would come to now."""

@@ -221,6 +221,8 @@ class _Run:
             steps_before=steps,
             note=self.state.note,
         )
+        if done.unfinished is not None:
+            self._note(f"{name}: {done.unfinished}")
         self._keep(name, done.module, done.figures)
 
     def _prune(self, name: str, number: int, before: Path | None) -> None:

@@ -28,10 +28,11 @@ from slim.runs.trainer import training_trainer
 
 @dataclass
 class Trained:
-    """What a training phase leaves: the module, and its figures for state.json."""
+    """What a training phase leaves: the module, its figures for state.json, and a line where it ended too early."""
 
     module: pl.LightningModule
     figures: dict[str, Any]
+    unfinished: str | None
 
 
 def train(
@@ -81,6 +82,7 @@ def train(
                 "position": position.state_dict(),
                 "seconds": seconds(),
                 "forecast": callbacks.forecast_line(run),
+                "unfinished": callbacks.unfinished(run),
             },
             signals=signals,
             every_steps=config.trainer.checkpoint_every,
@@ -92,7 +94,8 @@ def train(
         note(line)
     module.cpu().eval()
     progress: Any = trainer.fit_loop.epoch_progress.current  # an option or a callback may have ended it early
-    return Trained(module, _figures(parts, callbacks, progress.processed, trainer.global_step, seconds()))
+    figures = _figures(parts, callbacks, progress.processed, trainer.global_step, seconds())
+    return Trained(module, figures, callbacks.unfinished(run))
 
 
 def _stopwatch(earlier: float) -> Callable[[], float]:

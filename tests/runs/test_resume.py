@@ -60,6 +60,25 @@ def test_a_signal_during_the_last_save(tmp_path: Path, monkeypatch: pytest.Monke
     assert len(json.loads((place / "report.json").read_text())["history"]["baseline"]["train_loss"]) == 2
 
 
+def test_a_phase_that_stopped_early_stays_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the run was stopped right then; and the report says that the law was not done."""
+    line = ("phases=[sparse]", "penalty=target", "sparse.epochs=9", "module._target_=tests.runs.networks.Impatient")
+    whole, save = run(tmp_path / "whole", *line), Saver.save
+
+    def late(self: Saver, trainer: Trainer) -> None:
+        save(self, trainer)
+        if trainer.should_stop:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Saver, "save", late)
+    run(tmp_path / "run", *line, code=143)
+    monkeypatch.setattr(Saver, "save", save)
+    assert train.main([f"resume={tmp_path / 'run'}"]) == 0
+    again = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert timeless(again) == timeless(whole) and whole["phases"]["sparse"]["epochs"] == 2
+    assert any("ended after 4 of the 18 steps of its law" in note for note in whole["notes"])
+
+
 def test_a_signal_between_training_phases(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
