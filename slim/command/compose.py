@@ -130,7 +130,7 @@ def composed(overrides: list[str], args: Any) -> Any:
     found = _search_path(args)
     begun = GlobalHydra.instance().is_initialized()
     with _complaints(overrides), contextlib.nullcontext() if begun else _configuration():
-        settled = [*found, *overrides, *_lam_before_shrink(overrides)]
+        settled = [*found, *overrides, *(f"{key}=null" for key in replacing(overrides))]
         return compose(args.config_name or "config", overrides=settled, return_hydra_config=True)
 
 
@@ -210,10 +210,14 @@ def key_of(override: str) -> str:
     return override.lstrip("+~").partition("=")[0]
 
 
-def _lam_before_shrink(overrides: Sequence[str]) -> list[str]:
-    """Who gives the strength of the penalty means it: a recipe's ``sparse.shrink`` would replace it."""
+def replacing(overrides: Sequence[str]) -> list[str]:
+    """Keys of a recipe that would replace what ``overrides`` give, who mean it: they are null then.
+
+    >>> replacing(["penalty.lam=1e-3"])
+    ['sparse.shrink']
+    """
     keys = {key_of(item) for item in overrides}
-    return ["sparse.shrink=null"] if "penalty.lam" in keys and "sparse.shrink" not in keys else []
+    return ["sparse.shrink"] if "penalty.lam" in keys and "sparse.shrink" not in keys else []
 
 
 def check_lam(overrides: Sequence[str], config: dict[str, Any]) -> None:

@@ -14,7 +14,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from slim.command.compose import check_lam, compose, hydra_job, key_of, options, places, plain_data, quoted, unreadable
+from slim.command.compose import (
+    check_lam,
+    compose,
+    hydra_job,
+    key_of,
+    options,
+    places,
+    plain_data,
+    quoted,
+    replacing,
+    unreadable,
+)
 from slim.command.exits import guarded
 
 _SUBMITIT = ("hydra_plugins.hydra_submitit_launcher", "submitit")
@@ -85,11 +96,14 @@ class SweepJob:
             SystemExit: The sweep was told to stop.
         """
         from hydra.core.hydra_config import HydraConfig
+        from omegaconf import OmegaConf
 
         from slim.sweeps.jobs import write_table
 
         hydra = HydraConfig.get()
         place, mine = Path(hydra.runtime.output_dir), list(hydra.overrides.task)
+        for key in replacing(mine):  # Hydra composed it, which does not know of it
+            OmegaConf.update(cfg, key, None)
         print(f"── job {place.name}: {' '.join(mine)}", file=sys.stderr, flush=True)
         _wait_for(place)
         changed = partial(self._changed, cfg, dict(hydra.runtime.choices), mine)

@@ -65,6 +65,14 @@ def test_a_sweep_that_cannot_work_is_refused(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_jobs_have_the_strength_that_the_sweep_gives_them(tmp_path: Path) -> None:
+    """Not one that follows from their recipe's length."""
+    given = [item for item in line("phases=[sparse]", "sparse.epochs=1") if not item.startswith("sparse.shrink")]
+    assert train.main([*given, "penalty.lam=1e-3,1e-2", f"hydra.sweep.dir={tmp_path}"]) == 0
+    notes = [json.loads((tmp_path / job / "report.json").read_text())["notes"][0] for job in "01"]
+    assert ["lam=0.001 can" in notes[0], "lam=0.01 can" in notes[1]] == [True, True]
+
+
 DENSE = ["phases=[baseline]", "baseline.epochs=1"]
 
 
