@@ -34,8 +34,9 @@ def show_help(argv: list[str], args: Any) -> int:
     if not args.shell_completion:
         compose(args.overrides, args)  # Hydra's own complaint has several lines
     # It turns a closed pipe into a traceback, too: it prints into a text, and the text goes into the pipe.
+    settled = [f"{key}=null" for key in replacing(args.overrides)]
     with contextlib.redirect_stdout(io.StringIO()) as text, contextlib.suppress(SystemExit):
-        hydra_job(argv, lambda cfg: None)
+        hydra_job([*settled, *argv], lambda cfg: None)
     print(text.getvalue(), end="")
     return 0
 
@@ -213,11 +214,15 @@ def key_of(override: str) -> str:
 def replacing(overrides: Sequence[str]) -> list[str]:
     """Keys of a recipe that would replace what ``overrides`` give, who mean it: they are null then.
 
-    >>> replacing(["penalty.lam=1e-3"])
-    ['sparse.shrink']
+    >>> replacing(["penalty.lam=1e-3"]), replacing(["optimizer=adamw", "sparse.lr=1e-2"])
+    (['sparse.shrink'], ['baseline.lr', 'finetune.lr'])
     """
-    keys = {key_of(item) for item in overrides}
-    return ["sparse.shrink"] if "penalty.lam" in keys and "sparse.shrink" not in keys else []
+    given = {key_of(item): item.partition("=")[2] for item in overrides}
+    found = ["sparse.shrink"] if "penalty.lam" in given else []
+    # Learning rates of recipes are those of SGD.
+    if "optimizer.lr" in given or given.get("optimizer", "sgd") != "sgd":
+        found += [f"{phase}.lr" for phase in ("baseline", "sparse", "finetune")]
+    return [key for key in found if key not in given]
 
 
 def check_lam(overrides: Sequence[str], config: dict[str, Any]) -> None:

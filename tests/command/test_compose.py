@@ -48,6 +48,27 @@ def test_a_lam_that_is_given_takes_the_place_of_the_recipes_shrink(
     assert seen == [shrink]
 
 
+@pytest.mark.parametrize(
+    ("given", "rates"),
+    [
+        (["optimizer=sgd"], [0.05, 0.02]),
+        (["optimizer=adamw"], [None, None]),
+        (["optimizer.lr=0.2"], [None, None]),
+        (["optimizer.lr=0.2", "sparse.lr=0.3"], [0.3, None]),
+    ],
+)
+def test_a_learning_rate_that_is_given_takes_the_place_of_the_recipes(
+    given: list[str], rates: list[float | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """AdamW at the rate of SGD is at chance."""
+    seen: list[Any] = []
+    monkeypatch.setattr(
+        run, "_run", lambda config, *_: seen.extend(config[kind]["lr"] for kind in ("sparse", "finetune")) or 0
+    )
+    assert run.main(["+experiment=vgg_slim", *given]) == 0
+    assert seen == rates
+
+
 @pytest.mark.parametrize("command", [["train.py"], ["slim", "train"]])
 def test_a_job_sees_the_line_that_starts_it_again(
     command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
