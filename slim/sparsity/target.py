@@ -61,7 +61,7 @@ class Target:
                  max_layer_ratio: float = 0.9, norms: str = "batch",
                  select: Mapping[str, Any] | None = None) -> None:  # fmt: skip
         self.budget = DenseBudget({"ratio": ratio, "macs": macs, "params": params}, max_layer_ratio, dict(select or {}))
-        if not (start >= 0 and window > 0 and start + window <= end <= 1):
+        if not (start >= 0 and window > 0 and start + window <= end + 1e-9 and end <= 1):  # 0.1 + 0.2 > 0.3
             raise SlimError(
                 "target needs 0 <= start, 0 < window and start + window <= end <= 1, fractions of the phase. "
                 f"Got start={start}, window={window}, end={end}. Set penalty.start, penalty.window, penalty.end."

@@ -384,6 +384,12 @@ def test_resumes_on_a_network_that_was_slimmed():
     assert torch.equal(gammas(net), gammas(again))
 
 
+def test_a_window_may_fill_the_time_to_the_end():
+    """0.1 + 0.2 is a little more than 0.3."""
+    _, penalty = trained(chain, {"ratio": 0.5}, start=0.1, window=0.2, end=0.3)
+    assert penalty.summary()["ready"] == 1
+
+
 def test_mistakes():
     late = {"ratio": 0.5, "start": 0.6, "end": 0.5}
     for bad in ({}, {"ratio": 0.5, "macs": 0.5}, {"ratio": 1.0}, {"macs": 0.0}, late, {"ratio": 0.5, "criterion": "b"}):
