@@ -88,7 +88,7 @@ class Saver(Checkpoint):
         self._saved_at = time.monotonic()
         self._generators: dict[str, Any] | None = None
         self._due: dict[int, float] = {}
-        self._ended = False
+        self._ended = self._late = False
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -121,14 +121,17 @@ class Saver(Checkpoint):
     ) -> None:
         """Save within the epoch, if a save is due."""
         done = batch_idx + 1
-        if done == trainer.num_training_batches or done % trainer.accumulate_grad_batches:
+        last = done == trainer.num_training_batches or 0 <= trainer.max_steps <= trainer.global_step
+        if last or done % trainer.accumulate_grad_batches:
             return  # the epoch's end saves anyway; half an accumulated gradient cannot be saved
         if self._every_steps is not None:
             due = trainer.global_step % self._every_steps == 0
         else:
             due = time.monotonic() - self._saved_at >= self._every_seconds
-        due, stop = self._agreed(trainer, due)
-        if due or stop:
+        due, stop = self._agreed(trainer, due or self._late)
+        # A run that goes on from here would not validate first, as this one does: the next step saves.
+        self._late = (due or stop is not None) and _validates_now(trainer)
+        if (due or stop) and not self._late:
             self._due = due_schedulers(trainer, "step", done)
             self.save(trainer)
             self._leave(stop)
@@ -181,6 +184,12 @@ class Saver(Checkpoint):
     def _leave(self, stop: str | None) -> None:
         if stop is not None:
             raise Interrupted(stop)
+
+
+def _validates_now(trainer: pl.Trainer) -> bool:
+    """Whether a validation follows the step that ends."""
+    loop: Any = trainer.fit_loop
+    return bool(loop.epoch_loop._should_check_val_fx(loop._data_fetcher))
 
 
 def due_schedulers(trainer: pl.Trainer, interval: str, done: int) -> dict[int, float]:

@@ -212,6 +212,17 @@ def test_every_kind_of_save_is_exact(stop: int, tmp_path: Path, monkeypatch: pyt
     _stopped_after_a_save(tmp_path, monkeypatch, stop, "sparse", line)
 
 
+@pytest.mark.parametrize(
+    ("option", "stop"), [("max_steps: 6", 6), ("check_val_every_n_epoch: null, val_check_interval: 3", 3)]
+)
+def test_no_save_comes_before_what_the_step_is_followed_by(
+    option: str, stop: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A validation, or the end of an epoch within which the steps end: what goes on from there would miss it."""
+    line = (FOUR_STEPS, "phases=[baseline]", "trainer.checkpoint_every=1", f"trainer.options={{{option}}}")
+    _stopped_after_a_save(tmp_path, monkeypatch, stop, "baseline", line)
+
+
 def test_a_scheduler_that_follows_a_metric_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Lightning steps it after the checkpoint, and not when it goes on from there: every fall was missed."""
     plateau = ("scheduler._target_=torch.optim.lr_scheduler.ReduceLROnPlateau", "scheduler.factor=0.5")
