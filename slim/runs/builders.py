@@ -111,6 +111,12 @@ def scheduler(config: Config, made: Optimizer, total_steps: int) -> dict[str, An
     if interval not in ("step", "epoch"):
         raise SlimError(f"interval must be step or epoch. Got interval={interval}. Set scheduler.interval=step.")
     steps = {name: _steps(value, total_steps, name) for name, value in options.items()}
+    shares = [name for name in steps if steps[name] != options[name]] + (["warmup"] if warmup else [])
+    if interval == "epoch" and shares:
+        raise SlimError(
+            f"Shares of a phase count steps. Got scheduler.interval=epoch with shares in {', '.join(shares)}. "
+            "Give epochs and scheduler.warmup=0, or scheduler.interval=step."
+        )
     # A schedule that sets rates itself takes that of the phase.
     steps = {name: float(made.param_groups[0]["lr"]) if value == "lr" else value for name, value in steps.items()}
     if not isinstance(steps.get("milestones", []), list):

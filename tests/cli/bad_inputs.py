@@ -123,6 +123,8 @@ TRAIN: list[tuple[str, str]] = [
     ("scheduler.milestones=[1.5]", "milestones"),
     ("scheduler.factor=0", "factor"),
     ("scheduler.warmup=1", "warmup"),
+    ("+scheduler.interval=epoch", "with shares in milestones. Give epochs"),
+    ("+scheduler.interval=epoch scheduler.milestones=[2,3] scheduler.warmup=0.1", "with shares in warmup"),
     ("task=trian", "train"),
     ("name=a/b", "name"),
     ("name=..", "name must be a plain name. Got name=.."),
