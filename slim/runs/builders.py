@@ -71,13 +71,24 @@ def lightning_module(config: Config, data: Any, kind: str | None = None, draw: i
 def network(config: Config, data: Any) -> nn.Module:
     """The untrained network of ``config.model``; it draws from the global generators."""
     path, options = _network_options(config, data)
-    return models.build(path, data.num_classes, data.in_channels, **options)
+    return models.build(path, _said(data, "num_classes"), _said(data, "in_channels"), **options)
 
 
 def recipe(config: Config, data: Any) -> dict[str, Any]:
     """How :func:`network` is built again without the configuration: for the artifact."""
     path, options = _network_options(config, data)
-    return models.recipe(path, data.num_classes, data.in_channels, **options)
+    return models.recipe(path, _said(data, "num_classes"), _said(data, "in_channels"), **options)
+
+
+def _said(data: Any, name: str) -> int:
+    """A number of the data by which the model is built."""
+    value: int | None = getattr(data, name, None)
+    if value is None:
+        raise SlimError(
+            f"Data must say their {name}, by which the model is built. Got none ({type(data).__name__}). Give the data "
+            "module that attribute, or build the network in your own module and set model=none."
+        )
+    return value
 
 
 def _network_options(config: Config, data: Any) -> tuple[str, dict[str, Any]]:

@@ -150,7 +150,7 @@ def _check_test_data(config: Config, data: Any) -> None:
 
 
 def _check_network(config: Config, module: Any, network: nn.Module, data: Any) -> None:
-    if isinstance(module, Classification):
+    if isinstance(module, Classification) and hasattr(data, "image_size"):
         models.check(network, data.num_classes, data.in_channels, data.image_size)
 
 

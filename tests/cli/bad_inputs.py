@@ -175,6 +175,7 @@ TRAIN: list[tuple[str, str]] = [
     ("+data.batchsize=3", "batch_size"),
     ("data._target_=slim.data.DigitData", "DigitsData"),
     ("data._target_=os.getcwd", "data"),
+    ("data=own data._target_=examples.own.scenes.Scenes", "Data must say their num_classes, by which"),
     ("metric.name=foo", "loss, accuracy"),
     ("data=segmentation_digits module=segmentation model=lraspp metric.name=map", "loss, accuracy, miou"),
     # Data

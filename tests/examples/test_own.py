@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import TensorDataset
 
 import train
 from examples.own.regression import Regression
@@ -127,3 +128,19 @@ def test_data_without_test_images_are_refused_before_anything_trains(
     run(tmp_path / "run", *REGRESSION, code=2)
     assert "Got data._target_=examples.own.scenes.Scenes without one" in capfd.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_data_for_a_model_of_slim_need_not_say_how_large_their_images_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from examples.own.scenes import Scenes
+
+    def labelled(data: Scenes, stage: str | None = None) -> None:
+        data.splits = [TensorDataset(torch.rand(64, 1, 8, 8), torch.arange(64) % 10) for _ in range(3)]
+
+    monkeypatch.setattr(Scenes, "setup", labelled)
+    for name, value in (("num_classes", 10), ("in_channels", 1)):
+        monkeypatch.setattr(Scenes, name, value, raising=False)
+    line = ["+experiment=own_slim", "data._target_=examples.own.scenes.Scenes", "module=classification", "model=vgg",
+            "model.widths=[8,M,16]", "phases=[baseline]", "baseline.epochs=1", "trainer.threads=1"]  # fmt: skip
+    assert run(tmp_path / "run", *line)["rows"]["dense"]["macs"] > 0
