@@ -143,14 +143,15 @@ def _random(example: Any) -> Callable[[], Iterable[Any]]:
 def _images(found: model.Model, args: argparse.Namespace) -> tuple[Callable[[], Iterable[Tensor]], dict[str, Any]]:
     """Batches of the images below a folder, and what a program must know to prepare others like them."""
     from slim.artifact import NORMALIZATION, normalization_in
-    from slim.data.decode import read_image, resize_center_crop
+    from slim.data.decode import read_image, resize_center_crop, unreadable_error
     from slim.models import preprocessing
 
     example = found.example
     if not isinstance(example, Tensor) or example.dim() != 4 or example.shape[2] != example.shape[3]:
         raise SlimError(f"--images needs a network of square images. Got {found.name}. Leave --images out.")
     channels, size = int(example.shape[1]), int(example.shape[2])
-    known = {**normalization_in(found.metadata), **preprocessing(found.network)}
+    # What the network was trained with last is in its artifact; timm's networks know how others trained them.
+    known = {**preprocessing(found.network), **normalization_in(found.metadata)}
     mean, std = (getattr(args, name) or known.get(name) for name in NORMALIZATION)
     if mean is None or std is None or not len(mean) == len(std) == channels:
         raise SlimError(
@@ -164,9 +165,15 @@ def _images(found: model.Model, args: argparse.Namespace) -> tuple[Callable[[], 
     paths = every[:: max(1, len(every) // count)][:count]
     centre, scale = torch.tensor(mean).view(-1, 1, 1), torch.tensor(std).view(-1, 1, 1)
 
+    def read(path: Path) -> Tensor:
+        try:
+            return resize_center_crop(read_image(path, channels), size)
+        except SlimError as error:
+            raise unreadable_error(path.parent, [(path.name, str(error))]) from error
+
     def batches() -> Iterable[Tensor]:
         for start in range(0, len(paths), 64):
-            pixels = [resize_center_crop(read_image(path, channels), size) for path in paths[start : start + 64]]
+            pixels = [read(path) for path in paths[start : start + 64]]
             yield (torch.stack(pixels) / 255 - centre) / scale
 
     told: dict[str, Any] = {"mean": list(mean), "std": list(std), "size": size}

@@ -6,14 +6,18 @@ import json
 import os
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 import slim
+from slim.command.export import _images
 from slim.command.main import COMMANDS
+from slim.command.model import Model
 from slim.models import vgg
 from tests.command.conftest import Call
 
@@ -280,3 +284,20 @@ def test_completion_offers_commands_options_and_groups(call: Call, monkeypatch: 
     assert {"--macs", "-o", "--json"} <= set(after("slim prune resnet18 --"))
     assert {"model=vgg", "model=resnet"} <= set(after("slim train model="))
     assert "complete" in call("--completion", "bash")
+
+
+def test_images_for_an_export_are_prepared_as_the_artifact_says_and_named(tmp_path: Path) -> None:
+    """A network of timm knows how others trained it, too; that is not how this one was."""
+    network = net()
+    network.pretrained_cfg = {"mean": (0.5,) * 3, "std": (0.5,) * 3, "input_size": (3, 8, 8)}  # type: ignore[assignment]
+    Image.new("RGB", (8, 8), (51, 51, 51)).save(tmp_path / "a.png")
+    metadata = {"mean": "[0.1, 0.1, 0.1]", "std": "[0.2, 0.2, 0.2]"}
+    found = Model("mine", network, torch.zeros(1, 3, 8, 8), {}, False, True, metadata)
+    args = Namespace(images=str(tmp_path), mean=None, std=None, count=None)
+    batches, told = _images(found, args)
+    assert told["mean"] == [0.1] * 3 and told["std"] == [0.2] * 3
+    torch.testing.assert_close(next(iter(batches())), torch.full((1, 3, 8, 8), 0.5))
+    (tmp_path / "b.png").write_bytes(b"no image")
+    batches, _ = _images(found, args)
+    with pytest.raises(slim.SlimError, match=r"b\.png \(not an image\) \(in "):
+        list(batches())
