@@ -218,14 +218,19 @@ def check_training(config: Config, kind: str) -> None:
     Raises:
         SlimError: It names the option.
     """
-    names = _parameters(target(config.module.get("_target_"), "module"))
-    for name in ("label_smoothing", "lr"):
-        given = getattr(config.training(kind), name)
-        if given and name not in names and (name == "label_smoothing" or "optimizer" not in names):
+    names, training = _parameters(target(config.module.get("_target_"), "module")), config.training(kind)
+    # Who is given an optimizer, or a scheduler, has the learning rates of the phase.
+    options: list[tuple[str, Any, str, tuple[str, ...]]] = [
+        (f"{kind}.label_smoothing", training.label_smoothing, "0", ("label_smoothing",)),
+        (f"{kind}.lr", training.lr, "null", ("lr", "optimizer")),
+        (f"{kind}.lr_rewind", getattr(training, "lr_rewind", None), "null", ("scheduler",)),
+        ("trainer.compile", config.trainer.compile, "false", ("compile",)),
+    ]
+    for key, given, none, takers in options:
+        if given and not any(name in names for name in takers):
             raise SlimError(
-                f"{kind}.{name} must be an option of the module. Got {kind}.{name}={given}, which "
-                f"{config.module['_target_']} does not take. Set {kind}.{name}={'null' if name == 'lr' else 0} and the "
-                "module's own option."
+                f"{key} must be an option of the module. Got {key}={given}, which {config.module['_target_']} does not "
+                f"take. Set {key}={none}, and do it in the module."
             )
 
 

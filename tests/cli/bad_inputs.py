@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+OWN = "+experiment=own_slim module._target_=examples.own.regression.Regression data._target_=examples.own.scenes.Scenes"
 TRAIN: list[tuple[str, str]] = [
     # The command line itself
     ("experiment=vgg_slimm", "vgg_slim"),
@@ -100,6 +101,8 @@ TRAIN: list[tuple[str, str]] = [
         "data=detection_digits model=ssdlite module=detection finetune.label_smoothing=0.1",
         "finetune.label_smoothing must be an option of the module",
     ),
+    (f"{OWN} finetune.lr_rewind=2", "finetune.lr_rewind must be an option of the module"),
+    (f"{OWN} trainer.compile=true", "trainer.compile must be an option of the module"),
     ("seed=-1", "seed"),
     ("prune.min_channels=0", "min_channels"),
     ("prune.max_layer_ratio=0", "max_layer_ratio"),
