@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -34,6 +34,7 @@ class Ranking:
         rank_of: (n_groups,) position in the order of the step of every group; n where it must stay.
         per_step: (n_steps,) channels that count towards a ratio.
         counts: (n_groups,) what every group counts towards a ratio; 0 where it does not.
+        silent: How many of the first have scales of exactly zero, as a law leaves what the cut will take; 0 for none.
     """
 
     graph: ChannelGraph
@@ -42,6 +43,7 @@ class Ranking:
     rank_of: Ints
     per_step: Ints
     counts: Ints
+    silent: int = 0
 
     @property
     def total(self) -> int:
@@ -87,7 +89,18 @@ def rank(
         able = able.copy()
         able[np.concatenate([*blocks, np.zeros(0, np.int64)])] = True
     ordered = _order(graph, scores, steps, bounds, strategy)
-    return _ranking(graph, counts, np.where(able, counts, 0), ordered, steps, blocks), notes + steps.notes
+    found = _ranking(graph, counts, np.where(able, counts, 0), ordered, steps, blocks)
+    if scores.criterion == "gamma":
+        found = replace(found, silent=_silent(steps.value[found.order], found.fixed))
+    return found, notes + steps.notes
+
+
+def _silent(values: Floats, fixed: int) -> int:
+    """How many of the first steps, with mean scores ``values``, are at zero; the ``fixed`` ones go anyway."""
+    at_zero = values == 0
+    at_zero[:fixed] = True
+    count = int(np.cumprod(at_zero).sum())
+    return count if count > fixed else 0
 
 
 def _ranking(

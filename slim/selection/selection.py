@@ -78,7 +78,7 @@ def select_groups(
         graph: The network's channels.
         scores: From :func:`slim.score`; small goes first, ties by layer name and index.
         ratio: Share of the channels to remove, in [0, 1): scales over scales, or groups over groups without any. The
-            nearest count is removed.
+            nearest count is removed, or those with scales of exactly zero where they miss it by half a step or less.
         macs: Multiply-accumulates to keep, as a fraction in (0, 1] or an absolute number above 1. Never exceeded.
         params: Parameters to keep, likewise.
         memory: Elements of the largest input + output of one layer to keep, likewise.
@@ -172,8 +172,12 @@ def _select_ratio(ranking: Ranking, amount: float, notes: list[str], unscored: s
     total = ranking.total
     requested = amount * total
     count = max(nearest_count(cumulative, requested), ranking.fixed)
+    half_a_step = 0.5 * max(1, int(ranking.per_step.max(initial=1)))
+    silent = ranking.silent
+    if 0 < silent < count and requested - cumulative[silent - 1] <= half_a_step:
+        count = silent  # as near as a law could bring it: nothing that lives goes for the rest of a step
     reached = int(cumulative[count - 1]) if count else 0
-    short = count == n and requested - reached > 0.5 * max(1, int(ranking.per_step.max(initial=1)))
+    short = count == n and requested - reached > half_a_step
     if not short:
         return ranking.removed_after(count), []
     line = (

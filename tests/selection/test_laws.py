@@ -17,7 +17,7 @@ from slim.criteria import Scores
 from slim.criteria.scores import scale_counts
 from slim.errors import SlimError
 from slim.selection import NothingRemovable, select_groups
-from tests.selection.networks import INPUTS, NETWORKS, network
+from tests.selection.networks import INPUTS, NETWORKS, Residual, network
 
 names = st.sampled_from(sorted(NETWORKS))
 seeds = st.integers(0, 10_000)
@@ -187,6 +187,20 @@ def test_the_ratio_is_the_nearest_count(name, seed, ratio):
         largest = {"grouped": 4, "shuffle": 12}.get(name, counts.max())
         assert abs(counts[found.removed].sum() - ratio * total) <= largest / 2 + 1e-9
         assert found.achieved["ratio"] == pytest.approx(counts[found.removed].sum() / total)
+
+
+def test_nothing_that_lives_goes_for_the_rest_of_a_step():
+    """A law has brought as much to zero as the groups of a stream, of three scales, allow: one less than asked for."""
+    net = Residual()
+    with torch.no_grad():
+        for norm in (net.stem[1], net.a[1][1], net.b[1][1]):
+            norm.weight[:5] = 0
+    graph = slim.trace(net, torch.zeros(1, 3, 8, 8))
+    scores = slim.score(graph, "gamma")
+    total = scores.counts.sum()
+    found = select_groups(graph, scores, ratio=16 / total)
+    assert scores.counts[found.removed].sum() == 15 and not scores.values[found.removed].any() and not found.notes
+    assert scores.counts[select_groups(graph, scores, ratio=17 / total).removed].sum() == 17
 
 
 @pytest.mark.parametrize("name", sorted(NETWORKS))
