@@ -12,7 +12,7 @@ import numpy.typing as npt
 from slim.channels import ChannelGraph
 from slim.criteria.normalize import normalize_scores
 from slim.criteria.registry import Rank, find
-from slim.criteria.unscaled import rank_unscaled
+from slim.criteria.unscaled import rank_unscaled, silenced
 from slim.errors import SlimError, expect, nearest
 
 REDUCTIONS = ("mean", "max", "sum", "l2")
@@ -26,7 +26,7 @@ class Scores:
         values: (n_groups,) float64; 0 where a group is not covered.
         covered: (n_groups,) bool; a group without evidence is not covered and stays.
         counts: (n_groups,) int64; weight of the group in ``ratio``: the number of its normalization scales, or 1 for a
-            covered group without any.
+            covered group without any; 0 for that where some scales are exactly zero, as a law leaves its choice.
         criterion: Name of the criterion.
         notes: One line for whatever it could not rank itself.
     """
@@ -88,10 +88,12 @@ def score(
     _check_numbers(graph, entry.name, values, covered)
     if normalize != "none":
         values = normalize_scores(graph, values, covered, normalize)
-    note = ""
-    if entry.name == "gamma":
-        values, covered, note = rank_unscaled(graph, values, covered)
-    return Scores(values, covered, scale_counts(graph, covered), entry.name, (note,) if note else ())
+    if entry.name != "gamma":
+        return Scores(values, covered, scale_counts(graph, covered), entry.name)
+    scaled = covered
+    values, covered, note = rank_unscaled(graph, values, scaled)
+    counts = scale_counts(graph, scaled if silenced(values[graph.prunable & scaled]) else covered)
+    return Scores(values, covered, counts, entry.name, (note,) if note else ())
 
 
 def reduce_evidence(

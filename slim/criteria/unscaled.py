@@ -22,7 +22,8 @@ def rank_unscaled(
     """Give channels that no scale ranks a place among those that one does, if they are a good part of the network.
 
     Magnitudes of weights cannot be compared with scales, nor across layers: each layer's channels are ordered by the L1
-    norm of their weights, and a channel at the middle of its layer is placed at the middle of all ranked scales.
+    norm of their weights, and a channel at the middle of its layer is placed at the middle of all ranked scales. Scales
+    of exactly zero are not among these: a law has chosen them, and every channel that lives comes after them.
 
     Args:
         graph: The network's channels.
@@ -47,11 +48,18 @@ def rank_unscaled(
         np.add.at(count, groups[mine], 1)
     bare &= count > 0
     magnitude /= np.maximum(count, 1)
-    scaled = np.sort(values[graph.prunable & covered])
+    ranked = values[graph.prunable & covered]
+    scaled = np.sort(ranked[ranked != 0])
     values, covered = values.copy(), covered | bare
     for space in graph.spaces:
         mine = space.groups[bare[space.groups]]
         middle = (np.argsort(np.argsort(magnitude[mine], kind="stable")) + 0.5) / max(1, len(mine))
         values[mine] = np.quantile(scaled, middle) if len(scaled) else middle
-    what = "no scale of this network may go" if not len(scaled) else f"{int(bare.sum())} channel groups have no scale"
-    return values, covered, f"{what}: ranked by weight magnitude in their layer; ratio counts each of them as one."
+    what = "no scale of this network may go" if not len(ranked) else f"{int(bare.sum())} channel groups have no scale"
+    counted = "ratio counts scales alone" if silenced(ranked) else "ratio counts each of them as one"
+    return values, covered, f"{what}: ranked by weight magnitude in their layer; {counted}."
+
+
+def silenced(ranked: npt.NDArray[np.float64]) -> bool:
+    """Whether a law has brought some of the scales to exactly zero: what is left to a ratio is then a share of them."""
+    return bool((ranked == 0).any())

@@ -68,6 +68,24 @@ def test_the_cut_meets_the_budget_of_macs_and_changes_nothing(make, macs):
     assert penalty.summary()["macs"] == graph.macs(penalty.removed()) / graph.macs()
 
 
+@pytest.mark.parametrize("budget", [{"ratio": 0.25}, {"ratio": 0.5}, {"macs": 0.7}, {"params": 0.7}])
+def test_the_cut_takes_what_is_at_zero_before_channels_without_a_scale(budget):
+    """They were placed among all scales, those at zero included: living ones went, and channels at zero stayed."""
+
+    def with_a_wide_head():
+        head = (nn.Conv2d(20, 128, 1), nn.ReLU(), nn.Conv2d(128, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        return nn.Sequential(*chain()[:6], *head)
+
+    net, penalty = trained(with_a_wide_head, budget)
+    graph = graph_of(net)
+    scores = slim.score(graph)
+    assert "have no scale" in scores.notes[0], "they are a good part of this network"
+    selection = slim.select_groups(graph, scores, max_layer_ratio=0.9, **budget)
+    assert np.array_equal(selection.removed, penalty.removed())
+    thin, x = rebuild(net, slim.select(graph, scores, max_layer_ratio=0.9, **budget)), torch.randn(4, 3, 8, 8)
+    torch.testing.assert_close(thin.eval()(x), net.eval()(x), rtol=1e-4, atol=1e-5)
+
+
 def test_zeros_stay_zero_and_untouched_channels_feel_nothing():
     net, penalty = trained(chain, {"ratio": 0.5}, until=20)
     zero = gammas(net) == 0
