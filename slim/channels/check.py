@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any
 
@@ -76,8 +77,11 @@ def inputs_from_spec(spec: Any) -> Any:
     return tuple(parts) if spec["tuple"] else parts
 
 
-def check_forward(thin: nn.Module, plan: Plan) -> None:
+def check_forward(thin: nn.Module, plan: Plan, model: nn.Module) -> None:
     """Run the thin network on meta tensors of the example's shapes, or on numbers where its forward asks for them.
+
+    Nothing is known where ``model``, which it was made from, runs on neither: its forward is another than that which
+    the plan was made for.
 
     Raises:
         SlimError: naming the module whose forward fixes a width.
@@ -94,16 +98,24 @@ def check_forward(thin: nn.Module, plan: Plan) -> None:
         forward_on_meta(thin, args, kwargs)
     except Exception as error:
         other = _as_weights(thin, args, kwargs) or (args, kwargs)
-        with suppress(Exception):
-            forward_on_meta(thin, *other)
-            return
-        with suppress(Exception):
-            _forward_on_numbers(thin, *other)
+        for forward in (forward_on_meta, _forward_on_numbers):
+            if _runs(forward, thin, *other):
+                return
+            if _runs(forward, model, *other):
+                break
+        else:
             return
         raise SlimError(
             f"The thin network must run. Got {type(error).__name__}: {error} (module {_failing(thin, args, kwargs)}). "
             "Its forward seems to fix a width: compute it from the tensor's shape, or pass the layer in ignore."
         ) from error
+
+
+def _runs(forward: Callable[..., Any], network: nn.Module, args: Any, kwargs: Any) -> bool:
+    with suppress(Exception):
+        forward(network, args, kwargs)
+        return True
+    return False
 
 
 def _forward_on_numbers(thin: nn.Module, args: Any, kwargs: Any) -> None:

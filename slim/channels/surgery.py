@@ -178,9 +178,9 @@ def rebuild(
     if in_place:
         if not plan.is_identity:
             try:
-                check_forward(_built(model, plan, _without_values), plan)
+                check_forward(_built(model, plan, _without_values), plan, model)
             except SlimError:  # unless its forward asks for numbers
-                check_forward(_built(model, plan, lambda t: t), plan)
+                check_forward(_built(model, plan, lambda t: t), plan, model)
         for note in forget_unsliceable(optimizer, model, plan) if optimizer is not None else ():
             warnings.warn(note, stacklevel=3)
         _in_place(model, plan, optimizer)
@@ -188,7 +188,7 @@ def rebuild(
     else:
         thin = _built(model, plan, lambda t: t)
         if not plan.is_identity:
-            check_forward(thin, plan)
+            check_forward(thin, plan, model)
     setattr(thin, PLAN, earlier.then(plan) if earlier is not None else plan)
     return thin
 

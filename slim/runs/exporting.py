@@ -54,9 +54,9 @@ def check(parts: Components, module: pl.LightningModule) -> None:
     Raises:
         SlimError: A detector; a format is unknown, or a package for it is missing.
     """
-    from slim.tasks import Detection
+    from slim.tasks import RawOutputs
 
-    if isinstance(module, Detection):
+    if isinstance(parts.network(module), RawOutputs):
         raise SlimError(
             "A file must answer with tensors, to be compared with its network. Got a detector, whose boxes are lists. "
             "Leave export out of phases; slim.load gives the thin detector of a run's model.safetensors."

@@ -9,6 +9,7 @@ import torch
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 import slim
+from slim.errors import SlimError
 from slim.models import detection_model
 from slim.tasks.detector_view import _transformed, raw_outputs
 
@@ -44,3 +45,28 @@ def test_a_thin_detector_is_a_detector_again(in_place: bool, tmp_path: Path) -> 
         for found, expected in zip(raw_outputs(thin)(images).values(), result.model(images).values(), strict=True):
             assert torch.equal(found, expected)
         assert [set(boxes) for boxes in thin(list(images))] == [{"boxes", "scores", "labels"}] * 2
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_a_fixed_width_is_found_where_a_forward_asks_for_numbers(in_place: bool) -> None:
+    """The plan is of another forward of the same layers, as that of raw outputs is of a detector's."""
+
+    class Suppressing(torch.nn.Module):
+        def __init__(self, width: int) -> None:
+            super().__init__()
+            self.body, self.head, self.width = torch.nn.Conv2d(3, 8, 1), torch.nn.Linear(8, 2), width
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(self.body(x[x.sum((1, 2, 3)) >= 0]).mean((2, 3)).view(-1, self.width))
+
+    class Twin(Suppressing):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(self.body(x).mean((2, 3)))
+
+    layers, graph = Suppressing(8), slim.trace(Twin(8), torch.rand(1, 3, 4, 4))
+    plan = slim.select(graph, slim.score(graph, "l1"), ratio=0.5)
+    with pytest.raises(SlimError, match="The thin network must run"):
+        slim.rebuild(layers, plan, in_place=in_place)
+    assert layers.body.out_channels == 8
+    thin = slim.rebuild(Suppressing(-1), plan, in_place=in_place)
+    assert thin(torch.rand(2, 3, 4, 4)).shape == (2, 2)
