@@ -57,7 +57,8 @@ def test_a_fixed_width_is_found_where_a_forward_asks_for_numbers(in_place: bool)
             self.body, self.head, self.width = torch.nn.Conv2d(3, 8, 1), torch.nn.Linear(8, 2), width
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.head(self.body(x[x.sum((1, 2, 3)) >= 0]).mean((2, 3)).view(-1, self.width))
+            found = self.body(x[x.sum((1, 2, 3)) >= 0]).mean((2, 3))
+            return self.head(found.view(-1, self.width or found.shape[1]))
 
     class Twin(Suppressing):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -68,5 +69,5 @@ def test_a_fixed_width_is_found_where_a_forward_asks_for_numbers(in_place: bool)
     with pytest.raises(SlimError, match="The thin network must run"):
         slim.rebuild(layers, plan, in_place=in_place)
     assert layers.body.out_channels == 8
-    thin = slim.rebuild(Suppressing(-1), plan, in_place=in_place)
+    thin = slim.rebuild(Suppressing(0), plan, in_place=in_place)
     assert thin(torch.rand(2, 3, 4, 4)).shape == (2, 2)
