@@ -182,15 +182,15 @@ def _check_batches(config: Config, data: Any) -> None:
 
 
 def _check_shares(data: ImageData | TaskData, processes: int) -> None:
-    """Check that every process gets a batch, and an image of validation where there are any; most start later."""
+    """Check that every process gets a batch, and an image of validation, where there are any, and test."""
     images, held_out = data.counts["train"], data.counts["val"]
     if data.batch_size * processes > images:
         raise SlimError(
             f"Every process must have a batch of training images. Got batch_size={data.batch_size} x {processes} "
             f"processes for {images} images. Set data.batch_size to at most {images // processes}."
         )
-    if 0 < held_out < processes:
-        raise SlimError(
-            f"Every process must have an image of validation, or none. Got {held_out} for {processes} processes. "
-            "Raise data.val_fraction, or set it to 0."
-        )
+    for part, some, key in (("validation", held_out, "val_fraction"), ("test", data.limit_test, "limit_test")):
+        if some and some < processes:
+            raise SlimError(
+                f"Every process must have an image of {part}. Got {some} for {processes} processes. Raise data.{key}."
+            )

@@ -154,7 +154,8 @@ def test_strategies_that_shard_are_refused(tmp_path: Path, capfd: pytest.Capture
     ("options", "says"),
     [
         (["data.batch_size=40"], "Got batch_size=40 x 2 processes for 64 images. Set data.batch_size to at most 32."),
-        (["data.val_fraction=0.01"], "Got 1 for 2 processes."),
+        (["data.val_fraction=0.01"], "an image of validation. Got 1 for 2 processes."),
+        (["data.limit_test=1"], "an image of test. Got 1 for 2 processes. Raise data.limit_test."),
     ],
 )
 def test_what_does_not_go_around_is_refused_before_anything_is_written(
