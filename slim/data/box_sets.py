@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,6 +24,14 @@ from slim.errors import SlimError
 
 Target = dict[str, Tensor]
 """``boxes`` float32 (n, 4), x1, y1, x2, y2 in pixels; ``labels`` int64 (n,), 1 or more: 0 is background."""
+
+
+class Listed(NamedTuple):
+    """A picture of a JSON file."""
+
+    name: str
+    target: Target
+    size: tuple[int, int]  # width and height as the file says them; 0 where it does not
 
 
 def collate(samples: list[tuple[Tensor, Target]]) -> tuple[Tensor, list[Target]]:
@@ -153,7 +161,7 @@ class CocoBoxes:
         self.name, self.parts, self.collate = name, dict(parts), collate
         self.image_size = options.integer("image_size", image_size, 1)
         self.where, self.has_val = str(parts["train"][0]), "val" in parts
-        self._read: dict[str, tuple[list[tuple[str, Target]], dict[int, str]]] = {}
+        self._read: dict[str, tuple[list[Listed], dict[int, str]]] = {}
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -168,7 +176,7 @@ class CocoBoxes:
     def fingerprint(self) -> str:
         """A checksum of the names of the images of training and validation, and of their boxes."""
         parts = [self._content(split)[0] for split in ("train", "val")[: 1 + self.has_val]]
-        return checksum((name, target["boxes"].tolist()) for part in parts for name, target in part)
+        return checksum((name, target["boxes"].tolist()) for part in parts for name, target, _ in part)
 
     def prepare(self) -> None:
         """Nothing to fetch; looks at all parts, so that what the test images lack is told before the training."""
@@ -181,7 +189,7 @@ class CocoBoxes:
         read = partial(_coco_sample, self.parts[split][0], content)
         return Pictures(len(content), read, self.image_size, augment, unit)
 
-    def _content(self, split: str) -> tuple[list[tuple[str, Target]], dict[int, str]]:
+    def _content(self, split: str) -> tuple[list[Listed], dict[int, str]]:
         if split not in self._read:
             folder, path = self.parts[split]
             content, categories = read_coco(path)
@@ -191,7 +199,7 @@ class CocoBoxes:
                 )
             if not content:
                 raise SlimError(f"every part needs pictures. Got none in {path}. Set data.{split}_boxes, or mend it.")
-            if missing := [name for name, _ in content if not (folder / name).is_file()]:
+            if missing := [name for name, _, _ in content if not (folder / name).is_file()]:
                 raise SlimError(
                     f"every picture of the JSON file must be there. Got none in {folder} for {', '.join(missing[:5])} "
                     f"({len(missing)} of {len(content)}). Set data.{split}_images, or mend {path}."
@@ -200,8 +208,8 @@ class CocoBoxes:
         return self._read[split]
 
 
-def read_coco(path: Path) -> tuple[list[tuple[str, Target]], dict[int, str]]:
-    """File name and target per image, and categories by number; labels count from 1 in the order of the numbers.
+def read_coco(path: Path) -> tuple[list[Listed], dict[int, str]]:
+    """The pictures, and categories by number; labels count from 1 in the order of the numbers.
 
     Raises:
         SlimError: the file is missing or holds something else.
@@ -222,7 +230,14 @@ def read_coco(path: Path) -> tuple[list[tuple[str, Target]], dict[int, str]]:
                 boxes, labels = found[int(entry["image_id"])]
                 boxes.append([x, y, x + width, y + height])
                 labels.append(label[int(entry["category_id"])])
-        listed = [(str(entry["file_name"]), target_of(*found[int(entry["id"])])) for entry in content["images"]]
+        listed = [
+            Listed(
+                str(entry["file_name"]),
+                target_of(*found[int(entry["id"])]),
+                (int(entry.get("width") or 0), int(entry.get("height") or 0)),
+            )
+            for entry in content["images"]
+        ]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise SlimError(
             f"boxes must be a JSON file in COCO's format. Got {type(error).__name__}: {error} ({path}). "
@@ -231,9 +246,15 @@ def read_coco(path: Path) -> tuple[list[tuple[str, Target]], dict[int, str]]:
     return listed, categories
 
 
-def _coco_sample(folder: Path, content: list[tuple[str, Target]], position: int) -> tuple[Tensor, Target]:
-    name, target = content[position]
+def _coco_sample(folder: Path, content: list[Listed], position: int) -> tuple[Tensor, Target]:
+    name, target, (width, height) = content[position]
     try:
-        return read_image(folder / name, 3), target
+        image = read_image(folder / name, 3)
     except SlimError as error:
         raise SlimError(f"every picture must be readable. Got {error} ({folder / name}). Replace it.") from error
+    if width and height and (height, width) != tuple(image.shape[1:]):
+        raise SlimError(
+            f"boxes must be those of the picture upright, as its EXIF orientation says. Got {width}x{height} in the "
+            f"JSON file for {image.shape[2]}x{image.shape[1]} ({folder / name}). Mend the boxes and the size there."
+        )
+    return image, target

@@ -174,3 +174,19 @@ def test_what_test_boxes_lack_is_told_before_the_training(boxed: Path, content: 
     path.write_text(content if isinstance(content, str) else json.dumps(whole | content))
     with pytest.raises(SlimError, match=says):
         data.setup("fit")
+
+
+@pytest.mark.parametrize(("width", "height"), [(60, 40), (40, 60), ("40", 60.0), (None, 0)])
+def test_boxes_of_another_size_or_of_a_picture_that_lies_are_refused(boxed: Path, width: Any, height: Any) -> None:
+    """The picture lies: 60 x 40, and upright 40 x 60."""
+    orientation = Image.Exif()
+    orientation[0x0112] = 6
+    Image.new("RGB", (60, 40)).save(boxed / "0.png", exif=orientation)
+    images = [{"id": 0, "file_name": "0.png", "width": width, "height": height}]
+    data = coco(boxed, [0, 0, 5, 5], content={"images": images})
+    (boxed / "test.json").write_text((boxed / "train.json").read_text())
+    if width == 60:
+        with pytest.raises(SlimError, match=r"Got 60x40 in the JSON file for 40x60 \(.*0\.png\)"):
+            list(data.test_dataloader())
+    else:
+        assert len(list(data.test_dataloader())) == 1
