@@ -102,6 +102,12 @@ def test_hidden_pictures_are_none(masked: Path) -> None:
     assert sum(folder(masked).counts.values()) == 8
 
 
+@pytest.mark.parametrize("augment", [None, "crop"])
+def test_augmentation_is_never_left_out_without_a_word(masked: Path, augment: Any) -> None:
+    with pytest.raises(SlimError, match="augment must be true or false"):
+        folder(masked, augment=augment)
+
+
 def test_no_mask_tells_300_classes_apart(masked: Path) -> None:
     with pytest.raises(SlimError, match="at most 255 classes"):
         folder(masked, num_classes=300)
