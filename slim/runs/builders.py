@@ -133,6 +133,12 @@ def scheduler(config: Config, made: Optimizer, total_steps: int) -> dict[str, An
     if not isinstance(steps.get("milestones", []), list):
         raise SlimError(f"milestones must be a list. Got milestones={steps['milestones']}. Set [50%,75%].")
     found = construct(steps, "scheduler", made)
+    each_step = interval == "step" and str(monitor).startswith("val")  # which no validation follows
+    if isinstance(found, torch.optim.lr_scheduler.ReduceLROnPlateau) and (monitor is None or each_step):
+        raise SlimError(
+            f"A scheduler that follows a metric needs its name, and epochs. Got scheduler.monitor={monitor}, "
+            f"scheduler.interval={interval}. Set +scheduler.monitor=val/loss +scheduler.interval=epoch."
+        )
     rise = round(warmup * total_steps)
     if rise:
         linear = torch.optim.lr_scheduler.LinearLR(made, 1 / (rise + 1), 1.0, rise)

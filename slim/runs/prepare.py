@@ -139,6 +139,12 @@ def _check_metric(config: Config) -> None:
             f"metric.name must be a metric that the module logs. Got metric.name={config.metric.name}; "
             f"{task.__name__} logs {', '.join(known)}. Set metric.name={known[-1]}."
         )
+    split, _, monitored = str(config.scheduler.get("monitor")).partition("/")
+    if known and split == "val" and monitored not in known:
+        raise SlimError(
+            f"scheduler.monitor must be a metric that the module logs. Got scheduler.monitor=val/{monitored}; "
+            f"{task.__name__} logs {', '.join(f'val/{name}' for name in known)}. Set one of them."
+        )
 
 
 def _check_test_data(config: Config, data: Any) -> None:

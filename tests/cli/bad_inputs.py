@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 OWN = "+experiment=own_slim module._target_=examples.own.regression.Regression data._target_=examples.own.scenes.Scenes"
+PLATEAU = (
+    "scheduler=constant ~scheduler.total_iters scheduler.factor=0.5 "
+    "scheduler._target_=torch.optim.lr_scheduler.ReduceLROnPlateau"
+)
 TRAIN: list[tuple[str, str]] = [
     # The command line itself
     ("experiment=vgg_slimm", "vgg_slim"),
@@ -126,6 +130,12 @@ TRAIN: list[tuple[str, str]] = [
     ("scheduler.milestones=[1.5]", "milestones"),
     ("scheduler.factor=0", "factor"),
     ("scheduler.warmup=1", "warmup"),
+    (PLATEAU, "Got scheduler.monitor=None"),
+    (f"{PLATEAU} +scheduler.monitor=val/loss", "scheduler.interval=step. Set +scheduler.monitor=val/loss"),
+    (
+        f"{PLATEAU} +scheduler.monitor=val/los +scheduler.interval=epoch",
+        "Got scheduler.monitor=val/los; Classification",
+    ),
     ("+scheduler.interval=epoch", "with shares in milestones. Give epochs"),
     ("+scheduler.interval=epoch scheduler.milestones=[2,3] scheduler.warmup=0.1", "with shares in warmup"),
     ("task=trian", "train"),
