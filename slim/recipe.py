@@ -26,6 +26,8 @@ TRUSTED = (*(f"slim.models.{name}" for name in BUILDERS), "timm.create_model")
 
 # Arguments by which a builder would read something else than this file.
 _READS = re.compile(r"pretrain|checkpoint|weight|cache|path|file|url|dir|hub|trust|remote|token|revision|overlay")
+_HARMLESS = ("init_weights", "drop_path", "drop_path_rate", "drop_path_prob")
+"""Arguments that are named alike: how weights begin, and the probability that a branch is left out."""
 _PLAIN = re.compile(r"[\w.+\-]*")
 
 
@@ -100,7 +102,7 @@ def check(builder: Mapping[str, Any], where: str = "builder") -> None:
             "If you trust the file, load it with trust=True (--trust), or give the dense network yourself."
         )
     for key, value in _flat(options):
-        reads = _READS.search(key) is not None and value not in (None, False) and key != "init_weights"
+        reads = _READS.search(key) is not None and value not in (None, False) and key not in _HARMLESS
         if reads or (isinstance(value, str) and not _PLAIN.fullmatch(value)):
             raise SlimError(
                 f"A file may give its builder only plain arguments. Got {key}={value!r} ({target}, {where}). "

@@ -92,6 +92,11 @@ def test_a_hostile_file_runs_and_reads_nothing(
     assert not (tmp_path / "exploded").exists()
 
 
+def test_a_path_that_is_dropped_is_none_that_is_read() -> None:
+    """timm's and transformers' names for stochastic depth."""
+    recipe.check({"_target_": "timm.create_model", "model_name": "convnext_atto", "drop_path_rate": 0.1})
+
+
 @pytest.mark.parametrize(
     ("builder", "says"),
     [
