@@ -63,17 +63,29 @@ def save(
         SlimError: a weight is NaN or infinite, a state entry is no tensor that a file can hold, the metadata are no
             text, ``model`` is not what the plan makes, or the place is not writable.
     """
-    from safetensors.torch import save as to_bytes
-
     model = unwrap(model)
-    _check_metadata(metadata)
     plan = plan if plan is not None else plan_of(model)
     if plan is not None:
         _check_thin(path, model, plan)
+    return write(path, model, plan, metadata=metadata, builder=builder)
+
+
+def write(
+    path: str | Path,
+    model: nn.Module,
+    plan: Plan | None,
+    *,
+    metadata: Mapping[str, str] | None = None,
+    builder: Mapping[str, Any] | None = None,
+) -> Path:
+    """:func:`save` whatever the plan: it may be that of a part of ``model``, which has other weights beside it."""
+    from safetensors.torch import save as to_bytes
+
+    _check_metadata(metadata)
     tensors: dict[str, Tensor] = {}
     aliases: dict[str, str] = {}
     seen: dict[tuple[Any, ...], str] = {}
-    for name, value in model.state_dict().items():
+    for name, value in unwrap(model).state_dict().items():
         _check_storable(name, value)
         key = (value.data_ptr(), value.shape, value.stride(), value.dtype)
         if value.numel() and key in seen:

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import slim
-from slim.artifact import is_artifact, normalization_in, read_header
+from slim.artifact import is_artifact, normalization_in, read_header, write
 from slim.artifact import read as read_artifact
 from slim.channels import Plan, plan_of
 from slim.errors import SlimError
@@ -27,7 +27,7 @@ def save(path: Path, module: pl.LightningModule, network: nn.Module) -> None:
     """Write the weights of ``network``, or of the whole ``module`` where it has others, atomically, with the plan."""
     inside = {value.data_ptr() for value in network.state_dict().values()}
     alone = all(value.data_ptr() in inside for value in module.state_dict().values())
-    slim.save(path, network if alone else module, plan_of(network))
+    write(path, network if alone else module, plan_of(network))
 
 
 def load(parts: Components, path: Path, kind: str | None = None) -> pl.LightningModule:

@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from pytorch_lightning import LightningModule
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+import slim
 from slim.errors import SlimError
 from slim.runs import weights
 
@@ -54,6 +56,20 @@ def test_safetensors_of_anybody(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-8])
     with pytest.raises(SlimError, match="must be whole"):
         weights.read(path)
+
+
+def test_a_thin_network_is_kept_with_what_its_module_has_beside_it(tmp_path: Path) -> None:
+    """The plan names the weights of the network alone."""
+    module = LightningModule()
+    module.net, module.head = nn.Sequential(*network(), nn.Conv2d(2, 3, 3)), nn.Linear(3, 2)
+    plan = slim.prune(module.net, torch.zeros(1, 1, 8, 8), ratio=0.5).plan
+    slim.rebuild(module.net, plan, in_place=True)
+    weights.save(tmp_path / "a.safetensors", module, module.net)
+    found, read = weights.read(tmp_path / "a.safetensors")
+    assert found is not None and found.hash == plan.hash
+    assert {name: value.shape for name, value in read.items()} == {
+        name: value.shape for name, value in module.state_dict().items()
+    }
 
 
 def test_layers_that_ask_for_their_version_find_it(tmp_path: Path) -> None:
