@@ -207,6 +207,14 @@ def test_the_strength_that_a_forecast_advises_suffices(law, schedule):
         assert penalty.forecast(lrs, 0.9).reachable == enough
 
 
+def test_a_budget_as_large_as_the_median_reaches_zero():
+    """Ten times 0.1 add up to a little less than 1."""
+    net = chain()
+    law = build("prox", lam=1.0)
+    law.attach(net, graph_of(net), 10)
+    assert law.forecast([0.1] * 10, 0.9).reachable
+
+
 def test_member_table_sums_like_a_scatter():
     rng = np.random.default_rng(0)
     groups = rng.integers(-1, 6, 40)
