@@ -24,6 +24,7 @@ from slim.runs import weights
 from slim.runs.components import Components
 from slim.runs.evaluation import bottleneck, evaluate, first_batches, validation_batches
 from slim.runs.restart import restarted
+from slim.runs.schema import Config
 from slim.selection import Selection, limits_due
 from slim.selection.kept import why_kept
 from slim.selection.reasons import reasons
@@ -104,11 +105,19 @@ def cut_network(parts: Components, directory: Path, before: Path | None, start: 
     figures["stayed"] = stayed
     figures["why_kept"] = why_kept(graph, done.selection)
     figures["recovery"] = [dataclasses.asdict(each) for each in steps]
-    if thinnest := bottleneck(figures["widths"]):
-        notes.append(thinnest)
+    notes += [*_living(parts.config, figures["cut"]), *filter(None, [bottleneck(figures["widths"])])]
     before_cut, after_cut = ({name: value} for name, value in validation.items())
     ladder = before_cut | unrecovered | after_cut
     return Cut(module, done.plan, ladder, step.weights, done.difference, figures, notes)
+
+
+def _living(config: Config, largest: float | None) -> list[str]:
+    """A line where the law had its choice at zero and the cut took others; ``largest`` of the scales that went."""
+    if not largest or "sparse" not in config.phases or config.penalty["name"] != "target":
+        return []
+    criterion = config.criterion["name"]
+    advice = "" if criterion == "gamma" else f" criterion={criterion} ranks them otherwise: set criterion=gamma."
+    return [f"Channels went that penalty=target had not brought to zero (scales up to {largest:.3g}).{advice}"]
 
 
 def _evaluate_unrecovered(parts: Components, module: pl.LightningModule, plan: Plan) -> dict[str, float]:

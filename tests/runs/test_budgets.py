@@ -48,3 +48,10 @@ def test_whole_branches_go(granularity: str, tmp_path: Path) -> None:
 def test_an_absolute_budget(tmp_path: Path) -> None:
     report = run(tmp_path / "run", "prune.ratio=null", "prune.macs=12000", "phases=[sparse,prune]", "sparse.epochs=1")
     assert 10_000 < report["rows"]["recovered"]["macs"] <= 12_000
+
+
+@pytest.mark.parametrize(("criterion", "told"), [("gamma", False), ("random", True)])
+def test_a_criterion_that_takes_others_than_the_law_chose_is_told(criterion: str, told: bool, tmp_path: Path) -> None:
+    line = ("penalty=target", f"criterion={criterion}", "sparse.epochs=1", "phases=[sparse,prune]")
+    lines = [note for note in run(tmp_path / "run", *line)["notes"] if "had not brought to zero" in note]
+    assert len(lines) == told and all("criterion=random ranks them otherwise: set criterion=gamma." in n for n in lines)
