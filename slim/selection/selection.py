@@ -192,7 +192,7 @@ def _nothing_may_go(graph: ChannelGraph, budget: str, notes: list[str], unscored
     return (
         f"Something must be removable. Got {budget} and no channel that may go and has a score"
         f" ({int(graph.prunable.sum())} of {len(graph)} groups are prunable).{unscored} {' '.join([*notes[:1], *kept])}"
-        " Relax prune.ignore and the floors, or see graph.report()."
+        " Relax prune.ignore, prune.min_channels, max_layer_ratio and round_to, or see graph.report()."
     )
 
 

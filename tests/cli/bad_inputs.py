@@ -98,7 +98,7 @@ TRAIN: list[tuple[str, str]] = [
     ("+trainer.options.overfit_batches=1", "overfit_batches=1"),
     ("+trainer.options.max_time=soon", "trainer.options must fit"),
     ("data.mirror=maybe", "mirror must be true, false or null"),
-    ("data=segmentation_digits module=segmentation model=lraspp data.augment=maybe", "augment must be true, false"),
+    ("data=segmentation_digits module=segmentation model=lraspp data.augment=maybe", "augment must be true or false"),
     ("optimizer.lr=-1", "learning rate"),
     ("finetune.label_smoothing=1.5", "label_smoothing"),
     (
