@@ -7,12 +7,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from slim.data.downloads import socket_timeout
 from slim.errors import SlimError, nearest
 from slim.models.checks import integer
 from slim.models.initialization import init_gamma
 from slim.models.stages import WIDTHS, small_depth, stages
-from slim.models.torchvision_zoo import build_error, load_matching, named_weights, set_module
+from slim.models.torchvision_zoo import build_error, named_network, set_module
 
 HALVED = "ssdlite320_mobilenet_v3_large"
 """The detector whose backbone has fewer channels where it is not pretrained."""
@@ -86,26 +85,15 @@ def detection_model(
 
 
 def _torchvision(name: str, num_classes: int, pretrained: bool | str, options: dict[str, Any]) -> nn.Module:
-    from torchvision import models
-
     names = detection_names()
     if name not in names:
         raise SlimError(
             f"model.name must be a detector of torchvision, or ssdlite_resnet<6n+2>. Got name={name!r}. "
             f"{nearest(name, names)}"
         )
-    arguments: dict[str, Any] = {"weights": None, "weights_backbone": None, "num_classes": num_classes, **options}
-    if pretrained == "backbone":
-        # The images of torchvision's SSD300 come to its backbone with the scale of these weights alone.
-        arguments["weights_backbone"] = "IMAGENET1K_FEATURES" if name == "ssd300_vgg16" else "DEFAULT"
-    weights = None if pretrained == "backbone" else named_weights(name, pretrained)
-    try:
-        with socket_timeout():
-            model: nn.Module = models.get_model_builder(name)(**arguments)
-            if weights is not None:
-                load_matching(model, weights)
-    except (ValueError, TypeError, RuntimeError, OSError, AssertionError) as error:
-        raise build_error(error, name, weights, arguments) from error
+    # The images of torchvision's SSD300 come to its backbone with the scale of these weights alone.
+    backbone = "IMAGENET1K_FEATURES" if name == "ssd300_vgg16" else "DEFAULT"
+    model, _ = named_network(name, num_classes, pretrained, options, backbone=backbone)
     _thaw(model)
     return model
 

@@ -6,13 +6,12 @@ from typing import Any
 
 from torch import nn
 
-from slim.data.downloads import socket_timeout
 from slim.errors import SlimError, nearest
 from slim.models.checks import integer
 from slim.models.initialization import init_gamma
 from slim.models.preprocessing import set_preprocessing
 from slim.models.stages import WIDTHS, small_depth, stages
-from slim.models.torchvision_zoo import build_error, load_matching, named_weights, replace_stem
+from slim.models.torchvision_zoo import named_network, replace_stem
 
 _SMALL = ("fcn", "deeplabv3", "lraspp")
 
@@ -74,27 +73,16 @@ def segmentation_model(
 
 
 def _torchvision(name: str, num_classes: int, pretrained: bool | str, options: dict[str, Any]) -> nn.Module:
-    from torchvision import models
-
     names = segmentation_names()
     if name not in names:
         raise SlimError(
             f"model.name must be a segmentation network of torchvision, or one of {', '.join(_SMALL)} with "
             f"_resnet<6n+2>. Got name={name!r}. {nearest(name, names)}"
         )
-    arguments: dict[str, Any] = {"weights": None, "weights_backbone": None, "num_classes": num_classes, **options}
-    if pretrained == "backbone":
-        arguments["weights_backbone"] = "DEFAULT"
-    weights = None if pretrained == "backbone" else named_weights(name, pretrained)
-    try:
-        with socket_timeout():
-            model: nn.Module = models.get_model_builder(name)(**arguments)
-            if weights is not None:
-                load_matching(model, weights)
-                trained_on = weights.transforms()
-                set_preprocessing(model, trained_on.mean, trained_on.std, trained_on.resize_size[0])
-    except (ValueError, TypeError, RuntimeError, OSError, NotImplementedError, AssertionError) as error:
-        raise build_error(error, name, weights, arguments) from error
+    model, weights = named_network(name, num_classes, pretrained, options)
+    if weights is not None:
+        trained_on = weights.transforms()
+        set_preprocessing(model, trained_on.mean, trained_on.std, trained_on.resize_size[0])
     return model
 
 

@@ -141,6 +141,36 @@ def build_error(error: Exception, name: str, weights: Any, arguments: dict[str, 
     )
 
 
+def named_network(
+    name: str, num_classes: int, pretrained: bool | str, options: dict[str, Any], *, backbone: str = "DEFAULT"
+) -> tuple[nn.Module, Any]:
+    """A detector or segmentation network of torchvision, and the weights that it was given, ``None`` without.
+
+    Args:
+        name: As torchvision's builder is called.
+        num_classes: Layers whose shape depends on another number of classes start fresh.
+        pretrained: True for the default weights, their name, or ``backbone`` for those of the backbone alone.
+        options: Further arguments of the builder.
+        backbone: Which weights ``pretrained="backbone"`` means.
+
+    Raises:
+        SlimError: It has no such weights, they cannot be downloaded, or the builder refuses its arguments.
+    """
+    from torchvision import models
+
+    of_backbone = backbone if pretrained == "backbone" else None
+    arguments = {"weights": None, "weights_backbone": of_backbone, "num_classes": num_classes, **options}
+    weights = None if pretrained == "backbone" else named_weights(name, pretrained)
+    try:
+        with socket_timeout():
+            model: nn.Module = models.get_model_builder(name)(**arguments)
+            if weights is not None:
+                _load_matching(model, weights)
+    except (ValueError, TypeError, RuntimeError, OSError, AssertionError) as error:
+        raise build_error(error, name, weights, arguments) from error
+    return model, weights
+
+
 def _replace_head(model: nn.Module, before: int, after: int) -> None:
     """Replace the last layer with ``before`` outputs by a new one with ``after``."""
     for path, layer in reversed(list(model.named_modules())):
@@ -188,7 +218,7 @@ def replace_stem(model: nn.Module, in_channels: int, keep: bool) -> None:
     raise SlimError(f"the network has no convolution to read {in_channels} channels. Set data.in_channels=3.")
 
 
-def load_matching(model: nn.Module, weights: Any) -> None:
+def _load_matching(model: nn.Module, weights: Any) -> None:
     """Load ``weights`` of torchvision into ``model``, except where another number of classes gives another shape."""
     own = model.state_dict()
     found = weights.get_state_dict(progress=False, check_hash=True)
