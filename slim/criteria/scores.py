@@ -12,7 +12,7 @@ import numpy.typing as npt
 from slim.channels import ChannelGraph
 from slim.criteria.normalize import normalize_scores
 from slim.criteria.registry import Rank, find
-from slim.criteria.unscaled import rank_unscaled, silenced
+from slim.criteria.unscaled import rank_unscaled
 from slim.errors import SlimError, expect, nearest
 
 REDUCTIONS = ("mean", "max", "sum", "l2")
@@ -90,10 +90,8 @@ def score(
         values = normalize_scores(graph, values, covered, normalize)
     if entry.name != "gamma":
         return Scores(values, covered, scale_counts(graph, covered), entry.name)
-    scaled = covered
-    values, covered, note = rank_unscaled(graph, values, scaled)
-    counts = scale_counts(graph, scaled if silenced(values[graph.prunable & scaled]) else covered)
-    return Scores(values, covered, counts, entry.name, (note,) if note else ())
+    values, covered, counted, note = rank_unscaled(graph, values, covered)
+    return Scores(values, covered, scale_counts(graph, counted), entry.name, (note,) if note else ())
 
 
 def reduce_evidence(

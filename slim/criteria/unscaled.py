@@ -18,7 +18,7 @@ WORTH = 0.25  # of the MACs that may go; below it (a classifier's hidden layer, 
 
 def rank_unscaled(
     graph: ChannelGraph, values: npt.NDArray[np.float64], covered: npt.NDArray[np.bool_]
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_], str]:
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_], npt.NDArray[np.bool_], str]:
     """Give channels that no scale ranks a place among those that one does, if they are a good part of the network.
 
     Magnitudes of weights cannot be compared with scales, nor across layers: each layer's channels are ordered by the L1
@@ -31,16 +31,17 @@ def rank_unscaled(
         covered: (n_groups,) bool, which have one.
 
     Returns:
-        Scores and covered groups with theirs, and a note that says so; empty when nothing was done.
+        Scores and covered groups with theirs, which of these a ratio counts, and a note that says so; empty when
+        nothing was done.
     """
     bare = graph.prunable & ~covered
     if len(graph.implied):
         bare[graph.implied[:, 0]] = False
     if not bare.any():
-        return values, covered, ""
+        return values, covered, covered, ""
     saved = marginal(graph, "macs")
     if saved[bare].sum() < WORTH * saved[graph.prunable].sum():
-        return values, covered, ""
+        return values, covered, covered, ""
     magnitude, count = np.zeros(len(graph)), np.zeros(len(graph), dtype=np.int64)
     for groups, norms in l1(graph):
         mine = groups >= 0
@@ -50,16 +51,13 @@ def rank_unscaled(
     magnitude /= np.maximum(count, 1)
     ranked = values[graph.prunable & covered]
     scaled = np.sort(ranked[ranked != 0])
+    silenced = len(scaled) < len(ranked)  # a law has chosen: what a ratio asks for is a share of its scales
+    counted = covered if silenced else covered | bare
     values, covered = values.copy(), covered | bare
     for space in graph.spaces:
         mine = space.groups[bare[space.groups]]
         middle = (np.argsort(np.argsort(magnitude[mine], kind="stable")) + 0.5) / max(1, len(mine))
         values[mine] = np.quantile(scaled, middle) if len(scaled) else middle
     what = "no scale of this network may go" if not len(ranked) else f"{int(bare.sum())} channel groups have no scale"
-    counted = "ratio counts scales alone" if silenced(ranked) else "ratio counts each of them as one"
-    return values, covered, f"{what}: ranked by weight magnitude in their layer; {counted}."
-
-
-def silenced(ranked: npt.NDArray[np.float64]) -> bool:
-    """Whether a law has brought some of the scales to exactly zero: what is left to a ratio is then a share of them."""
-    return bool((ranked == 0).any())
+    ratio = "ratio counts scales alone" if silenced else "ratio counts each of them as one"
+    return values, covered, counted, f"{what}: ranked by weight magnitude in their layer; {ratio}."

@@ -22,6 +22,13 @@ def integer(name: str, value: Any, least: int) -> int:
     return value
 
 
+def flag(name: str, value: Any) -> bool:
+    """True or false."""
+    if not isinstance(value, bool):
+        raise SlimError(f"{name} must be true or false. Got {name}={value!r}. Set data.{name} to one of them.")
+    return value
+
+
 def switch(name: str, value: Any) -> bool | None:
     """True, false, or None for the data set's own."""
     if value is not None and not isinstance(value, bool):

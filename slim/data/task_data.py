@@ -92,9 +92,7 @@ class TaskData(LightningDataModule):
         self.batch_size = options.integer("batch_size", batch_size, 1)
         self.eval_batch_size = options.integer("eval_batch_size", eval_batch_size, 1)
         self.seed = options.integer("seed", seed, 0)
-        if not isinstance(augment, bool):
-            raise SlimError(f"augment must be true or false. Got augment={augment!r}. Set data.augment to one of them.")
-        self.augment = augment
+        self.augment = options.flag("augment", augment)
         self.val_fraction = options.fraction("val_fraction", val_fraction)
         self.limit_train = options.limit("limit_train", limit_train)
         self.limit_test = options.limit("limit_test", limit_test)

@@ -42,7 +42,6 @@ def export_network(parts: Components, folder: Path, before: Path | None) -> tupl
         RunFailed: A file is too far from the network; none stays.
     """
     module = parts.module() if before is None else weights.load(parts, before)
-    check(parts, module)
     comparison = _Comparison(parts, module)
     found = _export(parts, module, folder, options(parts), comparison)
     return found, comparison.reference
