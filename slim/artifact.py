@@ -114,6 +114,13 @@ def normalization_in(metadata: Mapping[str, str]) -> dict[str, list[float]]:
     return {}
 
 
+def classes_in(metadata: Mapping[str, str]) -> list[str]:
+    """Names of the classes, as the artifact of a run says them; empty where it does not."""
+    with contextlib.suppress(KeyError, ValueError, TypeError):
+        return [str(name) for name in json.loads(metadata["classes"])]
+    return []
+
+
 def is_artifact(path: Path) -> bool:
     """Whether a file that exists is of :func:`save`, or claims to be; else it may be anybody's safetensors."""
     from safetensors import SafetensorError, safe_open

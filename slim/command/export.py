@@ -142,7 +142,7 @@ def _random(example: Any) -> Callable[[], Iterable[Any]]:
 
 def _images(found: model.Model, args: argparse.Namespace) -> tuple[Callable[[], Iterable[Tensor]], dict[str, Any]]:
     """Batches of the images below a folder, and what a program must know to prepare others like them."""
-    from slim.artifact import NORMALIZATION, normalization_in
+    from slim.artifact import NORMALIZATION, classes_in, normalization_in
     from slim.data.decode import read_image, resize_center_crop, unreadable_error
     from slim.models import preprocessing
 
@@ -177,7 +177,7 @@ def _images(found: model.Model, args: argparse.Namespace) -> tuple[Callable[[], 
             yield (torch.stack(pixels) / 255 - centre) / scale
 
     told: dict[str, Any] = {"mean": list(mean), "std": list(std), "size": size}
-    names = sorted({path.parent.name for path in every})
+    names = classes_in(found.metadata) or sorted({path.parent.name for path in every})
     with torch.no_grad():
         outputs = found.network(example)
     if isinstance(outputs, Tensor) and outputs.dim() == 2 and outputs.shape[1] == len(names):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,7 @@ def measure(parts: Components) -> dict[str, object]:
         input_shape, plan (hash or null).
 
     Raises:
-        SlimError: No checkpoint is given.
+        SlimError: No checkpoint is given, or its classes are the data's in another order.
     """
     checkpoint = parts.config.checkpoint
     if checkpoint is None:
@@ -55,6 +56,8 @@ def measure(parts: Components) -> dict[str, object]:
     weights.normalize_as(parts.data, Path(checkpoint))
     network = parts.network(module)
     value = evaluate(parts, module, "test")
+    if line := weights.other_classes(parts.data, Path(checkpoint)):  # some data know their names once they are read
+        print(line, file=sys.stderr, flush=True)
     plan, counts = plan_of(network), getattr(parts.data, "counts", None)
     return {
         "checkpoint": checkpoint,

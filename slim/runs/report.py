@@ -108,6 +108,8 @@ def _save(parts: Components, path: Path, thin: nn.Module, dense: nn.Module) -> N
     metadata = {"input": parts.input_shape}
     if hasattr(parts.data, "normalize_as"):
         metadata |= {name: json.dumps(list(getattr(parts.data, name))) for name in NORMALIZATION}
+    if hasattr(parts.data, "class_names"):
+        metadata["classes"] = json.dumps(list(parts.data.class_names))
     slim.save(path, thin, plan_of(thin), builder=builder, metadata=metadata)
 
 

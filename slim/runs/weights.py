@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import slim
-from slim.artifact import is_artifact, normalization_in, read_header, write
+from slim.artifact import classes_in, is_artifact, normalization_in, read_header, write
 from slim.artifact import read as read_artifact
 from slim.channels import Plan, plan_of
 from slim.errors import SlimError
@@ -75,11 +76,37 @@ def _check_channels(parts: Components, plan: Plan | None) -> None:
 
 def normalize_as(data: Any, path: Path) -> None:
     """Let ``data`` normalize images as they were when the network in ``path`` was trained, where its artifact says."""
-    path = path / "model.safetensors" if path.is_dir() else path
-    if path.suffix != ".safetensors" or not path.is_file() or not hasattr(data, "normalize_as"):
-        return
-    if told := normalization_in(read_header(path).metadata if is_artifact(path) else {}):
+    if hasattr(data, "normalize_as") and (told := normalization_in(_metadata(path))):
         data.normalize_as(**told)
+
+
+def other_classes(data: Any, path: Path) -> str | None:
+    """A line about a class that has another name in ``data`` than in the artifact in ``path``, where both name them.
+
+    Labels are numbers: what is a cat to the network may be a dog in the data.
+
+    Raises:
+        SlimError: The same classes in another order.
+    """
+    trained, given = classes_in(_metadata(path)), [str(name) for name in getattr(data, "class_names", ())]
+    if not trained or not given or trained == given:
+        return None
+    if sorted(trained) == sorted(given):
+        raise SlimError(
+            f"Classes must be in the order of training. Got {', '.join(given[:5])} in the data and "
+            f"{', '.join(trained[:5])} in {path}. Set the data of the training."
+        )
+    pairs = zip_longest(trained, given, fillvalue="none")
+    number, (mine, other) = next((at, pair) for at, pair in enumerate(pairs) if pair[0] != pair[1])
+    return f"classes are compared by number, and their names differ: {number} is {mine} in {path.name}, {other} in the data"
+
+
+def _metadata(path: Path) -> Mapping[str, str]:
+    """The metadata of an artifact, or of that of a run directory; empty for anybody's files."""
+    path = path / "model.safetensors" if path.is_dir() else path
+    if path.suffix != ".safetensors" or not path.is_file() or not is_artifact(path):
+        return {}
+    return read_header(path).metadata
 
 
 def read(path: Path) -> tuple[Plan | None, Mapping[str, Tensor]]:

@@ -6,6 +6,7 @@ import io
 import json
 import shlex
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +15,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import slim
 import train
+from slim.artifact import classes_in, read_header
 from slim.runs.state import State
+from slim.runs.weights import other_classes
 from slim.sensitivity.forward_cache import ForwardCache
 from tests.runs.tiny import FOUR_STEPS, TINY, run
 
@@ -144,6 +147,24 @@ def test_images_are_normalized_as_the_network_was_trained(photos: Path, capfd: p
     dark = f"data.dir={photos / 'dark'}"
     assert accuracy() == accuracy(dark) > 0.9
     assert accuracy(dark, "data.mean=[5,5,5]") == 0.5, "what is said on the command line counts"
+
+
+def test_classes_of_other_names_are_told(photos: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    run(photos / "run", *OF_PHOTOS, f"data.dir={photos / 'light'}", "phases=[baseline]", "baseline.epochs=1")
+    artifact = photos / "run" / "model.safetensors"
+    assert classes_in(read_header(artifact).metadata) == ["0", "1"]
+    for part in ("train", "test"):
+        (photos / "dark" / part / "0").rename(photos / "dark" / part / "2")
+    line = ["task=evaluate", f"checkpoint={photos / 'run'}"]
+    capfd.readouterr()
+    assert train.main([*line, f"data.dir={photos / 'light'}"]) == 0
+    assert "names differ" not in capfd.readouterr().err
+    assert train.main([*line, f"data.dir={photos / 'dark'}"]) == 0
+    assert "their names differ: 0 is 0 in run, 1 in the data" in capfd.readouterr().err
+    assert other_classes(SimpleNamespace(class_names=(0, 1)), artifact) is None
+    assert other_classes(SimpleNamespace(), artifact) is None
+    with pytest.raises(slim.SlimError, match=r"order of training\. Got 1, 0 in the data and 0, 1 in "):
+        other_classes(SimpleNamespace(class_names=("1", "0")), artifact)
 
 
 @pytest.fixture
