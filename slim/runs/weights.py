@@ -98,7 +98,8 @@ def other_classes(data: Any, path: Path) -> str | None:
         )
     pairs = zip_longest(trained, given, fillvalue="none")
     number, (mine, other) = next((at, pair) for at, pair in enumerate(pairs) if pair[0] != pair[1])
-    return f"classes are compared by number, and their names differ: {number} is {mine} in {path.name}, {other} in the data"
+    line = "classes are compared by number, and their names differ"
+    return f"{line}: {number} is {mine} in {path.name}, {other} in the data"
 
 
 def _metadata(path: Path) -> Mapping[str, str]:
