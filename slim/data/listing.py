@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -132,5 +133,6 @@ def _walk(root: Path, folder: str, entries: list[tuple[str, int, int]]) -> None:
         if entry.is_dir():
             _walk(root, f"{folder}/{entry.name}", entries)
         elif entry.name.lower().endswith(SUFFIXES):
-            stat = entry.stat()
-            entries.append((f"{folder}/{entry.name}", stat.st_size, stat.st_mtime_ns))
+            found = entry.stat()
+            if stat.S_ISREG(found.st_mode):  # a pipe would be waited for
+                entries.append((f"{folder}/{entry.name}", found.st_size, found.st_mtime_ns))

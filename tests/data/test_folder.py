@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import logging
 from pathlib import Path
 from typing import Any
@@ -171,6 +172,7 @@ def test_hidden_files_and_strangers_are_ignored(make_folder: MakeFolder) -> None
     (folder / "train" / "cat" / ".hidden.png").write_text("no image")
     (folder / "train" / "cat" / "notes.txt").write_text("no image")
     (folder / "train" / ".thumbnails").mkdir()
+    os.mkfifo(folder / "train" / "cat" / "pipe.png")
     (folder / "train" / "cat" / "more").mkdir()
     Image.new("RGB", (16, 16)).save(folder / "train" / "cat" / "more" / "a.PNG")
     assert sum(data(folder).counts.values()) == 25
