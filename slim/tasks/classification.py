@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytorch_lightning as pl
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from slim.tasks.layout import Runner
-from slim.tasks.means import STAGES, EpochMeans
-from slim.tasks.optimization import OptimizerFactory, SchedulerFactory, configured
+from slim.tasks.means import STAGES
+from slim.tasks.task import OptimizerFactory, SchedulerFactory, Task
 
 
-class Classification(pl.LightningModule):
+class Classification(Task):
     """Trains ``network`` on batches ``(x: float (N, C, H, W), y: int64 (N,))`` with cross-entropy.
 
     Logs ``train/loss``, ``train/accuracy``, ``val/loss``, ``val/accuracy``, ``test/loss`` and ``test/accuracy``: means
@@ -42,12 +40,16 @@ class Classification(pl.LightningModule):
         channels_last: bool = False,
         compile: bool = False,
     ) -> None:
-        super().__init__()
+        super().__init__(
+            network,
+            (f"{stage}/{name}" for stage in STAGES for name in self.METRICS),
+            optimizer=optimizer,
+            scheduler=scheduler,
+            channels_last=channels_last,
+            compile=compile,
+        )
         self.network = network
-        self._optimizer, self._scheduler = optimizer, scheduler
         self._label_smoothing = label_smoothing
-        self._run = Runner(network, channels_last=channels_last, compile=compile)
-        self._means = EpochMeans(*(f"{stage}/{name}" for stage in STAGES for name in self.METRICS))
 
     def forward(self, x: Tensor) -> Tensor:
         """``x (N, C, H, W)`` to logits ``(N, classes)``."""
@@ -58,22 +60,13 @@ class Classification(pl.LightningModule):
         """Mean loss () of one batch."""
         return self._step("train", batch, self._label_smoothing)
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Log one batch of validation images."""
-        self._step("val", batch)
-
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Log one batch of test images."""
-        self._step("test", batch)
-
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Logits ``(N, classes)`` of a batch with or without labels."""
         logits: Tensor = self(batch if isinstance(batch, Tensor) else batch[0])
         return logits
 
-    def configure_optimizers(self) -> Any:
-        """One optimizer over all trainable parameters, and its scheduler."""
-        return configured(self, self._optimizer, self._scheduler)
+    def _evaluate(self, stage: str, batch: tuple[Tensor, Tensor]) -> None:
+        self._step(stage, batch)
 
     def _step(self, stage: str, batch: tuple[Tensor, Tensor], label_smoothing: float = 0.0) -> Tensor:
         x, y = batch
@@ -82,34 +75,3 @@ class Classification(pl.LightningModule):
         self._means.log(self, f"{stage}/loss", loss, len(y))
         self._means.log(self, f"{stage}/accuracy", logits.argmax(1) == y)
         return loss
-
-    # Weights may be sliced or loaded between epochs
-
-    def on_train_start(self) -> None:
-        """Prepare the memory format, see :meth:`Runner.prepare`."""
-        self._run.prepare()
-
-    def on_train_epoch_start(self) -> None:
-        """Prepare the memory format, and reset the epoch's means; not called where training resumes within an epoch."""
-        self._run.prepare()
-        self._means.restart("train")
-
-    def on_validation_start(self) -> None:
-        """Prepare the memory format, see :meth:`Runner.prepare`."""
-        self._run.prepare()
-        self._means.restart("val")
-
-    def on_test_start(self) -> None:
-        """Prepare the memory format, see :meth:`Runner.prepare`."""
-        self._run.prepare()
-        self._means.restart("test")
-
-    # A checkpoint within an epoch
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save the sums of the running epoch."""
-        checkpoint["epoch_means"] = self._means.state(self)
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Counterpart of :meth:`on_save_checkpoint`."""
-        self._means.load_state(self, checkpoint.get("epoch_means", {}))

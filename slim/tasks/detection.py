@@ -6,22 +6,19 @@ import math
 from itertools import zip_longest
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
 from slim.errors import SlimError
 from slim.tasks.detector_view import RawOutputs, raw_outputs
-from slim.tasks.layout import Runner
-from slim.tasks.means import EpochMeans
-from slim.tasks.optimization import OptimizerFactory, SchedulerFactory, configured
+from slim.tasks.task import OptimizerFactory, SchedulerFactory, Task
 
 Targets = list[dict[str, Tensor]]
 Pair = tuple[dict[str, Tensor], dict[str, Tensor]]
 """What was found on an image, and what is on it."""
 
 
-class Detection(pl.LightningModule):
+class Detection(Task):
     """Trains a detector with torchvision's interface on batches ``(images, targets)``.
 
     ``images`` is float (N, C, H, W) in [0, 1] or a list of (C, H, W); each target has ``boxes`` float (n, 4), x1, y1,
@@ -56,11 +53,15 @@ class Detection(pl.LightningModule):
         channels_last: bool = False,
         compile: bool = False,
     ) -> None:
-        super().__init__()
+        super().__init__(
+            network,
+            ["train/loss"],
+            optimizer=optimizer,
+            scheduler=scheduler,
+            channels_last=channels_last,
+            compile=compile,
+        )
         self.detector = network
-        self._optimizer, self._scheduler = optimizer, scheduler
-        self._run = Runner(network, channels_last=channels_last, compile=compile)
-        self._means = EpochMeans("train/loss")
         self._average_precision = average_precision()
         self._seen: list[Pair] = []
 
@@ -82,24 +83,12 @@ class Detection(pl.LightningModule):
         self._means.log(self, "train/loss", loss, len(targets))
         return loss
 
-    def validation_step(self, batch: tuple[Any, Targets], batch_idx: int) -> None:
-        """Keep the predictions of one batch of validation images."""
-        self._evaluate(batch)
-
-    def test_step(self, batch: tuple[Any, Targets], batch_idx: int) -> None:
-        """Keep the predictions of one batch of test images."""
-        self._evaluate(batch)
-
     def predict_step(self, batch: Any, batch_idx: int) -> Targets:
         """Predictions for a batch with or without targets."""
         found: Targets = self(batch[0] if isinstance(batch, tuple) else batch)
         return found
 
-    def configure_optimizers(self) -> Any:
-        """One optimizer over all trainable parameters, and its scheduler."""
-        return configured(self, self._optimizer, self._scheduler)
-
-    def _evaluate(self, batch: tuple[Any, Targets]) -> None:
+    def _evaluate(self, stage: str, batch: tuple[Any, Targets]) -> None:
         images, targets = batch
         self._seen += zip(map(_measured, self(images)), map(_measured, targets), strict=True)
 
@@ -122,38 +111,9 @@ class Detection(pl.LightningModule):
         """COCO's figures of the test data."""
         self._log("test")
 
-    # Weights may be sliced or loaded between epochs
-
-    def on_train_start(self) -> None:
-        """Prepare the memory format, see :meth:`Runner.prepare`."""
-        self._run.prepare()
-
-    def on_train_epoch_start(self) -> None:
-        """Prepare the memory format, and reset the epoch's means; not called where training resumes within an epoch."""
-        self._run.prepare()
-        self._means.restart("train")
-
-    def on_validation_start(self) -> None:
-        """Prepare the memory format, see :meth:`Runner.prepare`."""
-        self._restart()
-
-    def on_test_start(self) -> None:
-        """Prepare the memory format, see :meth:`Runner.prepare`."""
-        self._restart()
-
-    def _restart(self) -> None:
-        self._run.prepare()
+    def _restart(self, stage: str) -> None:
+        super()._restart(stage)
         self._seen.clear()
-
-    # A checkpoint within an epoch
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save the sums of the running epoch."""
-        checkpoint["epoch_means"] = self._means.state(self)
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Counterpart of :meth:`on_save_checkpoint`."""
-        self._means.load_state(self, checkpoint.get("epoch_means", {}))
 
 
 def _measured(one: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import Metric
 
-from slim.tasks.layout import Runner
-from slim.tasks.means import EpochMeans
-from slim.tasks.optimization import OptimizerFactory, SchedulerFactory, configured
+from slim.tasks.task import OptimizerFactory, SchedulerFactory, Task
 
 IGNORE_INDEX = 255
 """Pixels with this label count nowhere, as in PASCAL VOC."""
@@ -53,7 +50,7 @@ class MeanIoU(Metric):
         return miou
 
 
-class Segmentation(pl.LightningModule):
+class Segmentation(Task):
     """Trains ``network`` on batches ``(x: float (N, C, H, W), y: int64 (N, H, W))`` with cross-entropy per pixel.
 
     Pixels labelled 255 are ignored. Logs ``train/loss``, ``val/loss``, ``val/miou``, ``val/accuracy`` (of pixels) and
@@ -84,12 +81,16 @@ class Segmentation(pl.LightningModule):
         channels_last: bool = False,
         compile: bool = False,
     ) -> None:
-        super().__init__()
+        super().__init__(
+            network,
+            ("train/loss", *(f"{stage}/{name}" for stage in _HELD_OUT for name in _MEANS)),
+            optimizer=optimizer,
+            scheduler=scheduler,
+            channels_last=channels_last,
+            compile=compile,
+        )
         self.network = network
-        self._optimizer, self._scheduler = optimizer, scheduler
         self._label_smoothing, self._aux_weight = label_smoothing, aux_weight
-        self._run = Runner(network, channels_last=channels_last, compile=compile)
-        self._means = EpochMeans("train/loss", *(f"{stage}/{name}" for stage in _HELD_OUT for name in _MEANS))
         self._miou = nn.ModuleDict({stage: MeanIoU() for stage in _HELD_OUT})
 
     def forward(self, x: Tensor) -> Tensor:
@@ -106,22 +107,10 @@ class Segmentation(pl.LightningModule):
         self._means.log(self, "train/loss", loss, len(y))
         return loss
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Log one batch of validation images."""
-        self._evaluate("val", batch)
-
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Log one batch of test images."""
-        self._evaluate("test", batch)
-
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Classes ``(N, H, W)`` of a batch with or without labels."""
         logits: Tensor = self(batch if isinstance(batch, Tensor) else batch[0])
         return logits.argmax(1)
-
-    def configure_optimizers(self) -> Any:
-        """One optimizer over all trainable parameters, and its scheduler."""
-        return configured(self, self._optimizer, self._scheduler)
 
     def _logits(self, x: Tensor) -> dict[str, Tensor]:
         given = self._run(x)
@@ -144,39 +133,10 @@ class Segmentation(pl.LightningModule):
         miou.update(classes, y)
         self.log(f"{stage}/miou", miou, on_step=False, on_epoch=True, batch_size=1)
 
-    # Weights may be sliced or loaded between epochs
-
-    def on_train_start(self) -> None:
-        """Prepare the memory format, see :meth:`Runner.prepare`."""
-        self._run.prepare()
-
-    def on_train_epoch_start(self) -> None:
-        """Prepare the memory format, and reset the epoch's means; not called where training resumes within an epoch."""
-        self._run.prepare()
-        self._means.restart("train")
-
-    def on_validation_start(self) -> None:
-        """Prepare the memory format, see :meth:`Runner.prepare`."""
-        self._restart("val")
-
-    def on_test_start(self) -> None:
-        """Prepare the memory format, see :meth:`Runner.prepare`."""
-        self._restart("test")
-
     def _restart(self, stage: str) -> None:
-        self._run.prepare()
-        self._means.restart(stage)
-        cast(MeanIoU, self._miou[stage]).reset()
-
-    # A checkpoint within an epoch
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save the sums of the running epoch."""
-        checkpoint["epoch_means"] = self._means.state(self)
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Counterpart of :meth:`on_save_checkpoint`."""
-        self._means.load_state(self, checkpoint.get("epoch_means", {}))
+        super()._restart(stage)
+        if stage in self._miou:
+            cast(MeanIoU, self._miou[stage]).reset()
 
 
 _HELD_OUT, _MEANS = ("val", "test"), ("loss", "accuracy")
