@@ -24,7 +24,6 @@ from slim.errors import SlimError, expect_number, nearest
 
 SCHEDULES = ("one_shot", "iterative", "soft", "rewind", "scratch")
 GROWTHS = ("linear", "cubic")
-WEIGHTS = ("trained", "rewound", "fresh")
 
 
 @dataclass(frozen=True)
