@@ -176,21 +176,21 @@ class SparseTraining(pl.Callback):
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Remove the law's hooks from the optimizer; random gates stay at their deterministic values."""
-        if stage == "fit" and self.attached and not self.stopped and isinstance(self.law, Stochastic):
-            self.law.use_deterministic_scales()
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
+        if stage == "fit":
+            self._rest()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Clean up after a fit that failed, as :meth:`teardown` does."""
-        self.teardown(trainer, pl_module, "fit")
+        self._rest()
 
     def stop(self) -> None:
         """Turn the law off for good; random gates stay at their deterministic values."""
-        if self.attached and not self.stopped and isinstance(self.law, Stochastic):
-            self.law.use_deterministic_scales()
+        self._rest()
         self.stopped = True
+
+    def _rest(self) -> None:
+        if gates := self._gates:
+            gates.use_deterministic_scales()
         for handle in self._handles:
             handle.remove()
         self._handles = []
@@ -205,27 +205,31 @@ class SparseTraining(pl.Callback):
 
     # The network without random gates: what is validated, ranked and kept
 
+    @property
+    def _gates(self) -> Stochastic | None:
+        """The law, while it samples gates."""
+        return self.law if isinstance(self.law, Stochastic) and self.attached and not self.stopped else None
+
     @contextmanager
     def deterministic_scales(self) -> Iterator[None]:
         """Inside, random gates have their deterministic values, which a cut sees; afterwards they are sampled again."""
-        drawn = isinstance(self.law, Stochastic) and self.attached and not self.stopped
-        if drawn:
-            self.law.use_deterministic_scales()  # type: ignore[attr-defined]
+        if gates := self._gates:
+            gates.use_deterministic_scales()
         try:
             yield
         finally:
-            if drawn and not self.stopped:
-                self.law.use_sampled_scales()  # type: ignore[attr-defined]
+            if gates and gates is self._gates:
+                gates.use_sampled_scales()
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Validate with the deterministic scales of a law with random gates."""
-        if isinstance(self.law, Stochastic) and self.attached and not self.stopped:
-            self.law.use_deterministic_scales()
+        if gates := self._gates:
+            gates.use_deterministic_scales()
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Return to the sampled scales."""
-        if isinstance(self.law, Stochastic) and self.attached and not self.stopped:
-            self.law.use_sampled_scales()
+        if gates := self._gates:
+            gates.use_sampled_scales()
 
     # Figures
 
@@ -273,7 +277,7 @@ class SparseTraining(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Save the weights with the deterministic scales of a law with random gates."""
-        if self.attached and not self.stopped and isinstance(self.law, Stochastic):
+        if self._gates:
             # Averaging callbacks may have put the average in the first place.
             key = "current_model_state" if "current_model_state" in checkpoint else "state_dict"
             with self.deterministic_scales():
