@@ -214,11 +214,11 @@ def key_of(override: str) -> str:
 def replacing(overrides: Sequence[str]) -> list[str]:
     """Keys of a recipe that would replace what ``overrides`` give, who mean it: they are null then.
 
-    >>> replacing(["penalty.lam=1e-3"]), replacing(["optimizer=adamw", "sparse.lr=1e-2"])
+    >>> replacing(["penalty={name:l1,lam:1e-3}"]), replacing(["optimizer=adamw", "sparse.lr=1e-2"])
     (['sparse.shrink'], ['baseline.lr', 'finetune.lr'])
     """
     given = {key_of(item): item.partition("=")[2] for item in overrides}
-    found = ["sparse.shrink"] if "penalty.lam" in given else []
+    found = ["sparse.shrink"] if _give_lam(overrides) else []
     # Learning rates of recipes are those of SGD.
     if "optimizer.lr" in given or given.get("optimizer", "sgd") != "sgd":
         found += [f"{phase}.lr" for phase in ("baseline", "sparse", "finetune")]
@@ -237,11 +237,17 @@ def check_lam(overrides: Sequence[str], config: dict[str, Any]) -> None:
     lam, shrink = (
         part.get(name) if isinstance(part, dict) else None for part, name in ((penalty, "lam"), (sparse, "shrink"))
     )
-    if lam and shrink is not None and any(key_of(item) == "penalty.lam" for item in overrides):
+    if lam and shrink is not None and _give_lam(overrides):
         raise SlimError(
             f"lam follows from sparse.shrink, where that is set. Got penalty.lam={lam} and sparse.shrink={shrink}. "
             "Give one of them."
         )
+
+
+def _give_lam(overrides: Sequence[str]) -> bool:
+    """Whether ``overrides`` say how strong the penalty is."""
+    keys = [key_of(item) for item in overrides]
+    return "penalty.lam" in keys or any(re.match(r"\+*penalty=\{.*\blam\b['\"]?\s*:", item) for item in overrides)
 
 
 def of_network(overrides: Sequence[str]) -> list[str]:

@@ -15,13 +15,13 @@ evidence is not covered, and stays.
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from slim.errors import SlimError, nearest
+from slim.importing import callable_at
 
 Evidence = Iterable[tuple[Any, Any]]
 Rank = Callable[..., Evidence]
@@ -70,15 +70,8 @@ def find(which: str | Rank) -> Criterion:
         return known[0] if known else Criterion(getattr(which, "__name__", "custom"), which)
     if which in CRITERIA:
         return CRITERIA[which]
-    module, _, function = which.rpartition(".")
-    if module:
-        try:
-            return find(getattr(importlib.import_module(module), function))
-        except (ImportError, AttributeError) as error:
-            raise SlimError(
-                f"A criterion with a dot is imported. Got criterion={which!r} ({error})."
-                " Set criterion.name to package.module.function."
-            ) from error
+    if "." in which:
+        return find(callable_at(which, "criterion.name"))
     raise SlimError(f"No such criterion. Got criterion={which!r}. {nearest(which, CRITERIA)} Set criterion.name.")
 
 

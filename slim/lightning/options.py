@@ -13,7 +13,7 @@ from slim.channels import trace
 from slim.errors import SlimError, expect, expect_whole, nearest
 from slim.lightning.network import Network, check_network
 from slim.selection import LIMITS, check_options, target_of
-from slim.sparsity import LAWS, Penalty, Stochastic, is_law
+from slim.sparsity import LAWS, Penalty, Stochastic, find, is_law
 from slim.sparsity.penalty import missing_methods
 
 BUDGETS = ("ratio", "macs", "params", "memory", "latency")
@@ -173,7 +173,7 @@ def check_shrinks_by_lam(shrink: float, penalty: Any, law: Penalty, options: Map
     Raises:
         SlimError: It has none.
     """
-    by_lam = isinstance(penalty, str) and "lam" in inspect.signature(LAWS[penalty]).parameters
+    by_lam = isinstance(penalty, str) and "lam" in inspect.signature(find(penalty)).parameters
     if not by_lam or isinstance(law, Stochastic) or options.get("lam") == 0:
         raise SlimError(
             f"shrink must scale a lam above 0. Got shrink={shrink}, penalty={penalty!r}, "

@@ -34,7 +34,8 @@ class SparseTraining(pl.Callback):
     Trainer has a :class:`ChannelPruning` of the same network, the law ends with its last cut.
 
     Args:
-        penalty: Name of a law (``l1``, ``prox``, ``target``, ``polarization``, ``group``, ``l0``), or a law itself.
+        penalty: Name of a law (``l1``, ``prox``, ``target``, ``polarization``, ``group``, ``l0``), the import path of a
+            class of laws, or a law itself.
         network: See :func:`find_network`.
         example: Inputs of the network; by default those that the training step gives it in the first batch.
         shrink: Instead of ``lam``: the most that a scale can lose in the phase, under the learning rates of the
@@ -339,7 +340,7 @@ class SparseTraining(pl.Callback):
         self.forecast = self.law.forecast(rates, momentum)
         if self._shrink is not None:
             assert isinstance(self._penalty, str)
-            lam = self._options.get("lam", inspect.signature(sparsity.LAWS[self._penalty]).parameters["lam"].default)
+            lam = self._options.get("lam", inspect.signature(sparsity.find(self._penalty)).parameters["lam"].default)
             if not self.forecast.shrink_budget > 0:
                 raise SlimError(
                     f"shrink needs learning rates with which the law acts. Got shrink={self._shrink} and a law that "

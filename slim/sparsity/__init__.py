@@ -10,12 +10,13 @@ from collections.abc import Callable
 from typing import Any
 
 from slim.errors import SlimError, nearest
+from slim.importing import callable_at
 from slim.sparsity.forecast import Forecast, under_adaptive
 from slim.sparsity.gammas import gamma_parameters
 from slim.sparsity.group import group
 from slim.sparsity.l0 import L0
 from slim.sparsity.l1 import l1
-from slim.sparsity.penalty import Penalty, Stochastic, is_law
+from slim.sparsity.penalty import Penalty, Stochastic, is_law, missing_methods
 from slim.sparsity.polarization import polarization
 from slim.sparsity.prox import prox
 from slim.sparsity.step import Handle, install
@@ -37,6 +38,7 @@ __all__ = [
     "Penalty",
     "Stochastic",
     "build",
+    "find",
     "gamma_parameters",
     "install",
     "is_law",
@@ -44,29 +46,48 @@ __all__ = [
 ]
 
 
-def build(name: str, **options: Any) -> Penalty:
-    """A penalty by name.
+def find(name: str) -> Callable[..., Penalty]:
+    """What makes the law called ``name``: one of :data:`LAWS`, or a class at the import path ``package.module.Law``.
 
     Raises:
-        SlimError: the law or one of its options is unknown, or a value is out of range.
+        SlimError: Nothing has this name; the nearest names are in the message.
+    """
+    if name in LAWS:
+        return LAWS[name]
+    if "." in name:
+        return callable_at(name, "penalty.name")
+    raise SlimError(f"penalty must be a known law. Got penalty={name}. {nearest(name, LAWS)} Set penalty.")
+
+
+def build(name: str, **options: Any) -> Penalty:
+    """A penalty by name, or by the import path of its class.
+
+    Raises:
+        SlimError: the law or one of its options is unknown, a value is out of range, or a class lacks a method of
+            :class:`Penalty`.
 
     >>> build("l1", lam=1e-4).exact_zeros
     False
     """
-    if name not in LAWS:
-        raise SlimError(f"penalty must be a known law. Got penalty={name}. {nearest(name, LAWS)} Set penalty.")
-    law = LAWS[name]
-    known = list(inspect.signature(law).parameters)
+    law = find(name)
+    parameters = inspect.signature(law).parameters
+    known = list(parameters)
     for option in options:
-        if option not in known:
+        if option not in known and all(each.kind is not each.VAR_KEYWORD for each in parameters.values()):
             raise SlimError(
                 f"penalty {name} has no option {option}. Got {option}={options[option]}. "
                 f"{nearest(option, known)} Set penalty.<option>."
             )
     try:
-        return law(**options)
+        made = law(**options)
     except (TypeError, ValueError, AttributeError, OverflowError) as error:
         given = ", ".join(f"{option}={str(value)[:40]}" for option, value in options.items())
         raise SlimError(
             f"Options of penalty {name} must have the right types. Got {given or 'none'} ({error}). Change penalty.*."
         ) from error
+    if missing := missing_methods(made):
+        raise SlimError(
+            "A law must have all methods of slim.sparsity.Penalty. "
+            f"Got {name} without {', '.join(missing)}. Define them."
+        )
+    return made

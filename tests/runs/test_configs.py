@@ -42,6 +42,7 @@ NEEDED = {
     "data=image_folder": ["data.dir=/images"],
     "model=custom": ["model._target_=torch.nn.Identity"],
     "module=own": ["module._target_=pytorch_lightning.LightningModule"],
+    "penalty=own": ["penalty.name=tests.sparsity.own.Ridge"],
     "data=own": ["data._target_=pytorch_lightning.LightningDataModule"],
     "data=segmentation_folder": ["data.dir=/scenes", "data.num_classes=3"],
 }
