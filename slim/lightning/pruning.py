@@ -396,5 +396,5 @@ def _warn_of_missed_steps(callback: SparseTraining) -> None:
         planned, made = missed
         rank_zero_warn(
             f"The law planned with {planned} optimizer steps and the cut comes after {made}: what goes is not at zero "
-            f"yet. Under manual optimization set SparseTraining(steps={made})."
+            f"yet. Under manual optimization set steps={made} (SparseTraining, sparse.steps)."
         )

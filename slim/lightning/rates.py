@@ -40,7 +40,7 @@ def steps_of(trainer: pl.Trainer, epochs: int | None = None, since: tuple[int, i
         raise SlimError(
             f"A law needs to know how many steps there will be. Got max_epochs={trainer.max_epochs}, "
             f"max_steps={trainer.max_steps} and {batches} batches. Set max_steps, max_epochs with a sized loader, or "
-            "SparseTraining(steps=...)."
+            "steps."
         )
     return max(1, int(total))  # none are left where a cut is overdue, which ends the law at once
 

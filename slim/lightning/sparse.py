@@ -166,9 +166,10 @@ class SparseTraining(pl.Callback):
             return
         planned, made = steps_of(trainer, self._since[0] + 1, self._since), self.law.state_dict().get("step", 0)
         if made and made != planned:
+            advised = round(self._told * made / planned)
             rank_zero_warn(
                 f"The law planned with {planned} optimizer steps in its first epoch, {self._told} in all. Got {made} "
-                f"under manual optimization. Set SparseTraining(steps={round(self._told * made / planned)})."
+                f"under manual optimization. Set steps={advised} (SparseTraining, sparse.steps)."
             )
 
     def _stop_when_due(self, done: int) -> None:

@@ -90,7 +90,7 @@ def _sparse_callbacks(
     options = {**parts.penalty, **budget}
     # A law that knows its target has no lam to scale, and that of random gates shrinks no scale.
     shrink = training.shrink if options.get("lam") and options["name"] != "l0" else None
-    sparse = SparseTraining(options.pop("name"), shrink=shrink, **place, **options)
+    sparse = SparseTraining(options.pop("name"), shrink=shrink, steps=training.steps, **place, **options)
     if not training.slim_every:
         return sparse, None
     floor = config.prune.min_channels

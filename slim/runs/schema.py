@@ -158,11 +158,14 @@ class Sparse(Training):
         shrink: When set, lam follows from the length of the run: the penalty can take at most this much off a gamma,
             sum(lr * lam / (1 - momentum)). The paper's CIFAR-10 runs come to 6 with lam = 1e-4 and 0.6 with 1e-5.
         slim_every: Rebuild in place every so many epochs, without the channels that are exactly zero; 0: never.
+        steps: Optimizer steps of the phase that the penalty plans with, for a module that steps by itself (manual
+            optimization) and otherwise than once for each batch.
         distill: The teacher, if there is one.
     """
 
     shrink: Positive | None = None
     slim_every: AtLeastZero = 0
+    steps: AtLeastOne | None = None
     distill: Teacher = Teacher()
 
 

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from slim.deploy import Rounding
 
 FORMAT = 1
-LATER_KEYS = {"prune.granularity": "channel"}
-"""What runs did before there was such a key, which their state.json lacks."""
+LATER_KEYS = {"prune.granularity": "channel", "sparse.steps": None}
+"""What runs did before there were such keys, which their state.json lacks."""
 
 
 class Lock:

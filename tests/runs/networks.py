@@ -42,6 +42,21 @@ class Impatient(Classification):
         return [EarlyStopping("val/accuracy", mode="max", min_delta=2.0, patience=1)]
 
 
+class BySelf(Classification):
+    """Steps by itself, after every second batch."""
+
+    automatic_optimization = False
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        loss = super().training_step(batch, batch_idx)
+        self.manual_backward(loss)
+        if batch_idx % 2:
+            optimizer: Any = self.optimizers()
+            optimizer.step()
+            optimizer.zero_grad()
+        return loss
+
+
 def watched(num_classes: int, in_channels: int) -> nn.Module:
     """Two convolutions, and gammas on both."""
     return Watched(

@@ -60,6 +60,19 @@ def test_a_signal_during_the_last_save(tmp_path: Path, monkeypatch: pytest.Monke
     assert len(json.loads((place / "report.json").read_text())["history"]["baseline"]["train_loss"]) == 2
 
 
+def test_a_module_that_steps_by_itself_says_how_often(tmp_path: Path) -> None:
+    """Its law has all channels at zero in time; and a run of before there was such a key goes on."""
+    line = [FOUR_STEPS, "penalty=target", "sparse.epochs=4", "module._target_=tests.runs.networks.BySelf"]
+    with pytest.warns(UserWarning, match=r"Set steps=8 \(SparseTraining, sparse\.steps\)"):
+        run(tmp_path / "late", *line, "phases=[sparse]")
+    report = run(tmp_path / "run", *line, "phases=[sparse,prune]", "sparse.steps=8")
+    assert report["phases"]["sparse"]["steps"] == 8 and report["cut"] == 0.0
+    state = json.loads((tmp_path / "run" / "state.json").read_text())
+    after = json.loads(json.dumps(state["config"])) | {"sparse": {**state["config"]["sparse"], "steps": None}}
+    del state["config"]["sparse"]["steps"]
+    assert not differences(state["config"], after)
+
+
 def test_a_phase_that_stopped_early_stays_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where the run was stopped right then; and the report says that the law was not done."""
     line = ("phases=[sparse]", "penalty=target", "sparse.epochs=9", "module._target_=tests.runs.networks.Impatient")
