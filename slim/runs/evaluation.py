@@ -40,12 +40,8 @@ def evaluate(parts: Components, module: pl.LightningModule, split: str) -> float
 def metrics(parts: Components, module: pl.LightningModule, split: str, limit: int | None = None) -> dict[str, float]:
     """Everything that ``module`` logs in one pass over ``split``, at most ``limit`` batches."""
     with quiet():
-        if split == "test" and is_overridden("test_step", module):
-            trainer = evaluation_trainer(parts, limit_test_batches=limit)
-            trainer.test(module, datamodule=parts.data, verbose=False)
-        elif split == "test":
-            trainer = evaluation_trainer(parts, limit_val_batches=limit)
-            trainer.validate(module, dataloaders=parts.data.test_dataloader(), verbose=False)
+        if split == "test":
+            trainer = _test(parts, module, limit)
         elif has_validation(parts.data):
             trainer = evaluation_trainer(parts, limit_val_batches=limit)
             trainer.validate(module, datamodule=parts.data, verbose=False)
@@ -56,6 +52,18 @@ def metrics(parts: Components, module: pl.LightningModule, split: str, limit: in
             trainer.validate(module, dataloaders=batches, verbose=False)
     parts.data.trainer = None  # which holds the module
     return {tag: float(value) for tag, value in trainer.callback_metrics.items()}
+
+
+def _test(parts: Components, module: pl.LightningModule, limit: int | None) -> pl.Trainer:
+    """A pass over the test data, by the validation step where a test step is missing or logs other things."""
+    if is_overridden("test_step", module):
+        trainer = evaluation_trainer(parts, limit_test_batches=limit)
+        trainer.test(module, datamodule=parts.data, verbose=False)
+        if any(tag in trainer.callback_metrics for tag in tags_of(parts.config.metric.name, "test")):
+            return trainer
+    trainer = evaluation_trainer(parts, limit_val_batches=limit)
+    trainer.validate(module, dataloaders=parts.data.test_dataloader(), verbose=False)
+    return trainer
 
 
 def lookup(metric: Metric, found: Mapping[str, float], split: str) -> float:

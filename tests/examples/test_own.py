@@ -48,6 +48,23 @@ def test_a_whole_run(line: tuple[str, ...], tmp_path: Path, capfd: pytest.Captur
     assert found["data"] == report["data"] == "Scenes", "Lightning's own name of a data module is None"
 
 
+class AnotherTest(Regression):
+    """Logs in its test step what networks are not compared by."""
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("test/images", float(len(batch[0])))
+
+
+def test_a_test_step_that_lacks_the_metric_gives_way_to_the_validation_step(tmp_path: Path) -> None:
+    """Found out at the end it would cost a whole training."""
+    line = [item for item in REGRESSION if not item.startswith("module._target_")]
+    found = [
+        run(tmp_path / name, *line, f"module._target_={place}.{name}", "phases=[sparse]", "sparse.epochs=1")
+        for place, name in (("examples.own.regression", "Regression"), ("tests.examples.test_own", "AnotherTest"))
+    ]
+    assert found[0]["rows"]["sparse"]["metric"] == found[1]["rows"]["sparse"]["metric"] > 0
+
+
 class Aside(Regression):
     """A head of its own reads what the first block of the network makes."""
 
