@@ -96,10 +96,11 @@ class CostModel:
             if not any(branch.holds(name) for branch in gone)
         )
 
-    def peak_activation(self, keep: npt.NDArray[np.int64]) -> int:
-        """Elements of the largest input + output of one layer."""
+    def peak_activation(self, keep: npt.NDArray[np.int64], gone: Sequence[Branch] = ()) -> int:
+        """Elements of the largest input + output of one layer, without those of the branches that are ``gone``."""
 
         def size(elements: int, groups: IntArray | None) -> int:
             return elements if groups is None else elements * int(keep[groups].sum())
 
-        return max((sum(size(*part) for part in layer.activations) for layer in self._layers), default=0)
+        left = [layer for layer in self._layers if not any(branch.holds(layer.module) for branch in gone)]
+        return max((sum(size(*part) for part in layer.activations) for layer in left), default=0)

@@ -86,16 +86,22 @@ class ChannelGraph:
             keep[:-1] -= np.asarray(removed, dtype=bool)
         return keep
 
+    def _keep_around_branches(self, removed: BoolArray | None) -> npt.NDArray[np.int64]:
+        """:meth:`_keep` for layers outside of branches that are gone: what those passed on is as wide as it was."""
+        keep = self._keep(removed)
+        for _, inner in self._gone(removed):
+            keep[inner] = 1
+        return keep
+
     @cached_property
     def _cost(self) -> CostModel:
         return CostModel(self.model, self.layers, self.axes, self.grouped, self.regroup)
 
     def layer_macs(self, removed: BoolArray | None = None) -> list[int]:
         """Multiply-accumulates of every layer in trace order, for the network without the ``removed`` groups."""
-        macs = self._cost.layer_macs(self._keep(removed))
-        for branch, _ in self._gone(removed):
-            macs = [0 if branch.holds(layer.module) else n for layer, n in zip(self.layers, macs, strict=True)]
-        return macs
+        gone = [branch for branch, _ in self._gone(removed)]
+        macs = self._cost.layer_macs(self._keep_around_branches(removed))
+        return [0 if _held(gone, layer.module) else n for layer, n in zip(self.layers, macs, strict=True)]
 
     def macs(self, removed: BoolArray | None = None) -> int:
         """Multiply-accumulates of one forward on the example inputs (FLOPs = 2 x MACs)."""
@@ -113,7 +119,8 @@ class ChannelGraph:
 
     def peak_activation(self, removed: BoolArray | None = None) -> int:
         """Elements of the largest input + output of one layer."""
-        return self._cost.peak_activation(self._keep(removed))
+        gone = [branch for branch, _ in self._gone(removed)]
+        return self._cost.peak_activation(self._keep_around_branches(removed), gone)
 
     # --- branches ------------------------------------------------------------------------------------------------
 

@@ -103,6 +103,33 @@ def test_rebuild_computes_what_mask_computes(net: Net, granularity: str, ratio: 
     assert_unchanged(net, before)
 
 
+class Mixer(nn.Module):
+    """Tokens are mixed, then channels: what mixes tokens has them along the axis that layers make."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches, self.head = nn.Conv2d(3, 8, 4, 4), nn.Linear(8, 4)
+        self.norm1, self.norm2 = nn.LayerNorm(8), nn.LayerNorm(8)
+        self.tokens = nn.Sequential(nn.Linear(4, 6), nn.GELU(), nn.Linear(6, 4))
+        self.channels = nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.patches(x).flatten(2).mT
+        y = y + self.tokens(self.norm1(y).mT).mT
+        return self.head((y + self.channels(self.norm2(y))).mean(1))
+
+
+def test_layers_behind_a_branch_that_mixed_tokens_are_counted() -> None:
+    model = Mixer().double()
+    graph = slim.trace(model, X)
+    (branch, inner), _ = graph.branches
+    assert branch.name == "tokens"
+    removed = np.zeros(len(graph), dtype=bool)
+    removed[inner] = True
+    assert graph.macs(removed) == count_macs(slim.rebuild(model, graph.plan(removed)), X)
+    assert graph.peak_activation(removed) == graph.peak_activation()  # the patches'
+
+
 @pytest.mark.parametrize("build", [slim.models.resnet, slim.models.preresnet])
 def test_activations_in_place_leave_the_stream_alone(build: Callable[..., nn.Module]) -> None:
     """A branch that is gone may begin with one, as that of a pre-activation block does."""
