@@ -133,9 +133,9 @@ def pruning(parts: Components, number: int, *, recover: bool = True) -> ChannelP
     """The callback of the configuration, with the budget of the pass ``number``."""
     recovery = parts.config.recovery
     options = {
-        "absorb": bool(recovery.get("absorb")),
-        "least_squares": int(recovery.get("least_squares_batches", 0)),
-        "batches": int(recovery.get("recalibrate_batches", 0)),
+        "absorb": recovery.absorb,
+        "least_squares": recovery.least_squares_batches,
+        "batches": recovery.recalibrate_batches,
     }
     return ChannelPruning(recover=options if recover else False, **pruning_options(parts, number))
 
@@ -198,7 +198,7 @@ def _ranking_pairs(parts: Components, module: Any, batches: Iterable[Any] | None
 def calibration_batches(parts: Components) -> Iterable[Any]:
     """Batches as trained on, augmented, the same every time: for weights and BatchNorm's statistics."""
     recovery = parts.config.recovery
-    count = max(int(recovery.get(key, 0)) for key in ("least_squares_batches", "recalibrate_batches"))
+    count = max(recovery.least_squares_batches, recovery.recalibrate_batches)
     if hasattr(parts.data, "calibration_batches"):
         found: Iterable[Any] = parts.data.calibration_batches(count)
         return found

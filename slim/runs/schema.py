@@ -213,6 +213,20 @@ class Prune(Section):
         return {"residual": self.residual, "grouped": self.grouped}
 
 
+class Recovery(Section):
+    """What makes a cut network right without training. See :mod:`slim.recovery.recover`.
+
+    Attributes:
+        absorb: Constants of the removed channels move into the layers that read them.
+        least_squares_batches: Training batches to fit the weights of those layers on; 0: the weights stay.
+        recalibrate_batches: Training batches for fresh BatchNorm statistics; 0: keep the old ones.
+    """
+
+    absorb: bool = True
+    least_squares_batches: AtLeastZero = 0
+    recalibrate_batches: AtLeastZero = 100
+
+
 class Export(Section):
     """The export phase: what the network is written as, and how near the files must be. See :mod:`slim.deploy`.
 
@@ -319,7 +333,7 @@ class Config(Section):
     metric: Metric = Metric()
     criterion: dict[str, Any]
     penalty: dict[str, Any]
-    recovery: dict[str, Any]
+    recovery: Recovery
     optimizer: dict[str, Any]
     scheduler: dict[str, Any]
     trainer: Hardware
