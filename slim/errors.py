@@ -6,9 +6,10 @@ Every message is a single line: *rule. Got name=value (where). What to change, w
 from __future__ import annotations
 
 import difflib
+import inspect
 import numbers
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 
@@ -85,6 +86,26 @@ def expect(name: str, value: Any, kind: type, hint: str) -> None:
     if not isinstance(value, kind):
         article = "an" if kind.__name__[0] in "AEIOUaeiou" else "a"
         raise SlimError(f"{name} must be {article} {kind.__name__}. Got {shown(name, value)}. {hint}")
+
+
+def expect_booleans(function: Callable[..., Any], options: Mapping[str, Any], key: str) -> None:
+    """Refuse text for what ``function`` annotates as ``bool``: "no" would be true.
+
+    Args:
+        function: Whose signature can be read.
+        options: Of it, by name.
+        key: Of the configuration, that holds them.
+
+    Raises:
+        SlimError: It names the first such option.
+
+    >>> expect_booleans(nearest, {"count": "no"}, "penalty")
+    """
+    for name, parameter in inspect.signature(function).parameters.items():
+        if parameter.annotation in (bool, "bool") and isinstance(options.get(name), str):
+            raise SlimError(
+                f"{key}.{name} must be true or false. Got {name}={options[name][:80]!r}. Set {key}.{name} to one of them."
+            )
 
 
 def expect_whole(name: str, value: Any, least: int, hint: str) -> None:

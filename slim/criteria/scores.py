@@ -13,7 +13,7 @@ from slim.channels import ChannelGraph
 from slim.criteria.normalize import normalize_scores
 from slim.criteria.registry import Rank, find
 from slim.criteria.unscaled import rank_unscaled
-from slim.errors import SlimError, expect, nearest
+from slim.errors import SlimError, expect, expect_booleans, nearest
 
 REDUCTIONS = ("mean", "max", "sum", "l2")
 
@@ -192,6 +192,7 @@ def _check_options(name: str, rank: Rank, options: dict[str, Any]) -> None:
                 f"Criterion {name} has no such option. Got {key}={str(options[key])[:40]!r}. {hint}"
                 f" Change criterion.{key}."
             )
+    expect_booleans(rank, options, "criterion")
 
 
 def _check_numbers(

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from slim.errors import SlimError, nearest
+from slim.errors import SlimError, expect_booleans, nearest
 from slim.importing import callable_at
 from slim.models.densenets import densenet
 from slim.models.detectors import HALVED
@@ -142,6 +142,8 @@ def _arguments(
     builder = FAMILIES.get(target) or _import_target(target)
     parameters = _parameters(builder)
     _check_options(parameters, target, options)
+    if parameters is not None:
+        expect_booleans(builder, options, "model")
     values = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
     return builder, {**_data_arguments(builder, parameters, values), **options}
 

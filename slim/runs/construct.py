@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from slim.errors import SlimError, nearest
+from slim.errors import SlimError, expect_booleans, nearest
 from slim.importing import callable_at
 
 
@@ -27,7 +27,7 @@ def target(path: Any, key: str) -> Callable[..., Any]:
 
 
 def check(function: Callable[..., Any], options: Mapping[str, Any], key: str) -> None:
-    """Refuse options that ``function`` does not take, with the nearest names.
+    """Refuse options that ``function`` does not take, with the nearest names, and text where it wants a boolean.
 
     >>> check(dict.fromkeys, {}, "data")
     """
@@ -35,6 +35,7 @@ def check(function: Callable[..., Any], options: Mapping[str, Any], key: str) ->
         parameters = inspect.signature(function).parameters
     except (TypeError, ValueError):
         return
+    expect_booleans(function, options, key)
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         return
     for option in options:

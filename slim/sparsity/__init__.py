@@ -9,7 +9,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from slim.errors import SlimError, nearest
+from slim.errors import SlimError, expect_booleans, nearest
 from slim.importing import callable_at
 from slim.sparsity.forecast import Forecast, under_adaptive
 from slim.sparsity.gammas import gamma_parameters
@@ -78,6 +78,7 @@ def build(name: str, **options: Any) -> Penalty:
                 f"penalty {name} has no option {option}. Got {option}={options[option]}. "
                 f"{nearest(option, known)} Set penalty.<option>."
             )
+    expect_booleans(law, options, "penalty")
     try:
         made = law(**options)
     except (TypeError, ValueError, AttributeError, OverflowError) as error:

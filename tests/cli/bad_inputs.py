@@ -44,6 +44,13 @@ TRAIN: list[tuple[str, str]] = [
     ("prune=0.5", "prune"),
     ("phases=sparse", "phases"),
     ("trainer.compile=perhaps", "compile"),
+    ("penalty.prunable_only=no", "penalty.prunable_only must be true or false"),
+    ("criterion=taylor criterion.beta=no", "criterion.beta must be true or false"),
+    ("optimizer.nesterov=no", "optimizer.nesterov must be true or false"),
+    (
+        "data=segmentation_digits module=segmentation model=fcn model.aux_loss=no data.scenes=16",
+        "model.aux_loss must be true or false",
+    ),
     ("recovery.absorb=perhaps", "recovery.absorb must be true or false"),
     ("recovery.recalibrate_batches=many", "recovery.recalibrate_batches must be a whole number"),
     ("recovery.recalibrate_batches=2.5", "recovery.recalibrate_batches must be a whole number"),
