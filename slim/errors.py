@@ -103,9 +103,8 @@ def expect_booleans(function: Callable[..., Any], options: Mapping[str, Any], ke
     """
     for name, parameter in inspect.signature(function).parameters.items():
         if parameter.annotation in (bool, "bool") and isinstance(options.get(name), str):
-            raise SlimError(
-                f"{key}.{name} must be true or false. Got {name}={options[name][:80]!r}. Set {key}.{name} to one of them."
-            )
+            got = shown(name, options[name])
+            raise SlimError(f"{key}.{name} must be true or false. Got {got}. Set {key}.{name} to one of them.")
 
 
 def expect_whole(name: str, value: Any, least: int, hint: str) -> None:

@@ -14,6 +14,7 @@ from slim.channels.calls import after_call
 from slim.criteria.batches import batches_of, run
 from slim.criteria.patches import blocks_of, draw, patches, regresses
 from slim.criteria.tensors import in_groups, weights
+from slim.errors import expect_whole
 
 if TYPE_CHECKING:
     from slim.channels import ChannelGraph
@@ -34,6 +35,8 @@ def contributions(
 
     Layers of one input channel per output (depthwise) only pass a channel on, and are left out.
     """
+    expect_whole("positions", positions, 1, "Set criterion.positions.")
+    expect_whole("seed", seed, 0, "Set criterion.seed.")
     found: dict[str, Floats] = {}
     groups_of = readers_of(graph)
     generator = torch.Generator().manual_seed(seed)

@@ -46,7 +46,7 @@ def score(graph: ChannelGraph, criterion: Any, loader: Any = None) -> Scores:
     wants_data = "loader" in inspect.signature(criteria.find(name).rank).parameters
     if wants_data and "loader" not in options and loader is not None:
         count = options.get("batches", 8)
-        options["loader"] = loader(count if isinstance(count, int) else 1)
+        options["loader"] = loader(count if isinstance(count, int) and count > 0 else 1)  # see batches_of
     return criteria.score(graph, name, **options)
 
 

@@ -190,7 +190,7 @@ def score(parts: Components, graph: ChannelGraph, batches: Iterable[Any] | None 
 
 def _ranking_pairs(parts: Components, module: Any, batches: Iterable[Any] | None, count: Any) -> list[Any]:
     """What the module's step would give its network, and the targets: for criteria that look at data."""
-    count = count if isinstance(count, int) else 1  # which the criterion then refuses
+    count = count if isinstance(count, int) and count > 0 else 1  # what is none the criterion then refuses
     given = ranking_batches(parts, count) if batches is None else batches
     return Calibration(module, parts.network(module), given, None).batches(count)
 
