@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import math
 import warnings
@@ -162,18 +163,58 @@ def check_optimization(made: Optimizer, found: Any, steps: int) -> None:
         for step in range(1, 1 if follows else steps):
             try:
                 found.step()
-            except (TypeError, OverflowError) as error:
+            except (TypeError, ArithmeticError) as error:
                 raise SlimError(
                     f"scheduler must run. Got {type(found).__name__}: {error}. Change scheduler.*."
                 ) from error
             except ValueError:
                 return  # it was told a number of steps of its own
             rate = float(made.param_groups[0]["lr"])
-            if not rate >= least:
+            if not least <= rate < math.inf:
                 raise SlimError(
-                    f"A learning rate must stay at 0 or above. Got lr={rate:g} after {step / steps:.0%} of a phase, by "
-                    f"{type(found).__name__}. Change scheduler.*."
+                    f"A learning rate must stay finite, at 0 or above. Got lr={rate:g} after {step / steps:.0%} of a "
+                    f"phase, by {type(found).__name__}. Change scheduler.*."
                 )
+
+
+def check_warmup(config: Config, lr: float) -> None:
+    """Refuse a warm-up that does not multiply the rates of the scheduler: some set each rate anew, whatever it was.
+
+    Raises:
+        SlimError: It is such a scheduler.
+    """
+    warmup = config.scheduler.get("warmup", 0.0)
+    rise = round(warmup * 100)
+    if not rise:
+        return
+    plain = config.model_copy(update={"scheduler": {**config.scheduler, "warmup": 0.0}})
+    with contextlib.suppress(ValueError), warnings.catch_warnings():  # it was told a number of steps of its own
+        warnings.simplefilter("ignore")
+        rates, alone = (_rates(each, lr, 100, 1) for each in (config, plain))
+        wanted = [rate * min(1.0, (step + 1) / (rise + 1)) for step, rate in enumerate(alone)]
+        if max(abs(rate - want) for rate, want in zip(rates, wanted, strict=True)) > 0.02 * max(alone):
+            raise SlimError(
+                f"A warm-up multiplies rates, and {config.scheduler['_target_']} sets each anew. "
+                f"Got scheduler.warmup={warmup}. Set scheduler.warmup=0."
+            )
+
+
+def check_length(config: Config, kind: str, steps: int) -> None:
+    """Refuse a scheduler that ends before the phase ``kind`` of so many optimizer steps.
+
+    Raises:
+        SlimError: It would end the run in the middle of the phase.
+    """
+    if getattr(config.training(kind), "lr_rewind", None) is not None:
+        return  # it has the rates of another phase
+    made = optimizer(config, [nn.Parameter(torch.zeros(1))], base_rate(config, kind))
+    found = scheduler(config, made, steps)
+    needed = steps if found["interval"] == "step" else config.training(kind).epochs
+    if (ends := getattr(found["scheduler"], "total_steps", needed)) < needed:
+        raise SlimError(
+            f"A scheduler must last as long as its phase. Got scheduler.total_steps={ends} for {needed} steps of "
+            f"{kind}. Set scheduler.total_steps=100%."
+        )
 
 
 def learning_rates(config: Config, kind: str, steps_per_epoch: int) -> list[float]:
@@ -181,9 +222,11 @@ def learning_rates(config: Config, kind: str, steps_per_epoch: int) -> list[floa
 
     A scheduler that follows a metric is taken at its first rate.
     """
-    training = config.training(kind)
-    total = steps_per_epoch * training.epochs
-    lr = base_rate(config, kind)
+    total = steps_per_epoch * config.training(kind).epochs
+    return _rates(config, base_rate(config, kind), total, steps_per_epoch)
+
+
+def _rates(config: Config, lr: float, total: int, steps_per_epoch: int) -> list[float]:
     made = optimizer(config, [nn.Parameter(torch.zeros(1))], lr)
     made_scheduler = scheduler(config, made, total)
     every = 1 if made_scheduler["interval"] == "step" else steps_per_epoch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -116,9 +117,12 @@ def _check_options(config: Config) -> None:
                     f"Got {option}={config.criterion[option]}. {slim.errors.nearest(option, known)}"
                 )
     # On a parameter of one number: the point is that the options fit, before data and model take their time.
-    lr = config.optimizer.get("lr")
-    made = builders.optimizer(config, [nn.Parameter(torch.zeros(1))], 0.1 if lr is None else lr)
+    lr = config.optimizer.get("lr", 0.1)
+    if lr is None:
+        raise SlimError("optimizer.lr must be a number. Got optimizer.lr=null. Set optimizer.lr=0.1.")
+    made = builders.optimizer(config, [nn.Parameter(torch.zeros(1))], lr)
     builders.check_optimization(made, builders.scheduler(config, made, 100)["scheduler"], 100)
+    builders.check_warmup(config, lr)
     for kind in config.phases:
         if kind in ("baseline", "sparse", "finetune"):
             builders.check_training(config, kind)
@@ -185,6 +189,20 @@ def _check_batches(config: Config, data: Any) -> None:
         raise SlimError(
             f"The batch size must not exceed the training images. Got batch_size={size}. Lower data.batch_size."
         )
+    _check_lengths(config, count)
+
+
+def _check_lengths(config: Config, batches: int) -> None:
+    """Check that no phase of so many batches an epoch outlasts its learning rates."""
+    trainer, limit = config.trainer, config.trainer.limit_train_batches
+    batches = max(1, batches // trainer.processes)  # each has its share, where the loader does not count so already
+    if limit is not None:
+        batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+    for kind in ("baseline", "sparse", "finetune"):
+        if kind in config.phases:
+            steps = math.ceil(batches / trainer.accumulate) * config.training(kind).epochs
+            most = trainer.options.get("max_steps", -1)
+            builders.check_length(config, kind, min(steps, most) if most > 0 else steps)
 
 
 def _check_shares(data: ImageData | TaskData, processes: int) -> None:

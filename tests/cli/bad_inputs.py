@@ -116,6 +116,8 @@ TRAIN: list[tuple[str, str]] = [
     ("data.mirror=maybe", "mirror must be true, false or null"),
     ("data=segmentation_digits module=segmentation model=lraspp data.augment=maybe", "augment must be true or false"),
     ("optimizer.lr=-1", "learning rate"),
+    ("optimizer.lr=null", "optimizer.lr must be a number"),
+    ("optimizer.lr=inf", "A learning rate must stay finite"),
     ("finetune.label_smoothing=1.5", "label_smoothing"),
     (
         "data=detection_digits model=ssdlite module=detection finetune.label_smoothing=0.1",
@@ -146,6 +148,10 @@ TRAIN: list[tuple[str, str]] = [
     ("scheduler.milestones=[1.5]", "milestones"),
     ("scheduler.factor=0", "factor"),
     ("scheduler.warmup=1", "warmup"),
+    ("scheduler=cosine scheduler.T_max=0", "scheduler must run"),
+    ("scheduler=one_cycle scheduler.warmup=0.1", "OneCycleLR sets each anew. Got scheduler.warmup=0.1"),
+    ("scheduler=one_cycle scheduler.total_steps=50%", "must last as long as its phase"),
+    ("scheduler=one_cycle scheduler.total_steps=7 data.limit_train=64 finetune.epochs=5", "total_steps=7 for"),
     (PLATEAU, "Got scheduler.monitor=None"),
     (f"{PLATEAU} +scheduler.monitor=val/loss", "scheduler.interval=step. Set +scheduler.monitor=val/loss"),
     (
