@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from slim.errors import SlimError, nearest
-from slim.runs.schema import BUDGETS, NO_FP16, PHASES, Config
+from slim.runs.schema import BUDGETS, NO_FP16, PHASES, Config, Schedule
 
 
 def read(config: Mapping[str, Any]) -> Config:
@@ -171,13 +171,43 @@ def _check_schedule(config: Config) -> None:
             "schedule=soft shrinks scales, and penalty=l0 samples them anew at every step. Got both. "
             "Set penalty=l1, or schedule=one_shot."
         )
-    if config.sparse.slim_every and "sparse" in phases and config.penalty.get("name") == "l0":
-        raise SlimError(
-            f"penalty=l0 cannot follow a rebuild during training. Got sparse.slim_every={config.sparse.slim_every}. "
-            "Set sparse.slim_every=0, or penalty=target or prox."
-        )
+    _check_effect(schedule)
+    if "sparse" in phases:
+        _check_during_training(config)
     if schedule.name == "rewind":
         _check_rewind(config)
+
+
+def _check_effect(schedule: Schedule) -> None:
+    """Refuse options that another schedule has, or that say how several cuts grow where there is one."""
+    growing = {"growth", "start"} if schedule.count > 1 else set()
+    taken = {"soft": {"every"}, "rewind": {"rewind_epoch", *growing}}.get(schedule.name, growing)
+    for key, field in Schedule.model_fields.items():
+        value = getattr(schedule, key)
+        if key not in {"name", "count", *taken} and value != field.default:
+            raise SlimError(
+                f"schedule={schedule.name} with count={schedule.count} has no use for {key}. "
+                f"Got schedule.{key}={value}. Leave it out."
+            )
+
+
+def _check_during_training(config: Config) -> None:
+    """What happens between epochs of sparse training has something to remove, and comes before its end."""
+    sparse, law = config.sparse, config.penalty.get("name")
+    reasons = dict.fromkeys(("l1", "group"), "brings no scale to exactly zero, so that nothing would go")
+    reason = {**reasons, "l0": "cannot follow a rebuild during training"}.get(str(law))
+    if sparse.slim_every and reason is not None:
+        raise SlimError(
+            f"penalty={law} {reason}. Got sparse.slim_every={sparse.slim_every}. "
+            "Set sparse.slim_every=0, or penalty=target or prox."
+        )
+    every = config.schedule.every if config.schedule.name == "soft" else 0
+    for key, epochs in (("sparse.slim_every", sparse.slim_every), ("schedule.every", every)):
+        if epochs > sparse.epochs:
+            raise SlimError(
+                f"{key} must be at most the epochs of sparse training, {sparse.epochs}. Got {key}={epochs}. "
+                "Lower it, or raise sparse.epochs."
+            )
 
 
 def _check_rewind(config: Config) -> None:

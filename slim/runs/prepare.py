@@ -143,6 +143,12 @@ def _check_metric(config: Config) -> None:
             f"metric.name must be a metric that the module logs. Got metric.name={config.metric.name}; "
             f"{task.__name__} logs {', '.join(known)}. Set metric.name={known[-1]}."
         )
+    better = "min" if config.metric.name == "loss" else "max"
+    if known and config.metric.mode != better:
+        raise SlimError(
+            f"metric.mode must say whether more or less is better. Got metric.name={config.metric.name} with "
+            f"metric.mode={config.metric.mode}. Set metric.mode={better} metric.percent={str(better == 'max').lower()}."
+        )
     split, _, monitored = str(config.scheduler.get("monitor")).partition("/")
     if known and split == "val" and monitored not in known:
         raise SlimError(
