@@ -11,6 +11,7 @@ from slim.deploy.export import Exported, Options, check, export
 from slim.deploy.formats import FORMATS, size
 from slim.deploy.ladder import RUNGS, latencies
 from slim.deploy.parity import Parity, compare
+from slim.deploy.pt2e import call
 from slim.deploy.rounding import Rounding
 from slim.deploy.rounding import measure as measure_rounding
 
@@ -21,6 +22,7 @@ __all__ = [
     "Options",
     "Parity",
     "Rounding",
+    "call",
     "capture",
     "check",
     "compare",

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import wraps
 from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from slim import deploy
 from slim.channels import plan_of
 from slim.data.segmentation import MaskData
 from slim.errors import SlimError
-from slim.lightning.example import eager, inputs_of
+from slim.lightning.example import eager, inputs_of, named_inputs
 from slim.runs import weights
 from slim.runs.components import Components
 from slim.runs.evaluation import lookup, metrics, validation_batches
@@ -102,7 +104,7 @@ class _Comparison:
         inputs = _inputs(self.parts, self.module, validation_batches(self.parts.data), self.parts.config.export.images)
         found = deploy.compare(self.network.cpu().eval(), runner, inputs)
         found.reference = self.reference
-        with instead(self.network, runner):
+        with instead(self.network, runner, self.parts.example):
             found.metric = self._metric()
         return found
 
@@ -111,10 +113,15 @@ class _Comparison:
 
 
 @contextmanager
-def instead(network: nn.Module, runner: nn.Module) -> Iterator[None]:
-    """Whoever calls ``network`` inside gets the answers of ``runner``."""
+def instead(network: nn.Module, runner: nn.Module, example: Any) -> Iterator[None]:
+    """Whoever calls ``network`` inside gets the answers of ``runner``, which takes inputs like ``example``."""
+
+    @wraps(network.forward)
+    def answer(*args: Any, **kwargs: Any) -> Any:
+        return deploy.call(runner, _like(example, network, args, kwargs))
+
     with eager(network):
-        network.forward = runner.__call__
+        network.forward = answer
         try:
             yield
         finally:
@@ -132,11 +139,19 @@ def _inputs(parts: Components, module: pl.LightningModule, batches: Iterable[Any
         if left is not None and left <= 0:
             return
         args, kwargs = inputs_of(module, network, tree_map_only(Tensor, lambda tensor: tensor.cpu(), batch))
-        given: Any = kwargs if kwargs and not args else args if len(args) != 1 else args[0]
+        given = _like(parts.example, network, args, kwargs)
         if left is not None:
             given = _first(given, left)
             left -= _samples(given)
         yield given
+
+
+def _like(example: Any, network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The arguments of a call in the form and order of ``example``, which is what files take, however a step calls."""
+    if isinstance(example, dict):
+        return named_inputs(network, args, kwargs)
+    args = inspect.signature(network.forward).bind(*args, **kwargs).args if kwargs else args
+    return args if len(args) != 1 else args[0]
 
 
 def _first(given: Any, count: int) -> Any:
@@ -226,7 +241,7 @@ def tested(parts: Components, module: pl.LightningModule, runner: nn.Module | No
     """The metric on the test data of a module, or of a file in place of its network."""
     if runner is None:
         return lookup(parts.config.metric, metrics(parts, module, "test"), "test")
-    with instead(parts.network(module), runner):
+    with instead(parts.network(module), runner, parts.example):
         return lookup(parts.config.metric, metrics(parts, module, "test"), "test")
 
 

@@ -11,12 +11,16 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import pytorch_lightning as pl
 import torch
 from PIL import Image
+from torch import nn
+from torch.utils._pytree import tree_leaves
 
 import train
 from slim import deploy
@@ -24,6 +28,7 @@ from slim.command.main import main
 from slim.data.decode import read_image, resize_center_crop
 from slim.deploy import predict
 from slim.report.html import run_page
+from slim.runs import exporting
 from slim.runs.checkpoint import Saver
 from tests.runs.tiny import run
 
@@ -233,3 +238,43 @@ def test_a_law_that_selects_rounds_as_the_cut_does(tmp_path: Path, monkeypatch: 
     measured.pop(0)
     assert train.main([f"resume={tmp_path / 'killed'}"]) == 0
     assert json.loads((tmp_path / "killed" / "report.json").read_text())["plan_hash"] == whole["plan_hash"]
+
+
+class Sloped(pl.LightningModule):
+    """Its step calls its network, of two inputs, as it is told to."""
+
+    def __init__(self, call: Any) -> None:
+        super().__init__()
+        self.net, self.call = Slope(), call
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        return self.call(self.net, *batch)
+
+
+class Slope(nn.Module):
+    def forward(self, x: Any, t: Any) -> Any:
+        return 2 * x + t
+
+
+class File(nn.Module):
+    """As files do, it takes tensors in the order of the example."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        x, t = tree_leaves((args, kwargs))
+        return 2 * x + t
+
+
+@pytest.mark.parametrize("named", [False, True])
+@pytest.mark.parametrize(
+    "call", [lambda net, x, t: net(x, t), lambda net, x, t: net(x, t=t), lambda net, x, t: net(t=t, x=x)]
+)
+def test_a_file_gets_what_a_step_gives_its_network_however_it_calls(call: Any, named: bool) -> None:
+    batch, module, zero = (torch.ones(2, 3), torch.zeros(2, 3)), Sloped(call), torch.zeros(1, 3)
+    parts: Any = SimpleNamespace(
+        network=lambda module: module.net, example={"x": zero, "t": zero} if named else (zero, zero)
+    )
+    (given,) = exporting._inputs(parts, module, [batch], 1)
+    assert float(deploy.call(File(), given).sum()) == 6
+    with exporting.instead(module.net, File(), parts.example):
+        assert torch.equal(module.training_step(batch, 0), torch.full((2, 3), 2.0))
+    assert "forward" not in vars(module.net)
