@@ -205,7 +205,7 @@ def ladder(parts: Components, directory: Path, state: State) -> list[dict[str, A
     wanted = [name for name in ("onnx", "int8") if name in parts.config.export.formats]
     if not wanted:
         return []
-    dense, thin = _before_cut(parts, directory, state), _last(parts, directory, state)
+    dense, thin = _before_cut(parts, directory, state), _last(directory, state)
     module = parts.module() if dense is None else weights.load(parts, dense)
     network = parts.network(module).cpu().eval()
     outputs = deploy.capture(network, parts.example).call_spec.out_spec
@@ -246,17 +246,17 @@ def tested(parts: Components, module: pl.LightningModule, runner: nn.Module | No
 
 
 def _before_cut(parts: Components, directory: Path, state: State) -> Path | None:
-    """The dense network: the baseline's, or what the first cut began from."""
-    for phase in ("baseline", parts.config.first, "start"):
-        if phase is not None and phase in state.phases:
-            return directory / phase / NETWORK
-    return None
+    """The dense network: the baseline's, or what the first cut began from; without a cut there is one network."""
+    if not any(name.partition("-")[0] == "prune" for name in state.phases):
+        return _last(directory, state)
+    kept = (phase for phase in ("baseline", parts.config.first, "start") if phase in state.phases)
+    return next((directory / phase / NETWORK for phase in kept if phase is not None), None)
 
 
-def _last(parts: Components, directory: Path, state: State) -> Path | None:
+def _last(directory: Path, state: State) -> Path | None:
     """What was exported."""
-    kinds = [name for name in state.phases if name.partition("-")[0] in ("prune", "finetune")]
-    return directory / kinds[-1] / NETWORK if kinds else _before_cut(parts, directory, state)
+    kept = [name for name in state.phases if name != "export"]
+    return directory / kept[-1] / NETWORK if kept else None
 
 
 def figures(found: deploy.Exported, reference: float, seconds: float) -> Mapping[str, Any]:

@@ -278,3 +278,21 @@ def test_a_file_gets_what_a_step_gives_its_network_however_it_calls(call: Any, n
     with exporting.instead(module.net, File(), parts.example):
         assert torch.equal(module.training_step(batch, 0), torch.full((2, 3), 2.0))
     assert "forward" not in vars(module.net)
+
+
+@pytest.mark.parametrize(
+    ("phases", "first", "rungs"),
+    [
+        (["baseline", "sparse", "export"], "sparse", ("sparse", "sparse")),
+        (["start", "finetune", "export"], None, ("finetune", "finetune")),
+        (["start", "export"], None, ("start", "start")),
+        (["baseline", "sparse", "prune", "finetune", "prune-2", "export"], "sparse", ("baseline", "prune-2")),
+        (["start", "prune", "export"], None, ("start", "prune")),
+        (["sparse", "prune", "finetune", "export"], "sparse", ("sparse", "finetune")),
+    ],
+)
+def test_the_ladder_is_of_what_was_exported(phases: Any, first: Any, rungs: Any, tmp_path: Path) -> None:
+    parts: Any = SimpleNamespace(config=SimpleNamespace(first=first))
+    state: Any = SimpleNamespace(phases=dict.fromkeys(phases))
+    found = exporting._before_cut(parts, tmp_path, state), exporting._last(tmp_path, state)
+    assert tuple(path and path.parent.name for path in found) == rungs
