@@ -13,6 +13,7 @@ from lightning_fabric.utilities.apply_func import move_data_to_device
 from pytorch_lightning.utilities.combined_loader import CombinedLoader
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
+from torch.utils.data import DataLoader
 
 from slim.lightning.example import in_precision_of, inputs_of, named_inputs
 
@@ -47,12 +48,19 @@ class Calibration:
         assert self._trainer is not None
         loaders = self._trainer.train_dataloader
         states = [(loader, loader.state_dict()) for loader in tree_leaves(loaders) if _resumable(loader)]
+        # One whose workers persist has a single iterator, of which the epoch that is to begin would miss what is read.
+        lasting = [each for each in tree_leaves(loaders) if isinstance(each, DataLoader) and each.persistent_workers]
+        iterators = [(loader, loader._iterator) for loader in lasting]
+        for loader in lasting:
+            loader._iterator = None
         try:
             for batch, *_ in iter(CombinedLoader(loaders, "max_size_cycle")):
                 converted = self._trainer.precision_plugin.convert_input(batch)
                 converted = self._module._on_before_batch_transfer(converted, dataloader_idx=0)
                 yield self._trainer.strategy.batch_to_device(converted, dataloader_idx=0)
         finally:
+            for loader, iterator in iterators:
+                loader._iterator = iterator
             for loader, state in states:
                 loader.load_state_dict(state)
 

@@ -11,6 +11,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import nn
+from torch.utils.data import DataLoader
 
 from slim import SlimError
 from slim.lightning import ChannelPruning, SparseTraining, load
@@ -141,6 +142,13 @@ def test_cuts_that_are_asked_for_when_their_time_is_over_come_at_once_and_as_one
 def test_a_cut_before_the_first_epoch(tmp_path: Path) -> None:
     widths = Widths()
     fit(Plain(), ChannelPruning(ratio=0.5, at=0, recover=False, example=torch.zeros(1, 3, 6, 6)), widths, epochs=1)
+    assert widths.seen == [8, 8, 8]
+
+
+def test_a_cut_before_the_first_epoch_takes_no_batch_from_workers_that_persist() -> None:
+    widths = Widths()
+    data = DataLoader(images().dataset, 8, num_workers=1, persistent_workers=True)
+    fit(Plain(), ChannelPruning(ratio=0.5, at=0), widths, data=data, epochs=1)
     assert widths.seen == [8, 8, 8]
 
 
