@@ -30,13 +30,14 @@ MAKES_ZERO = frozenset(["convolution", "_convolution", "mm", "addmm", "linear", 
 
 
 class Operation(NamedTuple):
-    """One operation of a forward: what it reads, in which modules (innermost first), and its result's shape."""
+    """One operation of a forward: what it reads, in which modules (innermost first), and its results' shapes."""
 
     name: str
     parents: tuple[int, ...]
     params: tuple[str, ...]
     modules: tuple[str, ...]
     shape: tuple[int, ...]
+    others: tuple[tuple[int, ...], ...] = ()  # shapes of the results after the first
 
 
 @dataclass(frozen=True)

@@ -155,8 +155,6 @@ class Tracer:
 
     def note_operation(self, args: Any, kwargs: Any, out: Any) -> None:
         """An operation has run: note what it read and in which modules."""
-        if self.probing:
-            return
         parents: list[int] = []
         params: list[str] = []
         for a in (*args, *kwargs.values()):
@@ -170,12 +168,12 @@ class Tracer:
                         t._slim_operation = len(self.operations)  # type: ignore[attr-defined]
                         parents.append(len(self.operations))
                         self.operations.append(Operation("input", (), (), (), tuple(t.shape)))
-        first = next(
-            (t for t in (out if isinstance(out, (list, tuple)) else (out,)) if isinstance(t, torch.Tensor)), None
+        results = out if isinstance(out, (list, tuple)) else (out,)
+        shapes = [tuple(t.shape) for t in results if isinstance(t, torch.Tensor)] or [()]
+        made = Operation(
+            self.operation, tuple(parents), tuple(params), self.modules_running(), shapes[0], tuple(shapes[1:])
         )
-        shape = tuple(first.shape) if first is not None else ()
-        made = Operation(self.operation, tuple(parents), tuple(params), self.modules_running(), shape)
-        for t in out if isinstance(out, (list, tuple)) else (out,):
+        for t in results:
             if isinstance(t, torch.Tensor):
                 t._slim_operation = len(self.operations)  # type: ignore[attr-defined]
         self.operations.append(made)

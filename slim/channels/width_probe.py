@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 from slim.channels.constraints import pinned_ids, propagate_balance_pins, resolve_split_views
 from slim.channels.dispatch import run_forward
 from slim.channels.duplicate import duplicate
 from slim.channels.group_numbers import BoolArray
-from slim.channels.ids import FIXED, Ids, IntArray, compress, varying
+from slim.channels.ids import Ids, IntArray
 from slim.channels.meta_forward import tensors_in
 from slim.channels.settings import (
     Candidate,
@@ -35,6 +36,14 @@ from slim.channels.settings import (
 from slim.channels.surgery import set_attributes
 from slim.channels.trace_record import Axis, SizeUse, TraceRecord
 from slim.channels.tracer import Tracer
+from slim.channels.width_conflicts import (
+    is_free,
+    layers_as_wide_as,
+    piece_conflicts,
+    scalar_conflicts,
+    shape_conflicts,
+    size_conflict,
+)
 
 FIXES_WIDTH = "the forward fixes the width or the position of its channels"
 COUNTS_WIDTH = "the forward computes with the number of its channels"
@@ -78,12 +87,6 @@ def probe_widths(
         reason = COUNTS_WIDTH if outcome.counted else FIXES_WIDTH
         _pin(record, open_ if last else _blamed(model, record, outcome, open_, free), reason)
         propagate_balance_pins(record)
-
-
-def is_free(record: TraceRecord, free: BoolArray, ids: IntArray) -> BoolArray:
-    """Which ``ids`` may go; ids that are newer than ``free`` belong to what only the widened network reached."""
-    roots = record.ids.find(ids)
-    return free[np.where(roots < len(free), roots, FIXED)]
 
 
 def _pin(record: TraceRecord, what: list[tuple[str, IntArray]], reason: str) -> None:
@@ -149,7 +152,7 @@ def _run(
         run_forward(tracer, example_inputs, meta=True)
     except Exception as error:
         failed = error
-    shapes = _shape_conflicts(record, wide_record, times) + _piece_conflicts(record, wide_record, times)
+    shapes = shape_conflicts(record, wide_record, times) + piece_conflicts(record, wide_record, times)
     ends: list[tuple[int, tuple[str, ...], list[IntArray]]] = [(s, m, [ids]) for s, m, ids in shapes]
     if tracer.first_conflict is not None:
         ends.append((*tracer.first_conflict, tracer.conflicts))
@@ -159,12 +162,18 @@ def _run(
         modules = tracer.failing or ((tracer.failed,) if tracer.failed else ())
         if not any(i.size for i in ids):  # a number taken from what the module was given
             ids = next((mine for m in modules if (mine := _free_inputs(record, wide_record, m, free))), [])
+        if not any(i.size for i in ids):  # or from another layer
+            given = {n for n in tree_leaves(tracer.operands) if type(n) is int}
+            ids = layers_as_wide_as(given, record, times, free)
         ends.append((tracer.steps, modules, [i for i in ids if i.size]))
     elif not ends:
-        scalars = [ids[is_free(record, free, ids)] for ids in _scalar_conflicts(record, tracer)]
+        scalars = [ids[is_free(record, free, ids)] for ids in scalar_conflicts(record, tracer)]
         scalars = [ids for ids in scalars if ids.size]
         if scalars:
             return Outcome(False, tracer.steps, (), scalars, counted=True)
+        end = size_conflict(record, tracer, times, free)
+        if end is not None:
+            return Outcome(False, tracer.steps, *end)
     if not ends:
         return Outcome(True, tracer.steps, (), [])
     first = min(end[0] for end in ends)
@@ -217,62 +226,8 @@ def _join_that_helps(
     return False
 
 
-def _shape_conflicts(
-    record: TraceRecord, wide: TraceRecord, times: IntArray
-) -> list[tuple[int, tuple[str, ...], IntArray]]:
-    """Views that split an axis into other sizes than they should: (operations before, modules, ids)."""
-    found = []
-    for before, after in zip(record.split_views, wide.split_views, strict=False):
-        roots = record.ids.find(before.table)
-        if before.modules != after.modules or (times[roots] == 1).all():
-            continue
-        rows = roots.reshape(roots.shape[0], -1)
-        if (rows != rows[:1]).any():
-            continue  # part of a split that is checked itself
-        axes = [d for d in varying(compress(roots)) if d]
-        if len(axes) != 1:
-            continue
-        along = np.moveaxis(roots, axes[0], 0).reshape(roots.shape[axes[0]], -1)[:, 0]
-        expected = list(roots.shape)
-        expected[axes[0]] = int(times[along].sum())
-        if expected[1:] != list(after.table.shape[1:]):
-            found.append((after.step, after.modules, along[times[along] > 1]))
-    return found
-
-
-def _piece_conflicts(
-    record: TraceRecord, wide: TraceRecord, times: IntArray
-) -> list[tuple[int, tuple[str, ...], IntArray]]:
-    """Axes that are cut in other places than they should be: (operations before, modules, ids)."""
-    found = []
-    for before, after in zip(record.pieces, wide.pieces, strict=False):
-        roots = [record.ids.find(ids) for ids in before.ids]
-        met = [record.ids.find(ids) for ids in after.ids]
-        expected = [np.repeat(piece, times[piece]) for piece in roots]
-        same = len(met) == len(expected) and all(map(np.array_equal, met, expected))
-        moved = np.concatenate([*roots, np.zeros(0, dtype=np.int64)])
-        moved = moved[times[moved] > 1]
-        if moved.size and before.modules == after.modules and not same:
-            found.append((after.step, after.modules, moved))
-    return found
-
-
-def _scalar_conflicts(record: TraceRecord, tracer: Tracer) -> list[IntArray]:
-    """Numbers that changed with the widths (a scale by 1/sqrt(C)): what they multiply must keep its width.
-
-    Where it carries no channels, it may be any sum over channels.
-    """
-    if len(record.scalars) != len(tracer.scalars):
-        return []
-    changed = [
-        layers for (before, layers), (after, _) in zip(record.scalars, tracer.scalars, strict=True) if before != after
-    ]
-    found = [layer.ravel() for layers in changed for layer in layers]
-    return found if all(changed) else found + record.summed
-
-
 def _multiplicities(record: TraceRecord, free: BoolArray) -> IntArray:
-    """How often the widened network has every channel, by root: once where it must stay, else three to six times.
+    """How often the widened network has every channel, by root: once where it must stay, else three to ten times.
 
     Two would not do: two shuffles in a row put pairs back in place.
 
@@ -300,7 +255,7 @@ def _multiplicities(record: TraceRecord, free: BoolArray) -> IntArray:
     kinds = classes.find(node[roots])
     order = np.unique(kinds)
     widest = max((int(kind) for kind in order), key=lambda kind: made[kind], default=-1)
-    number = {int(kind): 3 if kind == widest or made[int(kind)] > 4 else 4 + i % 3 for i, kind in enumerate(order)}
+    number = {int(kind): 3 if kind == widest or made[int(kind)] > 4 else 4 + i % 7 for i, kind in enumerate(order)}
     times[roots] = [number[int(kind)] for kind in kinds]
     held = [r.ravel() for _, read, own in record.selects for r in (read, own)]
     held += [own[~is_free(record, free, read)] for own, read in reads]

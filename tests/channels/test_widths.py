@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -103,3 +104,28 @@ def test_a_literal_width_pins_its_own_place_in_the_code_alone() -> None:
     assert not graph.prunable[graph.axes[("1.1.up.weight", 0)]].any()
     for place in ("1.0", "1.2"):
         assert graph.prunable[graph.axes[(f"{place}.up.weight", 0)]].all(), "a linear layer of another class's"
+
+
+class Borrowed(nn.Module):
+    """Takes the width of its first layer for a cut through, or a view of, what its last layer makes."""
+
+    def __init__(self, between: int, cut: bool) -> None:
+        super().__init__()
+        self.first, self.last, self.cut = nn.Conv2d(6, 8, 1), nn.Conv2d(8, 16 if cut else 8, 1), cut
+        self.between = nn.ModuleList(nn.Conv2d(8, 8, 1) for _ in range(between))
+        self.out = nn.Conv2d(1 if cut else 8, 6, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = y = self.first(x)
+        for layer in self.between:
+            y = layer(y)
+        y = self.last(y)
+        return self.out(y[:, : x.shape[1]].sum(1, keepdim=True) if self.cut else y.flatten(2).view(x.shape))
+
+
+@pytest.mark.parametrize("cut", [True, False])
+@pytest.mark.parametrize("between", [0, 1, 2, 3])
+def test_a_number_that_is_the_width_of_another_layer_is_found(between: int, cut: bool) -> None:
+    graph, _ = check_all(_net(Borrowed(between, cut)), X, 0.5, 0)
+    assert not graph.prunable[graph.axes[("1.first.weight", 0)]].any()
+    assert cut or all(graph.prunable[graph.axes[(f"1.between.{i}.weight", 0)]].all() for i in range(between))
