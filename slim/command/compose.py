@@ -225,22 +225,28 @@ def replacing(overrides: Sequence[str]) -> list[str]:
     return [key for key in found if key not in given]
 
 
-def check_lam(overrides: Sequence[str], config: dict[str, Any]) -> None:
-    """Refuse a strength of the penalty beside a length of the run that would replace it.
+def check_replaced(overrides: Sequence[str], config: dict[str, Any]) -> None:
+    """Refuse what ``overrides`` give beside something that would replace it, maybe in a recipe.
 
     Raises:
-        SlimError: ``overrides`` give both.
+        SlimError: A strength of the penalty beside a length of the run, or the depth of a VGG beside its widths.
     """
     from slim.errors import SlimError
 
-    penalty, sparse = config.get("penalty"), config.get("sparse")
-    lam, shrink = (
-        part.get(name) if isinstance(part, dict) else None for part, name in ((penalty, "lam"), (sparse, "shrink"))
-    )
+    def value(section: str, name: str) -> Any:
+        part = config.get(section)
+        return part.get(name) if isinstance(part, dict) else None
+
+    lam, shrink, widths = value("penalty", "lam"), value("sparse", "shrink"), value("model", "widths")
     if lam and shrink is not None and _give_lam(overrides):
         raise SlimError(
             f"lam follows from sparse.shrink, where that is set. Got penalty.lam={lam} and sparse.shrink={shrink}. "
             "Give one of them."
+        )
+    if widths is not None and "model.depth" in map(key_of, overrides):
+        raise SlimError(
+            f"Widths stand in place of a depth. Got model.depth={value('model', 'depth')} and model.widths={widths}. "
+            "Give one of them; model.widths=null leaves out those of a recipe."
         )
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from slim.command.compose import (
-    check_lam,
+    check_replaced,
     compose,
     key_of,
     of_network,
@@ -86,7 +86,7 @@ def _dispatch(argv: list[str]) -> int:
     config, whole = compose(overrides, args)
     _fit_network(config, trained, given)
     if config.get("task") == "train":
-        check_lam(overrides, config)
+        check_replaced(overrides, config)
     return _run(config, whole, Path(whole.hydra.run.dir), overrides, args)
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from slim.command.compose import (
-    check_lam,
+    check_replaced,
     compose,
     hydra_job,
     key_of,
@@ -220,7 +220,7 @@ def _check_jobs(overrides: list[str], args: Any) -> tuple[Path, Any, list[str], 
     faults = []
     for job, (config, _) in zip(jobs, composed, strict=True):
         try:
-            check_lam(job, config)
+            check_replaced(job, config)
             _check_job(read(config))
         except SlimError as error:
             faults.append(error)

@@ -209,6 +209,7 @@ TRAIN: list[tuple[str, str]] = [
     ("+criterion.normalise=max", "normalize"),
     ("+model.dept=11", "depth"),
     ("model.depth=12 model.widths=null", "depth"),
+    ("+experiment=vgg_slim model.depth=19", "model.widths=null leaves out those of a recipe"),
     ("model._target_=slim.models.vg", "vgg"),
     ("model=torchvision model.name=resnet17", "resnet18"),
     ("model=custom", "model._target_"),
