@@ -39,9 +39,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--count", type=int, help="images read at most (default: 1000)")
     parser.add_argument("--mean", type=float, nargs="+", help="per channel, of pixels in [0, 1] (default: the model's)")
     parser.add_argument("--std", type=float, nargs="+", help="likewise")
-    parser.add_argument("--calibration", default="minmax", help="minmax, entropy, percentile (default: minmax)")
-    parser.add_argument("--max-loss", type=float, default=0.02, help="share of predictions int8 may change")
-    parser.add_argument("--opset", type=int, help="of the ONNX operators (default: the newest)")
+    parser.add_argument("--calibration", help="minmax, entropy, percentile (default: the run's, or minmax)")
+    parser.add_argument(
+        "--max-loss", type=float, help="share of predictions int8 may change, of a run of the metric (default: the "
+        "run's, or 0.02)",
+    )  # fmt: skip
+    parser.add_argument("--opset", type=int, help="of the ONNX operators (default: the run's, or the newest)")
     parser.add_argument("-o", "--output", metavar="FOLDER", help="where to write (default: export in the run, or here)")
 
 
@@ -89,8 +92,7 @@ def _of_run(home: Path, folder: Path, args: argparse.Namespace) -> Any:
     new = {
         "phases": "[export]", "checkpoint": quoted(home / model.ARTIFACT),
         "export.formats": f"[{','.join(args.formats)}]",
-        "export.calibration": args.calibration, "export.max_loss": args.max_loss,
-        "export.opset": "null" if args.opset is None else args.opset,
+        **{f"export.{name}": value for name, value in _given(args).items()},
     }  # fmt: skip
     state = State.load(home)
     kept = [item for item in of_network(state.overrides) if key_of(item) not in new]
@@ -100,14 +102,18 @@ def _of_run(home: Path, folder: Path, args: argparse.Namespace) -> Any:
     return export_network(prepare(config), folder, home / model.ARTIFACT)[0]
 
 
+def _given(args: argparse.Namespace) -> dict[str, Any]:
+    """Of the options that a run has, too, those that were given."""
+    return {name: value for name in ("calibration", "max_loss", "opset") if (value := getattr(args, name)) is not None}
+
+
 def _of_model(folder: Path, args: argparse.Namespace) -> Any:
     """Any other network, compared by its outputs."""
     from slim import deploy
 
     found = model.find(args.model, args)
-    wanted = deploy.Options(
-        formats=args.formats, calibration=args.calibration, max_loss=args.max_loss, opset=args.opset
-    )
+    wanted = deploy.Options(formats=args.formats, **_given(args))
+    deploy.check_effect(wanted)
     told: dict[str, Any] = {"model": found.name}
     if args.images:
         inputs, about = _images(found, args)

@@ -7,7 +7,7 @@ times networks and files in turns; ``measure_rounding`` finds the widths that a 
 from __future__ import annotations
 
 from slim.deploy.capture import capture
-from slim.deploy.export import Exported, Options, check, export
+from slim.deploy.export import Exported, Options, check, check_effect, export
 from slim.deploy.formats import FORMATS, size
 from slim.deploy.ladder import RUNGS, latencies
 from slim.deploy.parity import Parity, compare
@@ -25,6 +25,7 @@ __all__ = [
     "call",
     "capture",
     "check",
+    "check_effect",
     "compare",
     "export",
     "latencies",

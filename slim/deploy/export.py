@@ -166,6 +166,23 @@ def check(options: Options, *, calibrated: bool = True, trainable: bool = True) 
             raise SlimError(f"qat needs training images. Got qat={options.qat} without. Set export.qat=never.")
 
 
+def check_effect(options: Options) -> None:
+    """Refuse options that no format asked for has a use for.
+
+    Raises:
+        SlimError: It names the first one.
+    """
+    int8 = {name for name, form in FORMATS.items() if form.quantized}
+    onnx = {name for name in FORMATS if not name.startswith("pt2")}
+    for option, users in {"opset": onnx, "calibration": int8 & onnx, "reduce_range": int8, "qat": int8}.items():
+        value = getattr(options, option)
+        if value != getattr(Options(), option) and not users & set(options.formats):
+            raise SlimError(
+                f"export.{option} must be of use to a format. Got export.{option}={value} with "
+                f"export.formats={list(options.formats)}. Leave it out, or add {' or '.join(sorted(users))}."
+            )
+
+
 @dataclass
 class _Work:
     """Files of one export in a temporary folder, made when they are needed."""

@@ -53,7 +53,7 @@ def check(parts: Components, module: pl.LightningModule) -> None:
     """Refuse before the training what cannot be exported after it.
 
     Raises:
-        SlimError: A detector; a format is unknown, or a package for it is missing.
+        SlimError: A detector; a format is unknown, or a package for it is missing; an option has no effect.
     """
     from slim.tasks import RawOutputs
 
@@ -63,6 +63,8 @@ def check(parts: Components, module: pl.LightningModule) -> None:
             "Leave export out of phases; slim.load gives the thin detector of a run's model.safetensors."
         )
     deploy.check(options(parts))
+    if parts.config.phases != ["export"]:  # what `slim export` does not take comes from the run, of use or not
+        deploy.check_effect(options(parts))
 
 
 def options(parts: Components) -> deploy.Options:

@@ -164,6 +164,8 @@ TRAIN: list[tuple[str, str]] = [
     ("name=a/b", "name"),
     ("name=..", "name must be a plain name. Got name=.."),
     ("name=.", "name must be a plain name. Got name=."),
+    ("phases=[sparse,prune,export] export.formats=[onnx] export.qat=always", "Got export.qat=always with"),
+    ("phases=[sparse,prune,export] export.formats=[pt2] export.opset=18", "export.opset must be of use"),
     # Phases
     ("phases=[]", "phases"),
     ("phases=[prone]", "prune"),

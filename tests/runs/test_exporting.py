@@ -161,6 +161,22 @@ def test_a_run_decides_what_it_is_exported_with(exported: Any, photos: Path, cap
     assert "Got --images, --mean." in capfd.readouterr().err
 
 
+def test_a_run_is_exported_with_its_own_options_but_for_those_given(
+    exported: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[deploy.Options] = []
+    actual = exporting._export
+
+    def spy(parts: Any, module: Any, folder: Path, wanted: deploy.Options, comparison: Any) -> Any:
+        seen.append(wanted)
+        return actual(parts, module, folder, wanted, comparison)
+
+    monkeypatch.setattr(exporting, "_export", spy)
+    line = ["export", str(exported[0]), "--formats", "onnx", "-o", str(tmp_path / "files")]
+    assert main(line) == 0 and main([*line, "--max-loss", "0.5"]) == 0
+    assert [wanted.max_loss for wanted in seen] == [0.6, 0.5]
+
+
 def test_predict_needs_three_packages() -> None:
     tree = ast.parse(Path(predict.__file__).read_text())
     names = {a.name.partition(".")[0] for node in ast.walk(tree) if isinstance(node, ast.Import) for a in node.names}
