@@ -139,6 +139,8 @@ def check_loggers(specs: Mapping[str, Mapping[str, Any]]) -> None:
         SlimError: An unknown class or option, or a package that is not installed.
     """
     for name, spec in specs.items():
+        if name == TENSORBOARD and spec:
+            raise SlimError(f"logger.tensorboard must be empty: it has no options. Got {dict(spec)}. Leave it out.")
         if name != TENSORBOARD:
             options = {key: value for key, value in spec.items() if key != "_target_"}
             with _installed(name, spec) as extra:

@@ -199,7 +199,7 @@ def _check_batches(config: Config, data: Any) -> None:
 
 
 def _check_lengths(config: Config, batches: int) -> None:
-    """Check that no phase of so many batches an epoch outlasts its learning rates."""
+    """Check that no phase of so many batches an epoch is without a step, or outlasts its learning rates."""
     trainer, limit = config.trainer, config.trainer.limit_train_batches
     batches = max(1, batches // trainer.processes)  # each has its share, where the loader does not count so already
     if limit is not None:
@@ -208,7 +208,13 @@ def _check_lengths(config: Config, batches: int) -> None:
         if kind in config.phases:
             steps = math.ceil(batches / trainer.accumulate) * config.training(kind).epochs
             most = trainer.options.get("max_steps", -1)
-            builders.check_length(config, kind, min(steps, most) if most > 0 else steps)
+            steps = min(steps, most) if most >= 0 else steps
+            if not steps:
+                raise SlimError(
+                    f"A phase must have an optimizer step. Got none of {kind} by trainer.options={trainer.options}. "
+                    "Raise limit_train_batches, or max_steps, in it."
+                )
+            builders.check_length(config, kind, steps)
 
 
 def _check_shares(data: ImageData | TaskData, processes: int) -> None:

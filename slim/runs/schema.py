@@ -352,7 +352,7 @@ class Config(Section):
     phases: list[str] = ["sparse", "prune", "finetune"]
     checkpoint: str | None = None
     resume: str | None = None
-    output: str = "outputs"
+    output: Annotated[str, _rule("a folder. Set {key} to outputs", bool)] = "outputs"
     strategy: str = "auto"
     latency_seconds: Positive = 1.0
     figures: bool = True

@@ -22,8 +22,9 @@ OURS = (
     *("enable_model_summary", "precision", "max_epochs", "accumulate_grad_batches", "gradient_clip_val"),
     *("num_sanity_val_steps", "deterministic", "logger", "callbacks", "plugins", "enable_checkpointing"),
     *("log_every_n_steps", "limit_val_batches", "default_root_dir", "overfit_batches"),
+    *("limit_test_batches", "limit_predict_batches"),
 )
-"""Arguments that a run gives its Trainers itself."""
+"""Arguments that a run gives its Trainers itself, or that none of them would have a use for."""
 
 
 def check_options(options: Mapping[str, Any]) -> None:

@@ -287,7 +287,7 @@ class Target:
         # Only what is alive counts in a layer's mean, so that removing zeros for good changes nothing.
         alive = (self._steps_left > 1).cpu().numpy()
         mean = np.bincount(g.layers, raw * alive) / np.maximum(np.bincount(g.layers, alive), 1)
-        entry = raw / np.maximum(mean[g.layers], 1e-300) ** self.balance
+        entry = raw / np.maximum(mean[g.layers] ** self.balance, 1e-300)
         own = g.groups >= 0
         total = np.bincount(g.groups[own], entry[own], minlength=len(self._graph)).astype(np.float64)
         count = np.maximum(np.bincount(g.groups[own], minlength=len(self._graph)), 1)

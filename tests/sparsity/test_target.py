@@ -192,6 +192,14 @@ def test_zeros_do_not_count_in_their_layers_mean():
         np.testing.assert_allclose(penalty._scores()[scale.groups], before[scale.weight][stays], rtol=1e-5)
 
 
+def test_any_balance_ranks_before_there_are_scores():
+    for balance in (0.5, 1.0, 2.0):
+        net = started(chain)
+        penalty = build("target", ratio=0.5, balance=balance)
+        penalty.attach(net, graph_of(net), TOTAL)
+        assert np.isfinite(penalty._scores()).all()
+
+
 def test_the_power_says_how_early_channels_go():
     options = {"start": 0.0, "end": 1.0, "window": 0.025, "rankings": TOTAL}
     for power in (1.0, 2.0, 3.0):
