@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -283,9 +284,10 @@ class _Work:
 
 def save_program(program: ExportedProgram, path: Path) -> Path:
     """Write a captured network as ``.pt2``, which ``torch.export.load`` reads."""
+    file = io.BytesIO()  # torch's own writer ends the process where the disk is full
     with quiet_exporter():
-        torch.export.save(program, path)
-    return path
+        torch.export.save(program, file)
+    return write_atomic(path, file.getvalue())
 
 
 def _parts(path: Path) -> list[Path]:

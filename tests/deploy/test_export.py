@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from slim import deploy
 from slim.deploy import extras, onnx_file
 from slim.deploy.capture import capture, graph_of
+from slim.deploy.export import save_program
 from slim.deploy.quantize import has_vnni
 from slim.errors import RunFailed, SlimError
 from tests.deploy.small import SIZE, images, network
@@ -191,6 +192,13 @@ def test_a_folder_that_cannot_be_made_is_one_line(net: nn.Module) -> None:
     with pytest.raises(SlimError, match=r"must be writable. Got /proc/nowhere") as caught:
         deploy.export(net, EXAMPLE, Path("/proc/nowhere"), deploy.Options(), compare=compared(net))
     assert caught.value.exit_code == 2
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_full_disk_is_one_line() -> None:
+    program = capture(nn.Linear(2, 2), torch.zeros(1, 2))
+    with pytest.raises(RunFailed, match="The disk must have room for full. Got No space left on device"):
+        save_program(program, Path("/dev/full"))
 
 
 def test_a_missing_package_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
