@@ -197,7 +197,7 @@ def test_a_folder_that_cannot_be_made_is_one_line(net: nn.Module) -> None:
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
 def test_a_full_disk_is_one_line() -> None:
     program = capture(nn.Linear(2, 2), torch.zeros(1, 2))
-    with pytest.raises(RunFailed, match="The disk must have room for full. Got No space left on device"):
+    with pytest.raises(RunFailed, match=r"The disk must have room for full\. Got No space left on device"):
         save_program(program, Path("/dev/full"))
 
 
