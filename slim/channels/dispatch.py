@@ -28,7 +28,7 @@ from slim.channels.meta_forward import (
     temporary_state,
     tensors_in,
 )
-from slim.channels.numbers import MAKERS, note_made, note_value, value_of
+from slim.channels.numbers import FILLS, MAKERS, note_made, note_value, value_of
 from slim.channels.rules import find_rule
 from slim.channels.silence import note_silence
 from slim.channels.trace_record import TraceRecord
@@ -67,9 +67,11 @@ class TracingMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         out = self._execute(func, args, kwargs)
         tracer.note_operation(args, kwargs, out)
         note_value(func, args, kwargs, out)
-        if not _carries_ids(args, kwargs):
+        carries = _carries_ids(args, kwargs)
+        if carries or tracer.operation in FILLS:
+            tracer.note_scalars(func, args, kwargs)
+        if not carries:
             return out
-        tracer.note_scalars(func, args)
         apply = find_rule(func)
         if apply is None:
             tracer.unknown(func, args, kwargs)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 MAKERS = frozenset([torch.tensor, torch.as_tensor, torch.asarray, torch.Tensor.new_tensor])
-_FILLS = {"full": 1, "new_full": 2, "scalar_tensor": 0}  # position of the number
+FILLS = {"full": 1, "new_full": 2, "scalar_tensor": 0, "full_like": 1, "fill": 1, "fill_": 1}  # position of the number
 
 
 def value_of(tensor: torch.Tensor) -> torch.Tensor | None:
@@ -34,7 +34,7 @@ def note_value(func: Any, args: Any, kwargs: Any, out: Any) -> None:
     """An operation has run on meta tensors: do it to the twins, if all its tensors have one."""
     if not isinstance(out, torch.Tensor) or not out.is_meta or out.numel() != 1 or hasattr(out, "_slim_value"):
         return
-    position = _FILLS.get(func.overloadpacket.__name__)
+    position = FILLS.get(func.overloadpacket.__name__)
     if position is not None:
         number = args[position]
         if isinstance(number, (int, float)):

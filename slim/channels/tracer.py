@@ -14,18 +14,14 @@ from torch.utils._pytree import tree_map_only
 
 from slim.channels.branches import Operation
 from slim.channels.ids import FIXED, IntArray, Shadow, axis_layer, compress, varying
-from slim.channels.numbers import value_of
+from slim.channels.numbers import FILLS, value_of
 from slim.channels.silence import is_silent
 from slim.channels.trace_record import Axis, NormCall, Pieces, SizeUse, SplitView, TraceRecord
 
 COMPUTED = "its weight is computed over several axes; slim.fold(model, inputs) makes it a plain one"
 MIXED = "its weight is computed from more than parameters"
+_HAVE_CONSTANTS = ("batch_norm", "layer_norm", "group_norm", "rms_norm", "dropout", "bernoulli")
 STANDARDIZED = "its weight is standardized over them; slim.fold(model, inputs) makes it a plain one"
-
-
-def _functions_of(width: int) -> tuple[float, ...]:
-    """Numbers that forwards compute from a width; fused attention scales both operands by its fourth root."""
-    return width, 1 / width, width**0.5, width**-0.5, width**0.25, width**-0.25
 
 
 class Tracer:
@@ -320,24 +316,22 @@ class Tracer:
         like = mine is not None and mine.shape == computed.shape and self.is_weight(computed)
         return self.name_of(mine) if like else None
 
-    def note_scalars(self, func: Any, args: Any) -> None:
-        """Record numbers that look computed from a width (1/C, sqrt(C)): the width probe checks whether they change."""
-        if torch.Tag.pointwise not in func.tags:
+    def note_scalars(self, func: Any, args: Any, kwargs: Any) -> None:
+        """Record numbers that may come from a width (1/C, sqrt(C)): the width probe checks whether they change."""
+        name = func.overloadpacket.__name__
+        if any(part in name for part in _HAVE_CONSTANTS):
             return
-        values = [float(a) for a in args if isinstance(a, (int, float)) and not isinstance(a, bool)]
+        whole = torch.Tag.pointwise in func.tags or name in FILLS  # whole numbers of others are sizes and axes
+        given = (*args, *kwargs.values())
+        values = [float(a) for a in given if type(a) is float or (whole and type(a) is int)]
+        tensors = [a for a in args if isinstance(a, torch.Tensor)]
+        known = [value_of(a) if whole else None for a in tensors]
+        values += [float(value) for value in known if value is not None]
+        if not values:
+            return
         layers: Shadow = ()
-        for a in args:
-            if not isinstance(a, torch.Tensor):
-                continue
-            value = value_of(a)
-            if value is not None:
-                values.append(float(value))
-                continue
+        for a in (a for a, value in zip(tensors, known, strict=True) if value is None):
             contracted = getattr(a, "_slim_contracted", None)
             # q k^T scaled by a function of the width it was summed over
             layers = (*layers, *self.shadow_of(a), *((contracted,) if contracted is not None else ()))
         self.scalars += [(value, layers) for value in values]
-        for layer in layers if values else ():
-            for n in (layer.shape[d] for d in varying(layer)):
-                if any(math.isclose(abs(v), w, rel_tol=1e-6) for v in values for w in _functions_of(n)):
-                    self.record.assumptions.append((self.location(), layer.ravel()))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from slim.channels.group_numbers import BoolArray
@@ -90,15 +92,27 @@ def layers_as_wide_as(sizes: set[int], record: TraceRecord, times: IntArray, fre
     return [ids for ids in found if ids.size]
 
 
-def scalar_conflicts(record: TraceRecord, tracer: Tracer) -> list[IntArray]:
-    """Numbers that changed with the widths (a scale by 1/sqrt(C)): what they multiply must keep its width.
+def scalar_conflicts(record: TraceRecord, tracer: Tracer, times: IntArray, free: BoolArray) -> list[IntArray]:
+    """Channels that stay for numbers that changed with the widths (a scale by 1/sqrt(C)).
 
-    Where it carries no channels, it may be any sum over channels.
+    Those of the layers as wide as the number says; else what it scales, or where that carries no channels any sum over
+    channels. Where all that stays, the number comes from elsewhere: from any layer.
     """
     if len(record.scalars) != len(tracer.scalars):
         return []
-    changed = [
-        layers for (before, layers), (after, _) in zip(record.scalars, tracer.scalars, strict=True) if before != after
-    ]
-    found = [layer.ravel() for layers in changed for layer in layers]
-    return found if all(changed) else found + record.summed
+    found: list[IntArray] = []
+    changed = False
+    for (before, layers), (after, _) in zip(record.scalars, tracer.scalars, strict=True):
+        if before == after or (math.isnan(before) and math.isnan(after)):
+            continue
+        changed = True
+        made = [ids for _, ids in record.producers if _is_of(before, len(ids))]
+        made = [ids for ids in made if _is_of(after, int(times[record.ids.find(ids)].sum()))]
+        found += made or [layer.ravel() for layer in layers] or record.summed
+    found = [ids[is_free(record, free, ids)] for ids in found]
+    return [ids for ids in found if ids.size] or ([np.flatnonzero(free)] if changed else [])
+
+
+def _is_of(number: float, width: int) -> bool:
+    """Whether a forward may have computed the number from a width; fused attention takes its fourth root."""
+    return any(math.isclose(abs(number), width**power, rel_tol=1e-6) for power in (1, -1, 0.5, -0.5, 0.25, -0.25))

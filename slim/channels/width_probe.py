@@ -64,7 +64,7 @@ def probe_widths(
     for attempt in range(ATTEMPTS):
         free = ~pinned_ids(record)
         open_ = [(where, ids) for where, ids in record.assumptions if is_free(record, free, ids).any()]
-        if not record.assumptions or not free.any():
+        if not (record.assumptions or record.scalars) or not free.any():
             return
         if record.real:
             _pin(record, open_, "the forward cannot be probed on meta tensors")
@@ -167,8 +167,7 @@ def _run(
             ids = layers_as_wide_as(given, record, times, free)
         ends.append((tracer.steps, modules, [i for i in ids if i.size]))
     elif not ends:
-        scalars = [ids[is_free(record, free, ids)] for ids in scalar_conflicts(record, tracer)]
-        scalars = [ids for ids in scalars if ids.size]
+        scalars = scalar_conflicts(record, tracer, times, free)
         if scalars:
             return Outcome(False, tracer.steps, (), scalars, counted=True)
         end = size_conflict(record, tracer, times, free)

@@ -163,3 +163,44 @@ def test_a_computed_weight_loses_columns_that_a_mask_makes_zero(
 def test_a_normalization_without_a_scale_silences_nothing() -> None:
     graph, groups = _law(Summed(EXACT["sum"], norm=False))
     assert not graph.prunable[groups].any()
+
+
+class ScaledElsewhere(nn.Module):
+    """What one layer makes is scaled by a number that comes from the width of another."""
+
+    def __init__(self, scaled: Callable[[Tensor, int], Tensor]) -> None:
+        super().__init__()
+        self.first, self.second, self.read = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 6, 1), nn.Conv2d(6, 4, 1)
+        self.scaled = scaled
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        return self.read(self.scaled(self.second(x), x.shape[1])).mean((2, 3))
+
+
+@pytest.mark.parametrize(
+    "scaled",
+    [
+        lambda y, n: y / n,
+        lambda y, n: y * torch.full((y.shape[0], 1, 1, 1), n**-0.5, dtype=y.dtype),
+        lambda y, n: torch.add(y, y.tanh(), alpha=1 / n),
+    ],
+)
+def test_a_number_from_the_width_of_another_layer_keeps_that_layer(scaled: Callable[[Tensor, int], Tensor]) -> None:
+    graph, _ = check_all(ScaledElsewhere(scaled).double(), torch.randn(3, 3, 6, 6, dtype=torch.float64), 0.5, 0)
+    assert not graph.prunable[graph.axes[("first.weight", 0)]].any()
+    assert graph.prunable[graph.axes[("second.weight", 0)]].all()
+
+
+class Fused(Product):
+    """Attention with one head, whose product is scaled as it is made."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = (layer(x).flatten(2) for layer in (self.first, self.second))
+        scores = x.new_zeros(x.shape[0], 36, 36)
+        return self.read(torch.baddbmm(scores, a.transpose(1, 2), b, alpha=a.shape[1] ** -0.5)).mean(1)
+
+
+def test_a_product_that_is_scaled_as_it_is_made_keeps_its_width() -> None:
+    graph, _ = check_all(Fused(torch.relu).double(), torch.randn(3, 3, 6, 6, dtype=torch.float64), 0.5, 0)
+    assert not graph.prunable[graph.axes[("first.weight", 0)]].any()
