@@ -45,7 +45,7 @@ class PhaseCallbacks:
             self.sparse,
             *_schedule_callbacks(parts, directory, name, number),
             self.slimming,
-            GammaDashboard(network=config.network, example=parts.example),
+            GammaDashboard(network=config.network, example=parts.example, every_n_steps=config.trainer.log_every),
             self.curves,
             Progress(name, config.metric, config.trainer.progress, self.sparse),
             Watched(parts.watch, config.metric.name, epochs_before(config, name)) if parts.watch is not None else None,

@@ -35,6 +35,16 @@ def test_csv_alone_has_every_epoch_once_and_every_step_in_order(tmp_path: Path) 
     assert float(rows[-1]["final/macs"]) == report["rows"]["finetuned"]["macs"]
 
 
+@pytest.mark.parametrize(("every", "points"), [(1, 4), (2, 2), (5, 0)])
+def test_log_every_is_what_stands_between_two_points_of_a_step(every: int, points: int, tmp_path: Path) -> None:
+    line = ("phases=[sparse]", "sparse.epochs=2", f"trainer.log_every={every}", "logger=csv")
+    run(tmp_path / "run", *line)
+    with (tmp_path / "run" / "csv" / "part-1" / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    for tag in ("train/loss_step", "sparsity/penalty"):
+        assert sum(bool(row.get(tag)) for row in rows) == points
+
+
 def test_mlflow_has_one_run_for_a_run_that_was_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mlflow = pytest.importorskip("mlflow")
     save, place = Saver.save, tmp_path / "run"
