@@ -63,9 +63,9 @@ def dcp(
         labels = _labels([batch.target for batch in kept])
         for module, groups in readers_of(graph).items():
             layer = graph.model.get_submodule(module)
-            found = _inputs_and_outputs(graph, layer, kept)
-            if len(found[0]) == len(labels):
-                yield groups, order(layer, *found, labels, groups, weight, share)
+            x, dense = _inputs_and_outputs(graph, layer, kept)
+            if len(x) == len(labels):
+                yield groups, order(layer, x[:images], dense[:images], labels[:images], groups, weight, share)
 
 
 def _labels(targets: list[Any]) -> Tensor:

@@ -76,6 +76,15 @@ def test_every_layer_has_each_place_once_and_targets_must_be_classes():
         slim.score(graph, "dcp", loader=batches(), share=0)
 
 
+def test_as_many_images_as_asked_for_whatever_the_batches_are():
+    _, graph = residual()
+    every = [torch.cat(part) for part in zip(*batches(), strict=True)]
+    few = [(every[0][:6], every[1][:6])]
+    scores = [slim.score(graph, "dcp", loader=loader, images=6).values for loader in ([tuple(every)], few)]
+    np.testing.assert_array_equal(*scores)
+    assert (scores[0] != slim.score(graph, "dcp", loader=[tuple(every)]).values).any()
+
+
 def test_half_precision_chooses_as_single_does_and_slopes_that_are_no_numbers_end():
     """Sums of squares of halves are infinite; behind NaN the channels that are chosen came first for ever."""
     torch.manual_seed(0)
