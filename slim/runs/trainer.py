@@ -73,7 +73,7 @@ def training_trainer(
         callbacks: Of the phase.
     """
     wanted = parts.config.trainer
-    return pl.Trainer(
+    trainer = pl.Trainer(
         **_placement(parts),
         precision=parts.hardware.precision,  # type: ignore[arg-type]
         max_epochs=epochs,
@@ -90,6 +90,9 @@ def training_trainer(
         default_root_dir=directory,
         **{**wanted.options, "limit_train_batches": wanted.limit_train_batches},
     )
+    # Under max_steps Lightning goes on with an epoch that has ended, and counts it again without a step.
+    trainer.fit_loop._iteration_based_training = lambda: False  # type: ignore[method-assign]
+    return trainer
 
 
 def evaluation_trainer(parts: Components, **options: Any) -> pl.Trainer:

@@ -226,7 +226,8 @@ def test_every_kind_of_save_is_exact(stop: int, tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.parametrize(
-    ("option", "stop"), [("max_steps: 6", 6), ("check_val_every_n_epoch: null, val_check_interval: 3", 3)]
+    ("option", "stop"),
+    [("max_steps: 6", 6), ("max_steps: 8", 4), ("check_val_every_n_epoch: null, val_check_interval: 3", 3)],
 )
 def test_no_save_comes_before_what_the_step_is_followed_by(
     option: str, stop: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
