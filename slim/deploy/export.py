@@ -31,6 +31,10 @@ QAT_ABOVE = 0.005
 """Loss, as :func:`slim.deploy.parity.loss` counts it, from which ``qat=auto`` fine-tunes: half a point."""
 
 
+UNFINISHED = ".export-"
+"""How the name of the folder begins in which files are made, beside those that they will replace."""
+
+
 @dataclass(frozen=True)
 class Options:
     """How to export.
@@ -134,7 +138,7 @@ def _workplace(folder: Path) -> tempfile.TemporaryDirectory[str]:
     """A folder in ``folder``, which is made."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        return tempfile.TemporaryDirectory(dir=folder, prefix=".export-")
+        return tempfile.TemporaryDirectory(dir=folder, prefix=UNFINISHED)
     except OSError as error:
         raise write_error(error, folder) from error
 

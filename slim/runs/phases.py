@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import shlex
+import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -250,10 +251,13 @@ class _Run:
         return sum(int(figures.get("steps", 0)) for name, figures in self.state.phases.items() if name != apart)
 
     def _export(self, name: str, number: int, before: Path | None) -> None:
+        from slim import deploy
         from slim.runs import exporting
 
-        begun = time.perf_counter()
-        found, reference = exporting.export_network(self.parts, self.directory / exporting.FOLDER, before)
+        begun, folder = time.perf_counter(), self.directory / exporting.FOLDER
+        for unfinished in folder.glob(f"{deploy.UNFINISHED}*"):
+            shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed, as the run's lock says
+        found, reference = exporting.export_network(self.parts, folder, before)
         shown = self.parts.config.metric.shown
         for form, row in found.described().items():
             kept = f"{shown(row['metric'])} of {shown(row['reference'])}"

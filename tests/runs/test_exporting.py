@@ -203,8 +203,11 @@ def test_a_file_that_differs_ends_the_run(
     said = capfd.readouterr().err.splitlines()[-1]
     assert said.startswith("onnx must compute what the network does. Got difference=")
     assert not [path for path in (tmp_path / "run" / "export").iterdir()]
-    resume = f"resume={tmp_path / 'run'}"
+    resume, unfinished = f"resume={tmp_path / 'run'}", tmp_path / "run" / "export" / ".export-of-one-that-was-killed"
+    unfinished.mkdir()
+    (unfinished / "model.onnx").write_bytes(b"half")
     assert train.main([resume, "export.max_difference=0.01"]) == 0, "as the line advises; nothing else is done again"
+    assert not unfinished.exists()
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     assert [row["name"] for row in report["export"]["ladder"]] == ["thin fp32 eager", "thin fp32"]
     assert json.loads((tmp_path / "run" / "state.json").read_text())["finished"]
