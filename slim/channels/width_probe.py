@@ -61,10 +61,11 @@ def probe_widths(
     """Decide every assumption of ``record``: confirmed, made true by module attributes, or its ids are pinned."""
     options = {"residual": residual, "grouped": grouped}
     hopeless: set[tuple[Candidate, ...]] = set()
+    scaled = any(abs(number) not in (0, 1, 2) for number, _ in record.scalars)  # no width is as small
     for attempt in range(ATTEMPTS):
         free = ~pinned_ids(record)
         open_ = [(where, ids) for where, ids in record.assumptions if is_free(record, free, ids).any()]
-        if not (record.assumptions or record.scalars) or not free.any():
+        if not (record.assumptions or scaled) or not free.any():
             return
         if record.real:
             _pin(record, open_, "the forward cannot be probed on meta tensors")
@@ -250,7 +251,8 @@ def _multiplicities(record: TraceRecord, free: BoolArray) -> IntArray:
     for array in dict(record.producers).values():
         made.update(np.unique(classes.find(node[ids.find(array)])).tolist())
     times = np.ones(len(ids), dtype=np.int64)
-    roots = np.flatnonzero(is_free(record, free, np.arange(len(ids))))
+    roots = np.unique(ids.roots())
+    roots = roots[is_free(record, free, roots)]
     kinds = classes.find(node[roots])
     order = np.unique(kinds)
     widest = max((int(kind) for kind in order), key=lambda kind: made[kind], default=-1)

@@ -7,6 +7,9 @@ import torch
 from torch import Tensor, nn
 
 import slim
+from slim.channels.constraints import pin_fixed_axes, pinned_ids
+from slim.channels.dispatch import record_trace
+from slim.channels.width_probe import _multiplicities
 from tests.channels.laws import check_all, close
 from tests.channels.pieces import Gated, Viewed
 
@@ -129,3 +132,18 @@ def test_a_number_that_is_the_width_of_another_layer_is_found(between: int, cut:
     graph, _ = check_all(_net(Borrowed(between, cut)), X, 0.5, 0)
     assert not graph.prunable[graph.axes[("1.first.weight", 0)]].any()
     assert cut or all(graph.prunable[graph.axes[(f"1.between.{i}.weight", 0)]].all() for i in range(between))
+
+
+@pytest.mark.parametrize("width", [7, 8])
+def test_layers_that_follow_each_other_are_repeated_unequally_often(width: int) -> None:
+    widths = [6, *[width] * 5, 6]
+    net = _net(
+        nn.Sequential(
+            *(nn.Sequential(nn.Conv2d(i, o, 1), nn.BatchNorm2d(o)) for i, o in zip(widths, widths[1:], strict=False))
+        )
+    )
+    record = record_trace(net, X, residual="group", grouped="balance")
+    pin_fixed_axes(record, net)
+    times = _multiplicities(record, ~pinned_ids(record))
+    made = [int(times[record.ids.find(ids)][0]) for name, ids in record.producers if name.startswith("1.")]
+    assert len(set(made)) == len(made) == 6
