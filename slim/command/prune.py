@@ -22,7 +22,7 @@ BUDGETS = {
     "ratio": "fraction of the channels that goes, in [0, 1)",
     "macs": "multiply-accumulates that stay: a fraction in (0, 1], or a number above 1",
     "params": "parameters that stay, likewise",
-    "memory": "largest activation that stays, likewise",
+    "memory": "largest input and output of a layer that stay, in numbers, likewise",
     "latency": "milliseconds that stay on this machine, likewise (measured)",
 }
 
