@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -137,11 +139,7 @@ def test_a_number_that_is_the_width_of_another_layer_is_found(between: int, cut:
 @pytest.mark.parametrize("width", [7, 8])
 def test_layers_that_follow_each_other_are_repeated_unequally_often(width: int) -> None:
     widths = [6, *[width] * 5, 6]
-    net = _net(
-        nn.Sequential(
-            *(nn.Sequential(nn.Conv2d(i, o, 1), nn.BatchNorm2d(o)) for i, o in zip(widths, widths[1:], strict=False))
-        )
-    )
+    net = _net(nn.Sequential(*(nn.Sequential(nn.Conv2d(i, o, 1), nn.BatchNorm2d(o)) for i, o in pairwise(widths))))
     record = record_trace(net, X, residual="group", grouped="balance")
     pin_fixed_axes(record, net)
     times = _multiplicities(record, ~pinned_ids(record))
