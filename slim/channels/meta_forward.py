@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence, ValuesView
 from contextlib import contextmanager
 from typing import Any
 
@@ -258,7 +259,7 @@ def module_stack(
 
 
 def tensors_in(value: Any, seen: set[int] | None = None) -> Iterator[torch.Tensor]:
-    """All tensors in nested tuples, dicts, dataclasses and plain objects."""
+    """All tensors in nested tuples, dicts, dataclasses (with slots, too) and plain objects."""
     seen = set() if seen is None else seen
     if isinstance(value, torch.Tensor):
         yield value
@@ -266,11 +267,14 @@ def tensors_in(value: Any, seen: set[int] | None = None) -> Iterator[torch.Tenso
         seen.add(id(value))
         if isinstance(value, Mapping):
             parts: Any = value.values()
-        elif isinstance(value, (list, tuple, set)):
+        elif isinstance(value, (list, tuple, set, frozenset, deque, ValuesView)):
             parts = value
-        elif hasattr(value, "__dict__") and not isinstance(value, (nn.Module, type)):
-            parts = vars(value).values()
-        else:
+        elif isinstance(value, (nn.Module, type)):
             parts = ()
+        else:
+            told = [vars(kind).get("__slots__", ()) for kind in type(value).__mro__]
+            slots = [name for names in told for name in ((names,) if isinstance(names, str) else names)]
+            parts = [*getattr(value, "__dict__", {}).values()]
+            parts += [getattr(value, name) for name in slots if name != "__dict__" and hasattr(value, name)]
         for part in parts:
             yield from tensors_in(part, seen)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import random
 from collections import deque
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -134,6 +135,29 @@ class Out:
     extra: dict[str, Tensor]
 
 
+@dataclasses.dataclass(slots=True)
+class Slots:
+    logits: Tensor
+
+
+class OneSlot:
+    __slots__ = "logits"
+
+    def __init__(self, logits: Tensor) -> None:
+        self.logits = logits
+
+
+RETURNS: dict[str, Callable[[Tensor], Any]] = {
+    "tuple": lambda y: (y, 1),
+    "dict": lambda y: {"out": y},
+    "dataclass": lambda y: Out(y, {"n": y.mean()}),
+    "dataclass with slots": Slots,
+    "object with a slot": OneSlot,
+    "deque": lambda y: deque([y]),
+    "values of a dict": lambda y: {"out": y}.values(),
+}
+
+
 class ManyInputs(nn.Module):
     def __init__(self, kind: str) -> None:
         super().__init__()
@@ -144,11 +168,10 @@ class ManyInputs(nn.Module):
         x = self.a(image)
         if context is not None:
             x = x + self.b(context)[:, :, None, None]
-        y = self.head(x)
-        return {"tuple": (y, 1), "dict": {"out": y}, "dataclass": Out(y, {"n": y.mean()})}[self.kind]
+        return RETURNS[self.kind](self.head(x))
 
 
-@pytest.mark.parametrize("kind", ["tuple", "dict", "dataclass"])
+@pytest.mark.parametrize("kind", RETURNS)
 def test_inputs_and_outputs_of_any_kind(kind: str) -> None:
     context = torch.zeros(2, 5)
     assert free(ManyInputs(kind), (X, context)) == 8
