@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -41,14 +40,14 @@ def by_way(results: Mapping[str, Any], scale: str) -> dict[tuple[str, str], dict
 
     Beside a job's own figures ``to_dense``, points of accuracy over the dense network of the same seed and machine.
     """
-    found: dict[tuple[str, str], dict[int, dict[str, Any]]] = defaultdict(dict)
+    found: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
     for job in jobs(SCALES[scale]):
-        if (own := results.get(f"{scale}/{job.name}")) is None:
-            continue
         *where, way, seed = job.name.split("/")
-        more = {"to_dense": 100 * (own["accuracy"] - own["dense"])} if "dense" in own else {}
-        found["/".join(where), way][int(seed[1:])] = {"teacher": 0.0, **own, **more}
-    return found
+        by_seed = found.setdefault(("/".join(where), way), {})
+        if (own := results.get(f"{scale}/{job.name}")) is not None:
+            more = {"to_dense": 100 * (own["accuracy"] - own["dense"])} if "dense" in own else {}
+            by_seed[int(seed[1:])] = {"teacher": 0.0, **own, **more}
+    return {which: by_seed for which, by_seed in found.items() if by_seed}
 
 
 def rows(results: Mapping[str, Any], scale: str) -> list[str]:
