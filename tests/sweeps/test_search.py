@@ -6,6 +6,7 @@ import json
 import os
 import signal
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -94,8 +95,18 @@ def test_a_job_that_always_kills_its_worker_fails_and_the_others_go_on(
     assert "out of memory" in capfd.readouterr().err
 
 
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """SIGINT is heard, which what a shell runs in the background ignores."""
+    usual = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, usual)
+
+
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
-def test_a_signal_gives_the_trial_back_and_the_next_process_takes_it_first(name: str, tmp_path: Path) -> None:
+def test_a_signal_gives_the_trial_back_and_the_next_process_takes_it_first(
+    name: str, tmp_path: Path, ctrl_c: None
+) -> None:
     def die(overrides: list[str]) -> None:
         if plugin.launcher.ran:
             stopped.extend(overrides)
