@@ -168,6 +168,7 @@ def execute(
         steps.append(found.steps)
     synchronize(trainer, *networks)
     after_surgery(trainer, context.module)
+    traced.keep_dense(context.module)
     traced.graph = None
     return Cut(selection, plan, before, figures(traced.graph), error, steps[0], epochs)
 

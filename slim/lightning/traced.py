@@ -20,7 +20,7 @@ from slim.lightning.network import Network, find_network, path_of, same_module
 from slim.lightning.random_state import preserved
 
 DENSE = "_slim_dense"
-"""Attribute of a module whose networks a checkpoint's plans thinned: their dense structures by path, on meta."""
+"""Attribute of a module with thin networks: their dense structures by path, on meta."""
 
 
 def callbacks_of(trainer: pl.Trainer) -> list[pl.Callback]:
@@ -88,7 +88,7 @@ class TracedNetwork:
         this = next((each for each in known if isinstance(each, cls) and same_module(each.network, found)), None)
         if this is None:
             this = cls(found)
-            this._dense = vars(module).get(DENSE, {}).get(path)
+            this._dense = _dense_of(found, vars(module).get(DENSE, {}).get(path))
         if example is not None and this.example is None:
             this.example = example
         if trace is not None and dict(trace) != this.options:
@@ -196,6 +196,23 @@ class TracedNetwork:
         if plan is not None:
             rebuild(self.network, plan, in_place=True)
         self._graph = None
+
+
+def _dense_of(network: nn.Module, dense: nn.Module | None) -> nn.Module | None:
+    """``dense``, unless ``network`` is another one by now: not what its plan makes of ``dense``."""
+    plan = plan_of(network)
+    if dense is None or plan is None:
+        return None
+    wide = dict(dense.named_parameters())
+    for name, parameter in network.named_parameters():
+        if name not in plan.grouped and name in wide:
+            keeps = [plan.axes.get((name, axis)) for axis in range(parameter.dim())]
+            made = [
+                size if keep is None else len(keep.kept) for size, keep in zip(wide[name].shape, keeps, strict=False)
+            ]
+            if made != list(parameter.shape):
+                return None
+    return dense
 
 
 def on_meta(network: nn.Module) -> nn.Module:

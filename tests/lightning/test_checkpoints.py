@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import nn
 from torch.utils.data import DataLoader
 
+import slim
 from slim import SlimError
 from slim.lightning import ChannelPruning, SparseTraining, load
 from slim.lightning.example import quiet
@@ -280,6 +282,26 @@ def test_target_on_a_loaded_thin_network_has_the_budget_of_the_dense_one(tmp_pat
     scales = [part.weight for part in module.net if isinstance(part, nn.BatchNorm2d)]
     assert sum(map(len, scales)) == 8, "half of the dense network's 16"
     assert all(bool((scale != 0).all()) for scale in scales)
+
+
+@pytest.mark.parametrize("law", ["l1", "target"])
+def test_another_fit_cuts_a_thin_network_further(law: str) -> None:
+    """With callbacks of its own, in the same process; a network put in the place of the first is another matter."""
+    module = Plain()
+    fit(module, ChannelPruning(ratio=0.25, at="end"))
+    copied = copy.deepcopy(module)
+    for each in (module, copied):
+        cut = ChannelPruning(ratio=0.5, at="end")
+        fit(each, SparseTraining(law, **({"ratio": 0.5} if law == "target" else {})), cut)
+        assert cut.history[-1]["channels"] == 8, "half of the dense network's 16"
+    other = slim.prune(convnet(width=12), torch.zeros(1, 3, 6, 6), ratio=0.2)
+    module.net = other.model  # type: ignore[assignment]
+    with pytest.raises(SlimError, match="thin from the start"):
+        fit(module, ChannelPruning(ratio=0.5, at="end"))
+    module.net = convnet(width=12)  # type: ignore[assignment]
+    cut = ChannelPruning(ratio=0.5, at="end")
+    fit(module, cut)
+    assert cut.history[-1]["channels"] == 12, "half of its own 24"
 
 
 @pytest.mark.parametrize("law", ["l1", "target"])
