@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from experiments.nocliff.data import load
-from experiments.sparsity import jobs, measure, table
+from experiments.sparsity import figure, jobs, measure, table
 from experiments.sparsity.training import Setting
 
 IMAGES = 5_000
@@ -45,7 +45,10 @@ def main() -> None:
         parser.error("--data is needed to train. Got none. Give an ImageFolder tree, or --measure.")
     if args.measure or (args.only == [""] and measure.missing(jobs.RESULTS.read())):
         jobs.RESULTS.write({"latency": measure.latency(jobs.RESULTS.read(), args.turns, args.threads)})
-    table.write(jobs.RESULTS.read())
+    found = jobs.RESULTS.read()
+    table.write(found)
+    if "latency" in found:
+        figure.draw(found, table.HERE)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""results.json as two tables in README.md, mean and deviation over the seeds, and two figures."""
+"""results.json as two tables in README.md, mean and deviation over the seeds."""
 
 from __future__ import annotations
 
@@ -87,11 +87,8 @@ def times(latency: dict[str, Any]) -> str:
 
 
 def write(results: dict[str, Any], folder: Path = HERE) -> None:
-    """Tables into README.md, figures beside it."""
+    """Tables into README.md."""
     parts = [sizes(results)]
     if "latency" in results:
         parts.append(times(results["latency"]))
-        from experiments.sparsity import figure
-
-        figure.draw(results, folder)
     fill(folder / "README.md", MARKS, "\n\n".join(parts))
