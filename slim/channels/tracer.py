@@ -20,8 +20,9 @@ from slim.channels.trace_record import Axis, NormCall, Pieces, SizeUse, SplitVie
 
 COMPUTED = "its weight is computed over several axes; slim.fold(model, inputs) makes it a plain one"
 MIXED = "its weight is computed from more than parameters"
-_HAVE_CONSTANTS = ("batch_norm", "layer_norm", "group_norm", "rms_norm", "dropout", "bernoulli")
 STANDARDIZED = "its weight is standardized over them; slim.fold(model, inputs) makes it a plain one"
+_HAVE_CONSTANTS = ("batch_norm", "layer_norm", "group_norm", "rms_norm", "dropout", "bernoulli")
+"""Parts of the names of operations whose numbers (eps, momentum, a rate) come from no width."""
 
 
 class Tracer:

@@ -14,7 +14,7 @@ from slim.errors import SlimError, expect, expect_whole, nearest
 from slim.lightning.network import Network, check_network
 from slim.selection import LIMITS, check_options, target_of
 from slim.sparsity import LAWS, Penalty, Stochastic, find, is_law
-from slim.sparsity.penalty import missing_methods
+from slim.sparsity.penalty import check_methods
 
 BUDGETS = ("ratio", "macs", "params", "memory", "latency")
 
@@ -157,11 +157,8 @@ def check_law(penalty: Any) -> None:
             f"penalty must be the name of a law, or a law. Got penalty={penalty!r}. "
             f"Set one of {', '.join(LAWS)}, or what slim.sparsity.build returns."
         )
-    if not isinstance(penalty, str) and (missing := missing_methods(penalty)):
-        raise SlimError(
-            "SparseTraining needs a law with all methods of slim.sparsity.Penalty. "
-            f"Got {type(penalty).__name__} without {', '.join(missing)}. Define them."
-        )
+    if not isinstance(penalty, str):
+        check_methods(penalty, type(penalty).__name__)
 
 
 def check_shrinks_by_lam(shrink: float, penalty: Any, law: Penalty, options: Mapping[str, Any]) -> None:

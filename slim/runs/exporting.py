@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import wraps
 from itertools import chain, islice, repeat
@@ -24,7 +24,7 @@ from slim.errors import SlimError
 from slim.lightning.example import eager, inputs_of, named_inputs
 from slim.runs import weights
 from slim.runs.components import Components
-from slim.runs.evaluation import lookup, metrics, validation_batches
+from slim.runs.evaluation import evaluate, lookup, metrics, validation_batches
 from slim.runs.loaders import seed_all
 from slim.runs.pruning import ranking_batches
 from slim.runs.state import State
@@ -241,10 +241,8 @@ def ladder(parts: Components, directory: Path, state: State) -> list[dict[str, A
 
 def tested(parts: Components, module: pl.LightningModule, runner: nn.Module | None) -> float:
     """The metric on the test data of a module, or of a file in place of its network."""
-    if runner is None:
-        return lookup(parts.config.metric, metrics(parts, module, "test"), "test")
-    with instead(parts.network(module), runner, parts.example):
-        return lookup(parts.config.metric, metrics(parts, module, "test"), "test")
+    with nullcontext() if runner is None else instead(parts.network(module), runner, parts.example):
+        return evaluate(parts, module, "test")
 
 
 def _before_cut(parts: Components, directory: Path, state: State) -> Path | None:

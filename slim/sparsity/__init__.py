@@ -16,7 +16,7 @@ from slim.sparsity.gammas import gamma_parameters
 from slim.sparsity.group import group
 from slim.sparsity.l0 import L0
 from slim.sparsity.l1 import l1
-from slim.sparsity.penalty import Penalty, Stochastic, is_law, missing_methods
+from slim.sparsity.penalty import Penalty, Stochastic, check_methods, is_law
 from slim.sparsity.polarization import polarization
 from slim.sparsity.prox import prox
 from slim.sparsity.step import Handle, install
@@ -86,9 +86,5 @@ def build(name: str, **options: Any) -> Penalty:
         raise SlimError(
             f"Options of penalty {name} must have the right types. Got {given or 'none'} ({error}). Change penalty.*."
         ) from error
-    if missing := missing_methods(made):
-        raise SlimError(
-            "A law must have all methods of slim.sparsity.Penalty. "
-            f"Got {name} without {', '.join(missing)}. Define them."
-        )
+    check_methods(made, name)
     return made

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
+from slim.errors import SlimError
 from slim.sparsity.forecast import Forecast
 
 if TYPE_CHECKING:
@@ -76,8 +77,17 @@ def is_law(value: Any) -> bool:
     return not isinstance(value, type) and all(callable(getattr(value, name, None)) for name in methods)
 
 
-def missing_methods(law: Any) -> list[str]:
-    """Methods of :class:`Penalty` that a law lacks, or inherits from the protocol, where they do nothing."""
+def check_methods(law: Any, name: str) -> None:
+    """Check that a law called ``name`` has all methods of :class:`Penalty`; the protocol's own do nothing.
+
+    Raises:
+        SlimError: It names those that are missing.
+    """
     methods = {name: each for name, each in vars(Penalty).items() if inspect.isfunction(each) and name[0] != "_"}
     found = {name: getattr(law, name, None) for name in methods}
-    return [name for name, own in found.items() if not callable(own) or getattr(own, "__func__", own) is methods[name]]
+    missing = [key for key, own in found.items() if not callable(own) or getattr(own, "__func__", own) is methods[key]]
+    if missing:
+        raise SlimError(
+            "A law must have all methods of slim.sparsity.Penalty. "
+            f"Got {name} without {', '.join(missing)}. Define them."
+        )
