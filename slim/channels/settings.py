@@ -27,13 +27,15 @@ MOST_CANDIDATES = 8
 class Outcome(NamedTuple):
     """How far a forward of the widened network came: operations, and where and with which ids it went wrong.
 
-    ``counted``: it came to its end, and computed with another number where the widths are others.
+    ``by_width``: the ids are those of layers as wide as a number that it used. ``counted``: it came to its end, and
+    computed with another number where the widths are others.
     """
 
     passed: bool
     steps: int
     modules: tuple[str, ...]
     ids: list[IntArray]
+    by_width: bool = False
     counted: bool = False
 
 

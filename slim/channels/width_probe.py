@@ -47,6 +47,7 @@ from slim.channels.width_conflicts import (
 
 FIXES_WIDTH = "the forward fixes the width or the position of its channels"
 COUNTS_WIDTH = "the forward computes with the number of its channels"
+TURNS = (1, 2)  # other ways to widen, where layers are as wide as a number: together they tell 343 of them apart
 ATTEMPTS = 40  # rounds over the assumptions of one network; each settles one place in the code of its modules
 
 
@@ -72,8 +73,8 @@ def probe_widths(
             propagate_balance_pins(record)
             return
 
-        def outcome_of(settings: Settings, free: BoolArray = free) -> Outcome:
-            return _run(model, example_inputs, record, free, settings, options)
+        def outcome_of(settings: Settings, free: BoolArray = free, turn: int = 0) -> Outcome:
+            return _run(model, example_inputs, record, free, settings, options, turn)
 
         outcome = outcome_of(record.settings)
         if outcome.passed:
@@ -84,10 +85,26 @@ def probe_widths(
             continue
         if _join_that_helps(model, record, outcome, outcome_of):
             continue
+        outcome = _told_apart(record, outcome, outcome_of)
         last = attempt >= ATTEMPTS - 2
         reason = COUNTS_WIDTH if outcome.counted else FIXES_WIDTH
         _pin(record, open_ if last else _blamed(model, record, outcome, open_, free), reason)
         propagate_balance_pins(record)
+
+
+def _told_apart(record: TraceRecord, outcome: Outcome, outcome_of: Callable[..., Outcome]) -> Outcome:
+    """``outcome`` without the layers that are as wide as a number by chance: widened otherwise they no longer are."""
+
+    def layers(outcome: Outcome) -> dict[bytes, IntArray]:
+        return {np.unique(record.ids.find(ids)).tobytes(): ids for ids in outcome.ids}
+
+    for turn in TURNS:
+        found = layers(outcome)
+        if not outcome.by_width or len(found) < 2:
+            break
+        again = layers(outcome_of(record.settings, turn=turn))
+        outcome = outcome._replace(ids=[found[key] for key in found if key in again] or outcome.ids)
+    return outcome
 
 
 def _pin(record: TraceRecord, what: list[tuple[str, IntArray]], reason: str) -> None:
@@ -142,13 +159,14 @@ def _run(
     free: BoolArray,
     settings: Settings,
     options: dict[str, str],
+    turn: int,
 ) -> Outcome:
     """One forward of the widened network: how far it came as it should, and what stood in its way."""
-    times = _multiplicities(record, free)
+    times = _multiplicities(record, free, turn)
     wide, wide_record = _widen(model, record, times, settings)
     tracer = Tracer(wide, record=wide_record, probing=True, **options)
     tracer.free = free
-    failed = None
+    failed, by_width = None, False
     try:
         run_forward(tracer, example_inputs, meta=True)
     except Exception as error:
@@ -165,20 +183,20 @@ def _run(
             ids = next((mine for m in modules if (mine := _free_inputs(record, wide_record, m, free))), [])
         if not any(i.size for i in ids):  # or from another layer
             given = {n for n in tree_leaves(tracer.operands) if type(n) is int}
-            ids = layers_as_wide_as(given, record, times, free)
+            ids, by_width = layers_as_wide_as(given, record, times, free), True
         ends.append((tracer.steps, modules, [i for i in ids if i.size]))
     elif not ends:
         scalars = scalar_conflicts(record, tracer, times, free)
         if scalars:
-            return Outcome(False, tracer.steps, (), scalars, counted=True)
+            return Outcome(False, tracer.steps, (), scalars, by_width=True, counted=True)
         end = size_conflict(record, tracer, times, free)
         if end is not None:
-            return Outcome(False, tracer.steps, *end)
+            return Outcome(False, tracer.steps, *end, by_width=True)
     if not ends:
         return Outcome(True, tracer.steps, (), [])
     first = min(end[0] for end in ends)
     steps, modules, ids = next(end for end in ends if end[0] == first)
-    return Outcome(False, steps, modules, ids)
+    return Outcome(False, steps, modules, ids, by_width)
 
 
 def _free_inputs(record: TraceRecord, wide: TraceRecord, module: str, free: BoolArray) -> list[IntArray]:
@@ -226,13 +244,13 @@ def _join_that_helps(
     return False
 
 
-def _multiplicities(record: TraceRecord, free: BoolArray) -> IntArray:
+def _multiplicities(record: TraceRecord, free: BoolArray, turn: int) -> IntArray:
     """How often the widened network has every channel, by root: once where it must stay, else three to ten times.
 
     Two would not do: two shuffles in a row put pairs back in place.
 
     Channels of one layer, and what has to lose equally many, have the same number; streams that many layers make have
-    the smallest, and other layers take turns.
+    the smallest, and other layers take turns. In a later ``turn`` all take turns, those first that had the same number.
     """
     ids, classes = record.ids, Ids()
     node = classes.fresh(len(ids))
@@ -256,8 +274,9 @@ def _multiplicities(record: TraceRecord, free: BoolArray) -> IntArray:
     kinds = classes.find(node[roots])
     order = np.unique(kinds)
     widest = max((int(kind) for kind in order), key=lambda kind: made[kind], default=-1)
-    number = {int(kind): 3 if kind == widest or made[int(kind)] > 4 else 4 + i % 7 for i, kind in enumerate(order)}
-    times[roots] = [number[int(kind)] for kind in kinds]
+    many = {kind for kind in order.tolist() if kind == widest or made[kind] > 4} if turn == 0 else set()
+    number = {kind: 3 if kind in many else 4 + i // 7**turn % 7 for i, kind in enumerate(order.tolist())}
+    times[roots] = [number[kind] for kind in kinds.tolist()]
     held = [r.ravel() for _, read, own in record.selects for r in (read, own)]
     held += [own[~is_free(record, free, read)] for own, read in reads]
     times[ids.find(np.concatenate(held or [np.zeros(0, np.int64)]))] = 1

@@ -136,12 +136,36 @@ def test_a_number_that_is_the_width_of_another_layer_is_found(between: int, cut:
     assert cut or all(graph.prunable[graph.axes[(f"1.between.{i}.weight", 0)]].all() for i in range(between))
 
 
+class Counted(nn.Module):
+    """Divides what its last layer makes by the width of one of many equally wide layers before it."""
+
+    def __init__(self, layers: int, counted: int) -> None:
+        super().__init__()
+        widths = [6, *[8] * layers, 6]
+        self.layers = nn.ModuleList(nn.Conv2d(i, o, 1) for i, o in pairwise(widths))
+        self.counted = counted
+
+    def forward(self, x: Tensor) -> Tensor:
+        width = 1
+        for i, layer in enumerate(self.layers):
+            x = layer(x)
+            width = x.shape[1] if i == self.counted else width
+        return x / width
+
+
+@pytest.mark.parametrize("counted", [0, 9, 20])
+def test_a_number_pins_no_layer_that_is_as_wide_by_chance(counted: int) -> None:
+    graph, _ = check_all(_net(Counted(21, counted)), X, 0.5, 0)
+    kept = [i for i in range(21) if not graph.prunable[graph.axes[(f"1.layers.{i}.weight", 0)]].any()]
+    assert kept == [counted]
+
+
 @pytest.mark.parametrize("width", [7, 8])
 def test_layers_that_follow_each_other_are_repeated_unequally_often(width: int) -> None:
     widths = [6, *[width] * 5, 6]
     net = _net(nn.Sequential(*(nn.Sequential(nn.Conv2d(i, o, 1), nn.BatchNorm2d(o)) for i, o in pairwise(widths))))
     record = record_trace(net, X, residual="group", grouped="balance")
     pin_fixed_axes(record, net)
-    times = _multiplicities(record, ~pinned_ids(record))
+    times = _multiplicities(record, ~pinned_ids(record), turn=0)
     made = [int(times[record.ids.find(ids)][0]) for name, ids in record.producers if name.startswith("1.")]
     assert len(set(made)) == len(made) == 6
