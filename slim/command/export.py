@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from slim.command import model
@@ -110,23 +110,29 @@ def _given(args: argparse.Namespace) -> dict[str, Any]:
 def _of_model(folder: Path, args: argparse.Namespace) -> Any:
     """Any other network, compared by its outputs."""
     from slim import deploy
+    from slim.artifact import classes_in
+    from slim.tasks import AllBoxes, for_runtimes
 
     found = model.find(args.model, args)
+    network = for_runtimes(found.network, found.example)
     wanted = deploy.Options(formats=args.formats, **_given(args))
     deploy.check_effect(wanted)
     told: dict[str, Any] = {"model": found.name}
     if args.images:
-        inputs, about = _images(found, args)
+        inputs, about = _images(found, network, args)
         told |= about
     else:
         inputs = _random(found.example)
+    if isinstance(network, AllBoxes):
+        names = classes_in(found.metadata)
+        told |= network.metadata | ({"classes": names} if names else {})
     deploy.check(wanted, calibrated=bool(args.images))
     exported = deploy.export(
-        found.network,
+        network,
         found.example,
         folder,
         wanted,
-        compare=lambda runner: deploy.compare(found.network, runner, inputs()),
+        compare=lambda runner: deploy.compare(network, runner, inputs()),
         calibration=inputs if args.images else None,
         metadata=told,
     )
@@ -146,24 +152,21 @@ def _random(example: Any) -> Callable[[], Iterable[Any]]:
     return lambda: [one(16), one(1)]
 
 
-def _images(found: model.Model, args: argparse.Namespace) -> tuple[Callable[[], Iterable[Tensor]], dict[str, Any]]:
+def _images(
+    found: model.Model, network: nn.Module, args: argparse.Namespace
+) -> tuple[Callable[[], Iterable[Tensor]], dict[str, Any]]:
     """Batches of the images below a folder, and what a program must know to prepare others like them."""
-    from slim.artifact import NORMALIZATION, classes_in, normalization_in
-    from slim.data.decode import read_image, resize_center_crop, unreadable_error
-    from slim.models import preprocessing
+    from torchvision.transforms.v2.functional import resize
 
-    example = found.example
+    from slim.artifact import classes_in
+    from slim.data.decode import read_image, resize_center_crop, unreadable_error
+    from slim.tasks import AllBoxes
+
+    example, detects = found.example, isinstance(network, AllBoxes)
     if not isinstance(example, Tensor) or example.dim() != 4 or example.shape[2] != example.shape[3]:
         raise SlimError(f"--images needs a network of square images. Got {found.name}. Leave --images out.")
     channels, size = int(example.shape[1]), int(example.shape[2])
-    # What the network was trained with last is in its artifact; timm's networks know how others trained them.
-    known = {**preprocessing(found.network), **normalization_in(found.metadata)}
-    mean, std = (getattr(args, name) or known.get(name) for name in NORMALIZATION)
-    if mean is None or std is None or not len(mean) == len(std) == channels:
-        raise SlimError(
-            f"Images must be prepared as the network was trained on them. Got --mean {mean} --std {std} for {channels} "
-            "channels. Give both, a number for each channel."
-        )
+    mean, std = _normalization(found, channels, args, itself=detects)
     every = sorted(path for path in Path(args.images).rglob("*") if path.suffix.lower() in EXTENSIONS)
     if not every:
         raise SlimError(f"--images must hold images. Got {args.images} without any. Check the path.")
@@ -173,7 +176,8 @@ def _images(found: model.Model, args: argparse.Namespace) -> tuple[Callable[[], 
 
     def read(path: Path) -> Tensor:
         try:
-            return resize_center_crop(read_image(path, channels), size)
+            image = read_image(path, channels)
+            return resize(image, [size, size], antialias=True) if detects else resize_center_crop(image, size)
         except SlimError as error:
             raise unreadable_error(path.parent, [(path.name, str(error))]) from error
 
@@ -182,10 +186,32 @@ def _images(found: model.Model, args: argparse.Namespace) -> tuple[Callable[[], 
             pixels = [read(path) for path in paths[start : start + 64]]
             yield (torch.stack(pixels) / 255 - centre) / scale
 
-    told: dict[str, Any] = {"mean": list(mean), "std": list(std), "size": size}
     names = classes_in(found.metadata) or sorted({path.parent.name for path in every})
+    told: dict[str, Any] = {} if detects else {"mean": mean, "std": std, "size": size}
     with torch.no_grad():
-        outputs = found.network(example)
+        outputs = None if detects else network(example)
     if isinstance(outputs, Tensor) and outputs.dim() == 2 and outputs.shape[1] == len(names):
         told["classes"] = names
     return batches, told
+
+
+def _normalization(
+    found: model.Model, channels: int, args: argparse.Namespace, *, itself: bool
+) -> tuple[list[float], list[float]]:
+    """Mean and deviation per channel of what images are prepared with; none where the network does it ``itself``."""
+    from slim.artifact import NORMALIZATION, normalization_in
+    from slim.models import preprocessing
+
+    if itself and (args.mean or args.std):
+        raise SlimError(f"A detector normalizes by itself. Got --mean {args.mean} --std {args.std}. Leave both out.")
+    if itself:
+        return [0.0] * channels, [1.0] * channels
+    # What the network was trained with last is in its artifact; timm's networks know how others trained them.
+    known = {**preprocessing(found.network), **normalization_in(found.metadata)}
+    mean, std = (getattr(args, name) or known.get(name) for name in NORMALIZATION)
+    if mean is None or std is None or not len(mean) == len(std) == channels:
+        raise SlimError(
+            f"Images must be prepared as the network was trained on them. Got --mean {mean} --std {std} for {channels} "
+            "channels. Give both, a number for each channel."
+        )
+    return list(mean), list(std)

@@ -111,7 +111,8 @@ def export(
         compare: Runs a network that stands for a file beside the original one, and says how far they are apart.
         calibration: Real inputs, batch by batch: quantized formats need them.
         training: Real training inputs for quantization-aware fine-tuning; each batch is a step.
-        metadata: Goes into the ONNX file; with ``mean``, ``std``, ``size`` and ``classes`` a ``predict.py`` is written.
+        metadata: Goes into the ONNX file; with ``mean``, ``std``, ``size`` and ``classes``, of a detector with
+            ``choice``, ``size`` and ``classes``, a ``predict.py`` is written.
 
     Raises:
         SlimError: An unknown format, a package that is not installed, no inputs to quantize with, an opset that the
@@ -301,8 +302,10 @@ def _parts(path: Path) -> list[Path]:
 
 
 def _write_script(folder: Path, found: Exported, metadata: Mapping[str, Any]) -> None:
-    """Put ``predict.py`` beside the ONNX file of a classifier of images, where everything that it needs is known."""
+    """Put ``predict.py`` beside the ONNX file of a classifier or detector, where everything that it needs is known."""
     best = next((found.files[name] for name in ("int8", "onnx") if name in found.files), None)
-    if best is not None and {"mean", "std", "size", "classes"} <= metadata.keys():
-        text = Path(__file__).with_name("predict.py").read_text(encoding="utf-8")
+    scripts = {"predict.py": {"mean", "std", "size", "classes"}, "predict_boxes.py": {"choice", "size", "classes"}}
+    script = next((name for name, needed in scripts.items() if needed <= metadata.keys()), None)
+    if best is not None and script is not None:
+        text = Path(__file__).with_name(script).read_text(encoding="utf-8")
         write_atomic(folder / "predict.py", text.replace("model.onnx", best.name))

@@ -18,6 +18,7 @@ from slim.deploy.onnx_file import metadata_of
 from slim.errors import RunFailed
 from slim.files import write_atomic
 
+WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 METHODS = {"minmax": "MinMax", "entropy": "Entropy", "percentile": "Percentile"}
 
 
@@ -28,12 +29,12 @@ def write_int8(
     *,
     method: str = "minmax",
     reduce_range: bool | None = None,
-    exclude: tuple[str, ...] = (),
 ) -> Path:
     """Quantize an ONNX file: weights int8 with a scale per channel, activations uint8 with one per tensor.
 
     The file keeps float inputs and outputs; between them stand pairs of QuantizeLinear and DequantizeLinear, which
-    every runtime with integer arithmetic fuses with the operators around them.
+    every runtime with integer arithmetic fuses with the operators around them. What comes after the last weights, such
+    as a softmax or the arithmetic of boxes, stays in float: it is little work, and decides.
 
     Args:
         source: From :func:`write_onnx`; its metadata are kept.
@@ -42,7 +43,6 @@ def write_int8(
         method: How a range follows from what was seen: minmax, entropy or percentile.
         reduce_range: Weights of 7 bits: without VNNI, products of 8 bits saturate in pairs. ``None``: as this machine
             needs it.
-        exclude: Names of ONNX nodes that stay in float.
 
     Raises:
         RunFailed: ONNX Runtime cannot quantize the file; the reason in one line.
@@ -66,7 +66,7 @@ def write_int8(
                 activation_type=quantization.QuantType.QUInt8,
                 weight_type=quantization.QuantType.QInt8,
                 calibrate_method=getattr(quantization.CalibrationMethod, METHODS[method]),
-                nodes_to_exclude=list(exclude),
+                nodes_to_exclude=_after_weights(onnx.load(str(ready)).graph),
                 extra_options={"ActivationSymmetric": False, "WeightSymmetric": True},
             )
             model = onnx.load(str(made))
@@ -79,6 +79,19 @@ def write_int8(
                 "Leave int8 out of export.formats."
             ) from error
         return write_atomic(path, model.SerializeToString())
+
+
+def _after_weights(graph: Any) -> list[str]:
+    """Names of the nodes from which no node with weights follows."""
+    weights = {found.name for found in graph.initializer}
+    before: set[str] = set()  # tensors that come to weights
+    after = []
+    for node in reversed(graph.node):
+        if (node.op_type in WEIGHTED and weights & set(node.input)) or before & set(node.output):
+            before.update(node.input)
+        else:
+            after.append(node.name)
+    return after
 
 
 def _reader(path: Path, inputs: Iterable[Any], quantization: Any) -> Any:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
@@ -20,7 +21,6 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from slim import deploy
 from slim.channels import plan_of
 from slim.data.segmentation import MaskData
-from slim.errors import SlimError
 from slim.lightning.example import eager, inputs_of, named_inputs
 from slim.runs import weights
 from slim.runs.components import Components
@@ -29,6 +29,7 @@ from slim.runs.loaders import seed_all
 from slim.runs.pruning import ranking_batches
 from slim.runs.state import State
 from slim.runs.weights import NETWORK
+from slim.tasks import AllBoxes, for_runtimes
 
 FOLDER = "export"
 
@@ -53,15 +54,10 @@ def check(parts: Components, module: pl.LightningModule) -> None:
     """Refuse before the training what cannot be exported after it.
 
     Raises:
-        SlimError: A detector; a format is unknown, or a package for it is missing; an option has no effect.
+        SlimError: A detector that cannot be written; a format is unknown, or a package for it is missing; an option has
+            no effect.
     """
-    from slim.tasks import RawOutputs
-
-    if isinstance(parts.network(module), RawOutputs):
-        raise SlimError(
-            "A file must answer with tensors, to be compared with its network. Got a detector, whose boxes are lists. "
-            "Leave export out of phases; slim.load gives the thin detector of a run's model.safetensors."
-        )
+    for_runtimes(parts.network(module), parts.example)
     deploy.check(options(parts))
     if parts.config.phases != ["export"]:  # what `slim export` does not take comes from the run, of use or not
         deploy.check_effect(options(parts))
@@ -79,15 +75,16 @@ def _export(
     parts: Components, module: pl.LightningModule, folder: Path, wanted: deploy.Options, comparison: _Comparison
 ) -> deploy.Exported:
     config = parts.config.export
+    network = for_runtimes(parts.network(module), parts.example)
     return deploy.export(
-        parts.network(module),
+        network,
         parts.example,
         folder,
         wanted,
         compare=comparison,
         calibration=lambda: _inputs(parts, module, _calibration(parts), config.calibration_images),
         training=lambda: _inputs(parts, module, _training(parts, config.qat_steps), None),
-        metadata=_metadata(parts, module),
+        metadata=_metadata(parts, module, network),
     )
 
 
@@ -96,7 +93,8 @@ class _Comparison:
 
     def __init__(self, parts: Components, module: pl.LightningModule) -> None:
         self.parts, self.module = parts, module
-        self.network = parts.network(module)
+        self.network = parts.network(module.cpu())
+        self.written = for_runtimes(self.network, parts.example)
         size = _samples(next(iter(validation_batches(parts.data))))
         self.batches = max(1, parts.config.export.images // max(1, size))
         self.reference = self._metric()
@@ -104,7 +102,7 @@ class _Comparison:
     def __call__(self, runner: nn.Module) -> deploy.Parity:
         """Both networks on held-out images."""
         inputs = _inputs(self.parts, self.module, validation_batches(self.parts.data), self.parts.config.export.images)
-        found = deploy.compare(self.network.cpu().eval(), runner, inputs)
+        found = deploy.compare(self.written.eval(), runner, inputs)
         found.reference = self.reference
         with instead(self.network, runner, self.parts.example):
             found.metric = self._metric()
@@ -117,10 +115,16 @@ class _Comparison:
 @contextmanager
 def instead(network: nn.Module, runner: nn.Module, example: Any) -> Iterator[None]:
     """Whoever calls ``network`` inside gets the answers of ``runner``, which takes inputs like ``example``."""
+    written = for_runtimes(network, example)
 
     @wraps(network.forward)
     def answer(*args: Any, **kwargs: Any) -> Any:
-        return deploy.call(runner, _like(example, network, args, kwargs))
+        given = _like(example, network, args, kwargs)
+        found = deploy.call(runner, given)
+        if not isinstance(written, AllBoxes):
+            return found
+        scores, boxes = found
+        return written.detections(scores, boxes, given.shape[-2:])
 
     with eager(network):
         network.forward = answer
@@ -153,6 +157,8 @@ def _like(example: Any, network: nn.Module, args: tuple[Any, ...], kwargs: dict[
     if isinstance(example, dict):
         return named_inputs(network, args, kwargs)
     args = inspect.signature(network.forward).bind(*args, **kwargs).args if kwargs else args
+    if isinstance(example, Tensor) and isinstance(args[0], list):  # images of a detector; its targets are no input
+        return torch.stack(args[0])
     return args if len(args) != 1 else args[0]
 
 
@@ -182,13 +188,18 @@ def _samples(batch: Any) -> int:
     return sizes[0] if sizes else 1
 
 
-def _metadata(parts: Components, module: pl.LightningModule) -> dict[str, Any]:
-    """What travels in the ONNX file: how images are prepared, what the classes are called, where it comes from."""
+def _metadata(parts: Components, module: pl.LightningModule, network: nn.Module) -> dict[str, Any]:
+    """What travels in the ONNX file: how images are prepared, what the classes are called, where it comes from.
+
+    ``network`` is what is written: of a detector the file says how its boxes are chosen, too.
+    """
     data, plan = parts.data, plan_of(parts.network(module))
     told: dict[str, Any] = {"experiment": parts.config.name, "plan": None if plan is None else plan.hash}
-    if all(hasattr(data, attribute) for attribute in ("mean", "std", "image_size")):
+    if isinstance(network, AllBoxes):
+        told |= network.metadata
+    elif all(hasattr(data, attribute) for attribute in ("mean", "std", "image_size")):
         told |= {"mean": list(data.mean), "std": list(data.std), "size": int(data.image_size)}
-    if hasattr(data, "class_names") and "mean" in told and not isinstance(data, MaskData):  # whose pixels have classes
+    if hasattr(data, "class_names") and "size" in told and not isinstance(data, MaskData):  # whose pixels have classes
         told["classes"] = list(data.class_names)
     return told
 
@@ -209,9 +220,9 @@ def ladder(parts: Components, directory: Path, state: State) -> list[dict[str, A
         return []
     dense, thin = _before_cut(parts, directory, state), _last(directory, state)
     module = parts.module() if dense is None else weights.load(parts, dense)
-    network = parts.network(module).cpu().eval()
+    network = for_runtimes(parts.network(module).cpu(), parts.example).eval()
     outputs = deploy.capture(network, parts.example).call_spec.out_spec
-    first = "dense" if plan_of(network) is None else "thin"
+    first = "dense" if plan_of(parts.network(module)) is None else "thin"
     rungs: dict[str, nn.Module] = {f"{first} fp32 eager": network}
     size = {f"{first} fp32 eager": 0 if dense is None else dense.stat().st_size}
     with tempfile.TemporaryDirectory() as place:

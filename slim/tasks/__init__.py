@@ -10,16 +10,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from slim.tasks.classification import Classification
     from slim.tasks.detection import Detection
+    from slim.tasks.detector_boxes import AllBoxes, for_runtimes
     from slim.tasks.detector_view import RawOutputs, raw_outputs
     from slim.tasks.segmentation import Segmentation
 
-__all__ = ["Classification", "Detection", "RawOutputs", "Segmentation", "raw_outputs"]
+__all__ = ["AllBoxes", "Classification", "Detection", "RawOutputs", "Segmentation", "for_runtimes", "raw_outputs"]
 
 _PLACES = {
+    "AllBoxes": "slim.tasks.detector_boxes",
     "Classification": "slim.tasks.classification",
     "Detection": "slim.tasks.detection",
     "RawOutputs": "slim.tasks.detector_view",
     "Segmentation": "slim.tasks.segmentation",
+    "for_runtimes": "slim.tasks.detector_boxes",
     "raw_outputs": "slim.tasks.detector_view",
 }
 

@@ -33,7 +33,7 @@ class RawOutputs(nn.Module):
         if hasattr(detector, "raw_outputs"):
             return detector.raw_outputs(images)
         if hasattr(detector, "transform"):
-            images = _transformed(images, detector.transform)
+            images = transformed(images, detector.transform)
         features = detector.backbone(images)
         features = {"0": features} if isinstance(features, Tensor) else features
         if not hasattr(detector, "rpn"):
@@ -52,7 +52,7 @@ def raw_outputs(detector: nn.Module) -> RawOutputs:
     return view
 
 
-def _transformed(images: Tensor, transform: Any) -> Tensor:
+def transformed(images: Tensor, transform: Any) -> Tensor:
     """What torchvision's transform makes of equally large images, without the padding."""
     images = transform.normalize(images)
     if transform.fixed_size is not None:

@@ -14,7 +14,7 @@ TRAIN: list[tuple[str, str]] = [
     ("data=cifar11", "cifar10"),
     ("model=resnt", "resnet"),
     ("model=resnet model.widths=[8]", "Got model.widths. Did you mean model.depth"),
-    ("+experiment=detection_slim data.scenes=16 phases=[sparse,prune,export]", "Got a detector, whose boxes are lists"),
+    ("+experiment=detection_slim data.scenes=16 model=fasterrcnn phases=[sparse,prune,export]", "must be of one stage"),
     ("+experiment=resnet_slim model.widths=[8]", "Got model.widths. Did you mean model.depth"),
     ("logger=[tensorboard,foo]", "logger must be known. Got logger=foo. Known: csv, mlflow, tensorboard, wandb."),
     ("logger=[csb]", "Did you mean csv?"),

@@ -294,15 +294,15 @@ def test_images_for_an_export_are_prepared_as_the_artifact_says_and_named(tmp_pa
     metadata = {"mean": "[0.1, 0.1, 0.1]", "std": "[0.2, 0.2, 0.2]"}
     found = Model("mine", network, torch.zeros(1, 3, 8, 8), {}, False, True, metadata)
     args = Namespace(images=str(tmp_path), mean=None, std=None, count=None)
-    batches, told = _images(found, args)
+    batches, told = _images(found, found.network, args)
     assert told["mean"] == [0.1] * 3 and told["std"] == [0.2] * 3
     torch.testing.assert_close(next(iter(batches())), torch.full((1, 3, 8, 8), 0.5))
     assert "classes" not in told
     metadata["classes"] = '["cat", "dog", "cow"]'
-    assert "classes" not in _images(found, args)[1], "the network has ten"
+    assert "classes" not in _images(found, found.network, args)[1], "the network has ten"
     metadata["classes"] = json.dumps(list("abcdefghij"))
-    assert _images(found, args)[1]["classes"] == list("abcdefghij")
+    assert _images(found, found.network, args)[1]["classes"] == list("abcdefghij")
     (tmp_path / "b.png").write_bytes(b"no image")
-    batches, _ = _images(found, args)
+    batches, _ = _images(found, found.network, args)
     with pytest.raises(slim.SlimError, match=r"b\.png \(not an image\) \(in "):
         list(batches())

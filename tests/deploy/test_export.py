@@ -76,6 +76,31 @@ def test_int8_is_close_smaller_and_in_int8(net: nn.Module, exported: Any) -> Non
         assert weight.dtype.name == "int8" and scale.shape == weight.shape[:1]
 
 
+class Scored(nn.Module):
+    """Arithmetic after the last weights, as boxes are made."""
+
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = self.body(x)
+        return torch.cat([(2 * logits).sigmoid() + 1, logits.exp() * 3], 1)
+
+
+def test_what_comes_after_the_last_weights_stays_in_float(net: nn.Module, tmp_path: Path) -> None:
+    scored = Scored(net)
+    options = deploy.Options(formats=("int8",), max_loss=0.2)
+    deploy.export(scored, EXAMPLE, tmp_path, options, compare=compared(scored), calibration=images)
+    model = onnx.load(str(tmp_path / "model.int8.onnx"))
+    made = {name: node.op_type for node in model.graph.node for name in node.output}
+    quantized = {
+        made[node.input[0]] for node in model.graph.node if node.op_type == "QuantizeLinear" and node.input[0] in made
+    }
+    assert quantized >= {"Conv", "Gemm"} and not quantized & {"Sigmoid", "Mul", "Exp", "Concat"}
+    assert made[model.graph.output[0].name] == "Concat"
+
+
 def test_batch_norm_is_folded_where_a_convolution_comes_before(net: nn.Module, exported: Any) -> None:
     operators = [str(node.target) for node in graph_of(capture(net, EXAMPLE)).graph.nodes]
     assert operators.count("aten.batch_norm.default") == 1  # of three: the one that a sum comes before

@@ -11,7 +11,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 import slim
 from slim.errors import SlimError
 from slim.models import detection_model
-from slim.tasks.detector_view import _transformed, raw_outputs
+from slim.tasks.detector_view import raw_outputs, transformed
 
 
 @pytest.mark.parametrize(("height", "width"), [(40, 60), (60, 40), (30, 90), (32, 32)])
@@ -20,7 +20,7 @@ def test_images_are_scaled_as_by_torchvision(height: int, width: int) -> None:
     transform = GeneralizedRCNNTransform(64, 96, [0.5] * 3, [0.25] * 3, size_divisible=1).eval()
     images = torch.rand(2, 3, height, width)
     theirs, _ = transform(list(images))
-    ours = _transformed(images, transform)
+    ours = transformed(images, transform)
     assert ours.shape == theirs.tensors.shape == (2, 3, *theirs.image_sizes[0])
     assert torch.allclose(ours, theirs.tensors, atol=0.1)
 
