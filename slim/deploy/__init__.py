@@ -7,7 +7,7 @@ times networks and files in turns; ``measure_rounding`` finds the widths that a 
 from __future__ import annotations
 
 from slim.deploy.capture import capture
-from slim.deploy.export import UNFINISHED, Exported, Options, check, check_effect, export
+from slim.deploy.export import UNFINISHED, Exported, Options, check, check_effect, check_opset, export
 from slim.deploy.formats import FORMATS, size
 from slim.deploy.ladder import RUNGS, latencies
 from slim.deploy.parity import Parity, compare
@@ -27,6 +27,7 @@ __all__ = [
     "capture",
     "check",
     "check_effect",
+    "check_opset",
     "compare",
     "export",
     "latencies",

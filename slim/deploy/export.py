@@ -30,6 +30,8 @@ Compare = Callable[[nn.Module], Parity]
 QAT_ABOVE = 0.005
 """Loss, as :func:`slim.deploy.parity.loss` counts it, from which ``qat=auto`` fine-tunes: half a point."""
 
+ONNX = frozenset(name for name in FORMATS if not name.startswith("pt2"))
+"""Formats that are ONNX files, or come from one."""
 
 UNFINISHED = ".export-"
 """How the name of the folder begins in which files are made, beside those that they will replace."""
@@ -172,6 +174,19 @@ def check(options: Options, *, calibrated: bool = True, trainable: bool = True) 
             raise SlimError(f"qat needs training images. Got qat={options.qat} without. Set export.qat=never.")
 
 
+def check_opset(network: nn.Module, example: Any, options: Options) -> None:
+    """Write a network that is yet to be trained in the opset of ``options``: only that shows whether it has them all.
+
+    Raises:
+        SlimError: The exporter writes another opset.
+        RunFailed: It cannot write the network.
+    """
+    if options.opset is None or not ONNX & set(options.formats):
+        return
+    with tempfile.TemporaryDirectory() as place:
+        write_onnx(capture(network, example), Path(place) / FORMATS["onnx"].file, opset=options.opset)
+
+
 def check_effect(options: Options) -> None:
     """Refuse options that no format asked for has a use for.
 
@@ -179,8 +194,7 @@ def check_effect(options: Options) -> None:
         SlimError: It names the first one.
     """
     int8 = {name for name, form in FORMATS.items() if form.quantized}
-    onnx = {name for name in FORMATS if not name.startswith("pt2")}
-    for option, users in {"opset": onnx, "calibration": int8 & onnx, "reduce_range": int8, "qat": int8}.items():
+    for option, users in {"opset": ONNX, "calibration": int8 & ONNX, "reduce_range": int8, "qat": int8}.items():
         value = getattr(options, option)
         if value != getattr(Options(), option) and not users & set(options.formats):
             raise SlimError(

@@ -55,10 +55,11 @@ def check(parts: Components, module: pl.LightningModule) -> None:
 
     Raises:
         SlimError: A detector that cannot be written; a format is unknown, or a package for it is missing; an option has
-            no effect.
+            no effect; the exporter does not write the network in the opset.
     """
-    for_runtimes(parts.network(module), parts.example)
+    network = for_runtimes(parts.network(module), parts.example)
     deploy.check(options(parts))
+    deploy.check_opset(network, parts.example, options(parts))
     if parts.config.phases != ["export"]:  # what `slim export` does not take comes from the run, of use or not
         deploy.check_effect(options(parts))
 

@@ -184,6 +184,13 @@ def test_predict_needs_three_packages() -> None:
     assert names - set(sys.stdlib_module_names) == {"numpy", "onnxruntime", "PIL"}
 
 
+@pytest.mark.parametrize("form", ["onnx", "int8"])
+def test_an_opset_is_tried_before_the_training(form: str, tmp_path: Path, capfd: Any) -> None:
+    line = ["phases=[sparse,prune,export]", f"export.formats=[{form}]", "export.opset=17"]
+    run(tmp_path / "run", *line, code=2)
+    assert "Got opset=17, it wrote" in capfd.readouterr().err and not (tmp_path / "run").exists()
+
+
 def test_a_file_that_differs_ends_the_run(
     exported: Any, photos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
