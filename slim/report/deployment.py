@@ -49,7 +49,11 @@ def slower(record: Mapping[str, Any]) -> list[str]:
     """A line for every batch size and format at which the thin file is slower than the dense one, and what helps."""
     ladder = {row["name"]: row for row in (record.get("export") or {}).get("ladder") or ()}
     odd = any(after != before and after % LIKED for before, after in (record.get("widths") or {}).values())
-    advice = f" Some widths are no multiples of {LIKED}: prune.round_to=auto finds those that the runtime likes."
+    measured = any("round_to=auto is" in note for note in record.get("notes") or ())
+    remedy = (
+        f"prune.round_to={LIKED} avoids them" if measured else "prune.round_to=auto finds those that the runtime likes"
+    )
+    advice = f" Some widths are no multiples of {LIKED}: {remedy}."
     lines = []
     for batch, kind in ((1, "fp32"), (64, "fp32"), (1, "int8"), (64, "int8")):
         dense, thin = (ladder.get(f"{name} {kind}", {}).get(f"latency_ms_b{batch}") for name in ("dense", "thin"))

@@ -97,5 +97,7 @@ def test_a_file_that_is_slower_than_the_dense_one_is_told_with_what_helps(make_r
     (told,) = deployment.slower(record)
     assert told.startswith(f"{line} Some widths") and "prune.round_to=auto" in told
     assert told in text(record, 200) and told in markdown.render(record, [])
+    record["notes"] = ["prune: round_to=auto is 1: ..."]
+    assert "prune.round_to=8 avoids them" in deployment.slower(record)[0]
     record["widths"] = {"a": [16, 8], "b": [10, 10]}  # the advice was followed where something went
     assert deployment.slower(record) == [line]
