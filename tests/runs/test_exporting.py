@@ -26,7 +26,7 @@ import train
 from slim import deploy
 from slim.command.main import main
 from slim.data.decode import read_image, resize_center_crop
-from slim.deploy import predict
+from slim.deploy import predict, predict_boxes
 from slim.report.html import run_page
 from slim.runs import exporting
 from slim.runs.checkpoint import Saver
@@ -177,8 +177,9 @@ def test_a_run_is_exported_with_its_own_options_but_for_those_given(
     assert [wanted.max_loss for wanted in seen] == [0.6, 0.5]
 
 
-def test_predict_needs_three_packages() -> None:
-    tree = ast.parse(Path(predict.__file__).read_text())
+@pytest.mark.parametrize("script", [predict, predict_boxes])
+def test_predict_needs_three_packages(script: Any) -> None:
+    tree = ast.parse(Path(script.__file__).read_text())
     names = {a.name.partition(".")[0] for node in ast.walk(tree) if isinstance(node, ast.Import) for a in node.names}
     names |= {str(node.module).partition(".")[0] for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     assert names - set(sys.stdlib_module_names) == {"numpy", "onnxruntime", "PIL"}
