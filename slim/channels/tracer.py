@@ -25,6 +25,15 @@ _HAVE_CONSTANTS = ("batch_norm", "layer_norm", "group_norm", "rms_norm", "dropou
 """Parts of the names of operations whose numbers (eps, momentum, a rate) come from no width."""
 
 
+def is_pointwise(func: Any) -> bool:
+    """Whether PyTorch tags an operation so, or the one it does in place (``masked_fill_`` and others lack the tag)."""
+    name = func.overloadpacket.__name__
+    if torch.Tag.pointwise in func.tags or not name.endswith("_"):
+        return torch.Tag.pointwise in func.tags
+    plain = getattr(getattr(torch.ops.aten, name[:-1], None), func._overloadname, None)
+    return plain is not None and torch.Tag.pointwise in plain.tags
+
+
 class Tracer:
     """Fills a :class:`TraceRecord` while a forward runs (see :mod:`slim.channels.dispatch`).
 
@@ -322,7 +331,7 @@ class Tracer:
         name = func.overloadpacket.__name__
         if any(part in name for part in _HAVE_CONSTANTS):
             return
-        whole = torch.Tag.pointwise in func.tags or name in FILLS  # whole numbers of others are sizes and axes
+        whole = is_pointwise(func) or name in FILLS  # whole numbers of others are sizes and axes
         given = (*args, *kwargs.values())
         values = [float(a) for a in given if type(a) is float or (whole and type(a) is int)]
         tensors = [a for a in args if isinstance(a, torch.Tensor)]

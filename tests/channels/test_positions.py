@@ -74,6 +74,8 @@ PASSES: dict[str, Callable[[Between, Tensor, Tensor], Tensor]] = {
     "half of them, by an attribute": lambda net, y, x: torch.cat([y[:, : net.half] * 2, y[:, net.half :]], 1),
     "normalized one by one": lambda net, y, x: F.group_norm(y, y.shape[1]),
     "normalized one by one by a module": lambda net, y, x: net.single(y),
+    "filled in place": lambda net, y, x: y.clone().masked_fill_(y < 0.2, 0.5),
+    "activations in place": lambda net, y, x: F.mish(F.threshold(y - 0.3, -0.1, 0.1, True), True).abs_(),
     "squeezed in place": lambda net, y, x: y.mean((2, 3), keepdim=True).squeeze_(3).squeeze_(2)[:, :, None, None],
 }
 STAYS: dict[str, Callable[[Between, Tensor, Tensor], Tensor]] = {
@@ -86,6 +88,7 @@ STAYS: dict[str, Callable[[Between, Tensor, Tensor], Tensor]] = {
     "a number for each channel": lambda net, y, x: y * torch.arange(8.0, dtype=y.dtype)[None, :, None, None],
     "half of them, by a number": lambda net, y, x: torch.cat([y[:, :4] * 2, y[:, 4:]], 1),
     "a sum of half of them, by a number": lambda net, y, x: y * y.narrow(1, 4, 4).sum(1, keepdim=True).tanh(),
+    "filled in place, with a number of theirs": lambda net, y, x: y.clone().masked_fill_(y < 0.2, 1 / y.shape[1]),
     "pieces of a number of channels": lambda net, y, x: torch.cat([p * i for i, p in enumerate(y.split(4, 1))], 1),
     "normalized one by one, by a number": lambda net, y, x: F.group_norm(y, 8),
     "channels overwritten": lambda net, y, x: _put(y, (slice(None), ROWS), 0.5),

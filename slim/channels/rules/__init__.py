@@ -10,10 +10,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 from slim.channels.rules import contractions, elementwise, indexing, movement, norms, spatial, windows
 from slim.channels.rules.registry import RULES, Rule
+from slim.channels.tracer import is_pointwise
 
 
 def find_rule(func: Any) -> Rule | None:
@@ -24,7 +23,7 @@ def find_rule(func: Any) -> Rule | None:
         return found
     if name.endswith("_") and name[:-1] in RULES:
         return RULES[name[:-1]]
-    if torch.Tag.pointwise in func.tags:
+    if is_pointwise(func):
         return elementwise.pointwise
     if "batch_norm" in name and "backward" not in name:
         return norms.batch_norm
