@@ -139,7 +139,7 @@ class _Watch(TorchFunctionMode):
 def _from_parameters(args: Any) -> bool:
     """Whether all tensors among the arguments are parameters, computed from parameters alone, or numbers."""
     return all(
-        hasattr(a, "_slim_param") or hasattr(a, "_slim_computed") or value_of(a) is not None
+        hasattr(a, "_slim_param") or hasattr(a, "_slim_computed") or (a.numel() == 1 and value_of(a) is not None)
         for a in args
         if isinstance(a, torch.Tensor)
     ) and not any(isinstance(a, (list, tuple)) and any(isinstance(t, torch.Tensor) for t in a) for a in args)

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_map_only
 
 from slim.channels.branches import Operation
 from slim.channels.ids import FIXED, IntArray, Shadow, axis_layer, compress, varying
-from slim.channels.numbers import FILLS, value_of
+from slim.channels.numbers import FILLS, as_number, value_of
 from slim.channels.silence import is_silent
 from slim.channels.trace_record import Axis, NormCall, Pieces, SizeUse, SplitView, TraceRecord
 
@@ -335,8 +335,8 @@ class Tracer:
         given = (*args, *kwargs.values())
         values = [float(a) for a in given if type(a) is float or (whole and type(a) is int)]
         tensors = [a for a in args if isinstance(a, torch.Tensor)]
-        known = [value_of(a) if whole else None for a in tensors]
-        values += [float(value) for value in known if value is not None]
+        known = [value_of(a) if whole or a.numel() > 1 else None for a in tensors]
+        values += [as_number(value) for value in known if value is not None]
         if not values:
             return
         layers: Shadow = ()

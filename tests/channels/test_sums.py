@@ -58,9 +58,21 @@ COUNTED: dict[str, Callable[[Tensor], Tensor]] = {
     "divided by a tensor": lambda x: x.sum(1, keepdim=True) / torch.sqrt(torch.tensor(x.shape[1])),
     "divided by a tensor there": lambda x: x.sum(1, keepdim=True) * (1 / torch.tensor(x.shape[1], device=x.device)),
     "divided by a filled tensor": lambda x: x.sum(1, keepdim=True) / x.new_full((), x.shape[1]).sqrt(),
+    "divided by a count there": lambda x: x.sum(1, keepdim=True) / torch.ones(x.shape[1], device=x.device).sum(),
+    "divided by a shape there": lambda x: x.sum(1, keepdim=True) / torch.tensor(x.shape, device=x.device)[1],
+    "divided in rows": lambda x: x.sum(1, keepdim=True) * torch.tensor([1 / x.shape[1]] * x.shape[3]),
+    "scaled in rows there": lambda x: x.sum(1, keepdim=True) * torch.linspace(1, x.shape[1], 4, device=x.device),
+    "rows written in place": lambda x: x.sum(1, keepdim=True) / _row(x),
     "divided later": lambda x: x.sum(1, keepdim=True).tanh() / x.shape[1],
     "of a literal view": lambda x: x.reshape(x.shape[0], WIDTH, -1).sum(1).view(x.shape[0], 1, *x.shape[2:]),
 }
+
+
+def _row(x: Tensor) -> Tensor:
+    row = x.new_zeros(x.shape[3])
+    row[1:] += 1
+    row[0] = x.shape[1]
+    return row
 
 
 def _law(net: nn.Module) -> tuple[slim.ChannelGraph, list[int]]:
