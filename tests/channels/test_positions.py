@@ -136,3 +136,22 @@ def test_the_trace_computes_nothing_that_would_have_to_repeat_itself() -> None:
 def test_random_numbers_of_a_deviation_per_channel_pass() -> None:
     net = Between(lambda net, y, x: y + torch.normal(0.0, y.abs()))
     assert slim.trace(net.double(), _data()).prunable.sum() == 8
+
+
+class Generator(nn.Module):
+    """Begins with a learned picture, as StyleGAN does, and lets the input scale it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.picture, self.style = nn.Parameter(torch.randn(1, 4, 6, 6)), nn.Linear(4, 8)
+        self.first, self.norm, self.last = nn.Conv2d(4, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        made = self.norm(self.first(self.picture.expand(len(x), -1, -1, -1))).relu()
+        result: Tensor = self.last(made * self.style(x.mean((2, 3)))[:, :, None, None])
+        return result
+
+
+def test_a_learned_input_is_no_weight() -> None:
+    graph, _ = check_all(Generator().double(), _data(), 0.5, 0)
+    assert graph.prunable[graph.axes[("norm.running_var", 0)]].all()

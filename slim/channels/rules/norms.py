@@ -20,17 +20,18 @@ def batch_norm(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any
     """Parameters and running statistics belong to the channels they normalize; other axes are statistics."""
     x = args[0]
     tensors = [t for t in args[1:5] if isinstance(t, torch.Tensor) and t.ndim == 1]
+    weight = tr.is_weight(x) and not isinstance(args[3], torch.Tensor)  # with running statistics, a learned input
     mine, rest = [], []
     for layer in tr.shadow_of(x):
         if varying(layer) == (1,):
             mine.append(layer)
-        elif tr.is_weight(x) and 1 not in varying(layer):
+        elif weight and 1 not in varying(layer):
             tr.inexact(layer, STANDARDIZED)
             rest.append(layer)
         else:
             tr.pin(layer, "batch_norm takes statistics over it")
     result = out[0] if isinstance(out, (tuple, list)) else out
-    if tr.is_weight(x):
+    if weight:
         return standardized(tr, args[1:3], mine, rest, x, result)
     if x.shape[1] == 1:
         record_single_channel_norm(tr, args[1:5])
