@@ -147,7 +147,7 @@ class Generator(nn.Module):
         self.first, self.norm, self.last = nn.Conv2d(4, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 3, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        made = self.norm(self.first(self.picture.expand(len(x), -1, -1, -1))).relu()
+        made = self.norm(self.first(self.picture.repeat(len(x), 1, 1, 1))).relu()
         result: Tensor = self.last(made * self.style(x.mean((2, 3)))[:, :, None, None])
         return result
 
