@@ -29,6 +29,12 @@ PRODUCTS = frozenset(["mm", "bmm", "addmm", "baddbmm", "addbmm", "matmul", "line
 MAKES_ZERO = frozenset(["convolution", "_convolution", "mm", "addmm", "linear", "native_layer_norm"])
 
 
+def operation_name(func: Any) -> str:
+    """Name of an operation, without its overload; one that is not PyTorch's own has its library's before it."""
+    name: str = func.overloadpacket.__name__
+    return name if func.namespace == "aten" else f"{func.namespace}::{name}"
+
+
 class Operation(NamedTuple):
     """One operation of a forward: what it reads, in which modules (innermost first), and its results' shapes."""
 

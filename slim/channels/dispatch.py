@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
+from slim.channels.branches import operation_name
 from slim.channels.ids import Ids
 from slim.channels.meta_forward import (
     asks_for_mode,
@@ -61,7 +62,7 @@ class TracingMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs, tracer = kwargs or {}, self.tracer
-        tracer.operation = func.overloadpacket.__name__
+        tracer.operation = operation_name(func)
         tracer.steps += 1
         before = _unviewed(func, args)
         out = self._execute(func, args, kwargs)

@@ -16,6 +16,7 @@ from torch.nn.modules import module as nn_module
 from torch.utils._pytree import tree_map_only
 
 from slim.channels.attributes_kept import attributes_kept
+from slim.channels.branches import operation_name
 from slim.errors import expect
 
 
@@ -80,7 +81,7 @@ def call_on_meta(func: Any, args: Any, kwargs: Any) -> Any:
     Results of simple shape and dtype are made without PyTorch's meta kernels, which are Python code for elementwise
     operations and would take most of the time of a trace.
     """
-    name = func.overloadpacket.__name__
+    name = operation_name(func)
     first = args[0] if args and isinstance(args[0], torch.Tensor) else None
     if first is not None and first.is_meta and first.is_floating_point():
         second = args[1] if len(args) > 1 else None

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from slim.channels.branches import operation_name
+
 MAKERS = frozenset([torch.tensor, torch.as_tensor, torch.asarray, torch.Tensor.new_tensor])
 FILLS = {"full": 1, "new_full": 2, "scalar_tensor": 0, "full_like": 1, "fill": 1, "fill_": 1}  # position of the number
 _NEW = {"new_zeros": 0, "new_ones": 1}
@@ -48,7 +50,7 @@ def note_value(func: Any, args: Any, kwargs: Any, out: Any) -> None:
     """An operation has run on meta tensors: do it to the twins, if all its tensors have one."""
     if not isinstance(out, torch.Tensor) or not out.is_meta or out.numel() > MOST:
         return
-    name = func.overloadpacket.__name__
+    name = operation_name(func)
     if "empty" in name or torch.Tag.nondeterministic_seeded in func.tags:
         return
     twin = _on_twins(func, args, kwargs)
@@ -68,7 +70,7 @@ def _on_twins(func: Any, args: Any, kwargs: Any) -> torch.Tensor | None:
         return None
     options = {k: v for k, v in kwargs.items() if k not in ("device", "pin_memory", "layout")}
     twins, options = tree_map_only(torch.Tensor, value_of, (tuple(args), options))
-    if twins and twins[0] is args[0] and func.overloadpacket.__name__.endswith("_"):
+    if twins and twins[0] is args[0] and operation_name(func).endswith("_"):
         twins = (twins[0].clone(), *twins[1:])  # the forward's own tensor
     try:
         twin = func(*twins, **options)

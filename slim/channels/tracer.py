@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_map_only
 
-from slim.channels.branches import Operation
+from slim.channels.branches import Operation, operation_name
 from slim.channels.ids import FIXED, IntArray, Shadow, axis_layer, compress, varying
 from slim.channels.numbers import FILLS, as_number, value_of
 from slim.channels.silence import is_silent
@@ -27,7 +27,7 @@ _HAVE_CONSTANTS = ("batch_norm", "layer_norm", "group_norm", "rms_norm", "dropou
 
 def is_pointwise(func: Any) -> bool:
     """Whether PyTorch tags an operation so, or the one it does in place (``masked_fill_`` and others lack the tag)."""
-    name = func.overloadpacket.__name__
+    name = operation_name(func)
     if torch.Tag.pointwise in func.tags or not name.endswith("_"):
         return torch.Tag.pointwise in func.tags
     plain = getattr(getattr(torch.ops.aten, name[:-1], None), func._overloadname, None)
@@ -307,7 +307,7 @@ class Tracer:
 
     def unknown(self, func: Any, args: Any, kwargs: Any) -> None:
         """An operation we have no rule for: it pins what it touches, and is named."""
-        op = func.overloadpacket.__name__
+        op = operation_name(func)
         self.record.unknown.setdefault(op, self.location())
         tensors: list[torch.Tensor] = []
         tree_map_only(torch.Tensor, tensors.append, (args, kwargs))
@@ -328,7 +328,7 @@ class Tracer:
 
     def note_scalars(self, func: Any, args: Any, kwargs: Any) -> None:
         """Record numbers that may come from a width (1/C, sqrt(C)): the width probe checks whether they change."""
-        name = func.overloadpacket.__name__
+        name = operation_name(func)
         if any(part in name for part in _HAVE_CONSTANTS):
             return
         whole = is_pointwise(func) or name in FILLS  # whole numbers of others are sizes and axes

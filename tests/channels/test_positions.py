@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.ops import ps_roi_pool, roi_align, roi_pool
 
 import slim
 from tests.channels.laws import check_all
@@ -47,6 +48,15 @@ def _unpooled(y: Tensor) -> Tensor:
     return F.max_unpool2d(values, places, 2)
 
 
+@torch.library.custom_op("slim_tests::roll", mutates_args=())
+def _rolled(y: Tensor, count: int, axis: int) -> Tensor:
+    """Not PyTorch's: it rolls the channels, whatever the axis."""
+    return y.roll(count, 1)
+
+
+_rolled.register_fake(lambda y, count, axis: torch.empty_like(y))
+_rolled.register_autograd(lambda context, slope: (slope.roll(-1, 1), None, None))
+REGIONS = torch.tensor([[0, 0.0, 0, 4, 4], [2, 1, 1, 5, 5], [2, 0, 2, 3, 5]], dtype=torch.float64)
 ROWS = torch.tensor([0, 2, 3])
 PASSES: dict[str, Callable[[Between, Tensor, Tensor], Tensor]] = {
     "circular padding": lambda net, y, x: F.pad(y, (1, 0, 2, 3), mode="circular"),
@@ -74,6 +84,7 @@ PASSES: dict[str, Callable[[Between, Tensor, Tensor], Tensor]] = {
     "half of them, by an attribute": lambda net, y, x: torch.cat([y[:, : net.half] * 2, y[:, net.half :]], 1),
     "normalized one by one": lambda net, y, x: F.group_norm(y, y.shape[1]),
     "normalized one by one by a module": lambda net, y, x: net.single(y),
+    "regions": lambda net, y, x: roi_align(y, REGIONS, 2) + roi_pool(y, REGIONS, 2),
     "filled in place": lambda net, y, x: y.clone().masked_fill_(y < 0.2, 0.5),
     "activations in place": lambda net, y, x: F.mish(F.threshold(y - 0.3, -0.1, 0.1, True), True).abs_(),
     "squeezed in place": lambda net, y, x: y.mean((2, 3), keepdim=True).squeeze_(3).squeeze_(2)[:, :, None, None],
@@ -91,6 +102,8 @@ STAYS: dict[str, Callable[[Between, Tensor, Tensor], Tensor]] = {
     "filled in place, with a number of theirs": lambda net, y, x: y.clone().masked_fill_(y < 0.2, 1 / y.shape[1]),
     "pieces of a number of channels": lambda net, y, x: torch.cat([p * i for i, p in enumerate(y.split(4, 1))], 1),
     "normalized one by one, by a number": lambda net, y, x: F.group_norm(y, 8),
+    "regions of a position each": lambda net, y, x: ps_roi_pool(y, REGIONS, 2).repeat(1, 4, 1, 1),
+    "another library's operation": lambda net, y, x: _rolled(y, 1, 2),
     "channels overwritten": lambda net, y, x: _put(y, (slice(None), ROWS), 0.5),
 }
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from slim.channels.branches import operation_name
 from slim.channels.rules import contractions, elementwise, indexing, movement, norms, spatial, windows
 from slim.channels.rules.registry import RULES, Rule
 from slim.channels.tracer import is_pointwise
@@ -17,7 +18,7 @@ from slim.channels.tracer import is_pointwise
 
 def find_rule(func: Any) -> Rule | None:
     """The rule of an operation: by name, by PyTorch's pointwise tag, or by the shape of its signature."""
-    name: str = func.overloadpacket.__name__
+    name = operation_name(func)
     found = RULES.get(name)
     if found is not None:
         return found
@@ -25,6 +26,8 @@ def find_rule(func: Any) -> Rule | None:
         return RULES[name[:-1]]
     if is_pointwise(func):
         return elementwise.pointwise
+    if "::" in name:  # another library's: a name says nothing of what it does
+        return None
     if "batch_norm" in name and "backward" not in name:
         return norms.batch_norm
     if "scaled_dot_product" in name:

@@ -28,6 +28,16 @@ def spatial(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any], 
             tr.set_shadow(result, passing)
 
 
+@rule("torchvision::roi_align", "torchvision::roi_pool")
+def regions(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> None:
+    """Pools regions of pictures; channels pass one by one."""
+    for layer in tr.shadow_of(args[1]):
+        tr.pin(layer, f"{func.overloadpacket.__name__} reads regions from it")
+    passing = tr.outside(tr.shadow_of(args[0]), (0, 2, 3), f"{func.overloadpacket.__name__} works on positions")
+    for result in out if isinstance(out, tuple) else (out,):
+        tr.set_shadow(result, passing)
+
+
 STATISTICS = {"sum", "mean", "var", "std", "var_mean", "std_mean", "linalg_vector_norm", "logsumexp", "amax", "amin"}
 
 
