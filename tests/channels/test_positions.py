@@ -84,6 +84,16 @@ PASSES: dict[str, Callable[[Between, Tensor, Tensor], Tensor]] = {
     "half of them, by an attribute": lambda net, y, x: torch.cat([y[:, : net.half] * 2, y[:, net.half :]], 1),
     "normalized one by one": lambda net, y, x: F.group_norm(y, y.shape[1]),
     "normalized one by one by a module": lambda net, y, x: net.single(y),
+    "the largest of each row put": lambda net, y, x: torch.zeros_like(y).scatter(3, *y.max(3, keepdim=True)[::-1]),
+    "added at places": lambda net, y, x: torch.zeros_like(y).scatter_add_(2, y.argsort(2), y * 2),
+    "rows filled": lambda net, y, x: y.index_fill(-1, ROWS, 0.5),
+    "rows replaced": lambda net, y, x: y.slice_scatter(y[:, :, :2] * 2, 2, 2, 4).select_scatter(y[..., 1], -1, 0),
+    "diagonals": lambda net, y, x: y.diagonal(1, -1, 2)[..., None],
+    "looked up": lambda net, y, x: torch.bucketize(y, net.map[0, 0, 0].sort().values).to(y.dtype),
+    "the largest so far": lambda net, y, x: y.cummax(3).values - y.cummin(2).values,
+    "whole parts": lambda net, y, x: (
+        torch.rsub(y.detach() // 0.5, torch.complex(y, y * 2).abs()) + torch.fft.ifft(y).imag
+    ),
     "regions": lambda net, y, x: roi_align(y, REGIONS, 2) + roi_pool(y, REGIONS, 2),
     "filled in place": lambda net, y, x: y.clone().masked_fill_(y < 0.2, 0.5),
     "activations in place": lambda net, y, x: F.mish(F.threshold(y - 0.3, -0.1, 0.1, True), True).abs_(),
@@ -93,6 +103,12 @@ STAYS: dict[str, Callable[[Between, Tensor, Tensor], Tensor]] = {
     "spectrum over channels": lambda net, y, x: torch.fft.fft(y, dim=1).abs(),
     "rotation over channels": lambda net, y, x: y.rot90(2, (1, 2)),
     "windows of channels": lambda net, y, x: y.unfold(1, 1, 1).sum(4),
+    "some of the channels put": lambda net, y, x: y.scatter(3, y.argmax(3, keepdim=True)[:, :4], 2.0),
+    "some of the channels replaced": lambda net, y, x: y.slice_scatter(y[:, :2] * 2, 1, 2, 4).select_scatter(
+        y[:, 1], 1, 0
+    ),
+    "diagonals of channels": lambda net, y, x: y * y.diagonal(0, 1, 2)[:, None],
+    "looked up among themselves": lambda net, y, x: torch.bucketize(y, y.mean((0, 2, 3)).sort().values).to(y.dtype),
     "an expanded map of a fixed width": lambda net, y, x: y * net.map.expand(1, 8, 6, 6),
     "tokens of a fixed width": lambda net, y, x: _tokens(y, x, 8),
     "blur of a fixed width": lambda net, y, x: F.conv2d(y, net.kernel.expand(8, 1, 3, 3), groups=8),
@@ -146,9 +162,16 @@ def test_the_trace_computes_nothing_that_would_have_to_repeat_itself() -> None:
     assert torch.are_deterministic_algorithms_enabled()
 
 
-def test_random_numbers_of_a_deviation_per_channel_pass() -> None:
-    net = Between(lambda net, y, x: y + torch.normal(0.0, y.abs()))
-    assert slim.trace(net.double(), _data()).prunable.sum() == 8
+@pytest.mark.parametrize(
+    "noise",
+    [
+        lambda y: y + torch.normal(0.0, y.abs()),
+        lambda y: F.gumbel_softmax(y, hard=True, dim=3),
+        lambda y: torch.poisson(y) + torch.empty_like(y).log_normal_(),
+    ],
+)
+def test_random_numbers_per_channel_pass(noise: Callable[[Tensor], Tensor]) -> None:
+    assert slim.trace(Between(lambda net, y, x: noise(y)).double(), _data()).prunable.sum() == 8
 
 
 class Generator(nn.Module):

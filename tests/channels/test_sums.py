@@ -37,6 +37,7 @@ EXACT: dict[str, Callable[[Tensor], Tensor]] = {
     "sum": lambda x: x.relu().sum(1, keepdim=True),
     "squares": lambda x: (x * x).sum(1, keepdim=True).sqrt(),
     "norm": lambda x: x.norm(dim=1, keepdim=True),
+    "what is a number": lambda x: x.nansum(1, keepdim=True) + x.relu().count_nonzero(1)[:, None],
     "of a view": lambda x: x.flatten(2).sum(1).view(x.shape[0], 1, *x.shape[2:]),
     "of a product": lambda x: (x.sigmoid() * x).sum(1, keepdim=True),
     "of everything": lambda x: (x.relu().sum() * 1e-3).expand(x.shape[0], 1, 1, 1),
@@ -44,6 +45,8 @@ EXACT: dict[str, Callable[[Tensor], Tensor]] = {
 }
 INEXACT: dict[str, Callable[[Tensor], Tensor]] = {
     "mean": lambda x: x.mean(1, keepdim=True),
+    "largest": lambda x: x.max(1, keepdim=True).values,
+    "largest of everything": lambda x: x.min().expand(x.shape[0], 1, 1, 1),
     "mean of everything": lambda x: x.mean().expand(x.shape[0], 1, 1, 1),
     "of a sigmoid": lambda x: x.sigmoid().sum(1, keepdim=True),
     "of a shift": lambda x: (x + 1).sum(1, keepdim=True),

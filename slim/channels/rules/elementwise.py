@@ -22,6 +22,7 @@ from slim.channels.tracer import Tracer
     "lift_fresh",
     "lift_fresh_copy",
     "_conj",
+    "_neg_view",
     "native_dropout",
     "dropout",
     "bernoulli",
@@ -29,6 +30,11 @@ from slim.channels.tracer import Tracer
     "fill",
     "uniform",
     "random",
+    "exponential",
+    "geometric",
+    "cauchy",
+    "log_normal",
+    "poisson",
     "resolve_conj",
     "resolve_neg",
     "_fused_dropout",
@@ -51,6 +57,11 @@ def same_shape(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any
     "hardshrink",
     "softshrink",
     "rrelu_with_noise",
+    "rsub",
+    "floor_divide",
+    "complex",
+    "polar",
+    "binomial",
 )
 # Without the tag in torch 2.6.
 @rule("leaky_relu", "elu", "celu", "selu", "hardtanh", "hardsigmoid")

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from slim.channels.ids import alive, axis_layer, varying
 from slim.channels.rules.elementwise import combine, own_sizes
 from slim.channels.rules.norms import in_select_layer, selected
-from slim.channels.rules.registry import positive_dim, rule
+from slim.channels.rules.registry import argument, positive_dim, rule
 from slim.channels.tracer import Tracer
 
 _BY_POSITION = "an index picks channels by their position"
@@ -82,7 +83,51 @@ def gather(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any], o
     tr.set_shadow(out, combine(tr, parts, _without(out.shape, d)))
 
 
-@rule("index_add", "index_copy")
+@rule("scatter", "scatter_add", "scatter_reduce")
+def scatter(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> None:
+    """Elements are put at places of one axis, and meet data and index along the others."""
+    d = positive_dim(args[1], out.ndim)
+    tensors = [t for t in (args[0], *args[2:4]) if isinstance(t, torch.Tensor) and t.ndim]
+    parts = [(tr.outside(tr.shadow_of(t), (d,), _BY_POSITION), _without(own_sizes(t), d)) for t in tensors]
+    for layer in (layer for shadow, _ in parts for layer in shadow):
+        if any(t.shape[k] != out.shape[k] for k in varying(layer) for t in tensors):
+            return tr.unknown(func, args, kwargs)  # a range of channels
+        tr.assume_ids(layer)  # somebody said how far the index is expanded
+    tr.set_shadow(out, combine(tr, parts, _without(out.shape, d)))
+
+
+@rule("index_fill")
+def index_fill(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> None:
+    """One number is put at positions of one axis."""
+    d = positive_dim(args[1], out.ndim)
+    tr.set_shadow(out, tr.outside(tr.shadow_of(args[0]), (d,), _BY_POSITION))
+
+
+@rule("slice_scatter", "select_scatter")
+def slice_scatter(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> None:
+    """A piece of one axis is replaced, and meets the rest along the others."""
+    d = positive_dim(argument(args, kwargs, 2, "dim", 0), out.ndim)
+    shadows = [tr.shadow_of(args[0]), tr.shadow_of(args[1])]
+    sizes = [list(args[0].shape), list(args[1].shape)]
+    if args[1].ndim < out.ndim:
+        shadows[1] = tuple(np.expand_dims(layer, d) for layer in shadows[1])
+        sizes[1].insert(d, 1)
+    parts = [(tr.outside(s, (d,), _BY_POSITION), _without(z, d)) for s, z in zip(shadows, sizes, strict=True)]
+    tr.set_shadow(out, combine(tr, parts, _without(out.shape, d)))
+
+
+@rule("bucketize", "searchsorted")
+def bucketize(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> None:
+    """Every element is looked up among the same boundaries."""
+    x, boundaries = args[:2] if func.overloadpacket.__name__ == "bucketize" else (args[1], args[0])
+    if not isinstance(x, torch.Tensor) or boundaries.ndim > 1:
+        return tr.unknown(func, args, kwargs)
+    for layer in tr.shadow_of(boundaries):
+        tr.pin(layer, _BY_POSITION)
+    tr.set_shadow(out, tr.shadow_of(x))
+
+
+@rule("index_add", "index_copy", "index_reduce")
 def index_add(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> None:
     """Slices are put at positions of one axis, and meet along the others."""
     x, d, source = args[0], positive_dim(args[1], args[0].ndim), args[3]

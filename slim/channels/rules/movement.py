@@ -182,6 +182,16 @@ def select(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any], o
         tr.set_shadow(result, alive(np.take(x_, index + i if x_.shape[d] > 1 else 0, axis=d) for x_ in shadow))
 
 
+@rule("diagonal")
+def diagonal(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> None:
+    """The diagonal of two axes becomes an axis behind the others."""
+    x = args[0]
+    axes = [positive_dim(argument(args, kwargs, 2 + i, f"dim{1 + i}", i), x.ndim) for i in (0, 1)]
+    shadow = tr.outside(tr.shadow_of(x), axes, "diagonal takes channels by their position")
+    rest = [d for d in range(x.ndim) if d not in axes]
+    tr.set_shadow(out, tuple(layer.transpose(*rest, *axes)[..., 0] for layer in shadow))
+
+
 @rule("new_zeros", "new_ones", "new_full", "new_empty", "new_empty_strided")
 def fresh(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> None:
     """Made from nothing but a dtype and a device: no channels."""

@@ -39,6 +39,7 @@ def regions(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any], 
 
 
 STATISTICS = {"sum", "mean", "var", "std", "var_mean", "std_mean", "linalg_vector_norm", "logsumexp", "amax", "amin"}
+STATISTICS |= {"max", "min", "nansum", "count_nonzero"}
 
 
 def _positive(order: Any) -> bool:
@@ -54,7 +55,9 @@ def reduction(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any]
     dims = range(x.ndim) if dims is None or (isinstance(dims, (list, tuple)) and not dims) else dims
     gone = {positive_dim(d, x.ndim) for d in ([dims] if isinstance(dims, int) else dims)}
     name = func.overloadpacket.__name__
-    adds = name == "sum" or (name == "linalg_vector_norm" and _positive(args[1] if len(args) > 1 else 2))
+    adds = name in ("sum", "nansum", "count_nonzero") or (
+        name == "linalg_vector_norm" and _positive(args[1] if len(args) > 1 else 2)
+    )
     layers = []
     for layer in tr.shadow_of(x):
         inside = set(varying(tr.tight(layer)))
@@ -88,6 +91,8 @@ def reduction(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any]
     "_log_softmax",
     "cumsum",
     "cumprod",
+    "cummax",
+    "cummin",
     "sort",
     "topk",
     "logcumsumexp",
