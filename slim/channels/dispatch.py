@@ -62,6 +62,9 @@ class TracingMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs, tracer = kwargs or {}, self.tracer
+        if torch.is_inference_mode_enabled():  # there operations arrive whole, not as the ones that have rules
+            with torch.inference_mode(False), torch.no_grad(), self:
+                return func(*args, **kwargs)
         tracer.operation = operation_name(func)
         tracer.steps += 1
         before = _unviewed(func, args)

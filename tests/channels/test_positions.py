@@ -174,6 +174,11 @@ def test_random_numbers_per_channel_pass(noise: Callable[[Tensor], Tensor]) -> N
     assert slim.trace(Between(lambda net, y, x: noise(y)).double(), _data()).prunable.sum() == 8
 
 
+def test_in_inference_mode_operations_have_their_rules() -> None:
+    net = Between(torch.inference_mode()(lambda net, y, x: net.norm(net.first(x)).relu_())).double()
+    assert slim.trace(net, _data()).prunable.sum() == 8
+
+
 class Generator(nn.Module):
     """Begins with a learned picture, as StyleGAN does, and lets the input scale it."""
 
