@@ -16,10 +16,25 @@ from slim.channels.branches import PASSES_ZERO
 from slim.channels.ids import Shadow, pad_rank, varying
 
 _UNARY = PASSES_ZERO - {"div"} | {
-    *("abs", "sqrt", "square", "selu", "celu", "mish", "erf", "sin", "linalg_vector_norm", "amax", "hardshrink"),
+    *(
+        "abs",
+        "sqrt",
+        "square",
+        "selu",
+        "celu",
+        "mish",
+        "erf",
+        "sin",
+        "linalg_vector_norm",
+        "amax",
+        "amin",
+        "hardshrink",
+    ),
     *("softshrink", "max_pool2d_with_indices", "_adaptive_avg_pool2d", "avg_pool3d", "flatten", "unflatten", "narrow"),
     *("swapaxes", "movedim", "mT", "pixel_shuffle", "im2col", "repeat", "zero", "lift_fresh", "squeeze", "chunk"),
 }
+_SAY_WHERE = ("max_pool2d_with_indices", "max", "min")
+"""Their second results are positions, of what is zero, too."""
 _BATCH_NORMS = ("native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training", "batch_norm")
 
 
@@ -38,7 +53,8 @@ def note_silence(name: str, args: Sequence[Any], out: Any) -> bool:
     before = is_silent(args[0]) if args else False
     for t in out if isinstance(out, (list, tuple)) else (out,):
         if isinstance(t, torch.Tensor):
-            t._slim_silent = stays  # type: ignore[attr-defined]
+            where = name in _SAY_WHERE and t is not out and t is not out[0]
+            t._slim_silent = stays and not where  # type: ignore[attr-defined]
     return not (name.endswith("_") and not name.startswith("_") and before and not stays)
 
 
@@ -46,6 +62,8 @@ def _stays_silent(name: str, args: Sequence[Any], out: Any) -> bool:
     first = args[0] if args else None
     if name in _UNARY:
         return is_silent(first)
+    if name in ("max", "min"):
+        return is_silent(first) and not any(isinstance(a, torch.Tensor) for a in args[1:])
     if name in ("hardtanh", "clamp"):
         low, high = (*args[1:3], *((-1, 1) if name == "hardtanh" else (None, None)))[:2]
         return is_silent(first) and _at_most(low, 0) and _at_most(0, high)

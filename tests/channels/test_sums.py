@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import slim
@@ -40,11 +41,14 @@ EXACT: dict[str, Callable[[Tensor], Tensor]] = {
     "what is a number": lambda x: x.nansum(1, keepdim=True) + x.relu().count_nonzero(1)[:, None],
     "of a view": lambda x: x.flatten(2).sum(1).view(x.shape[0], 1, *x.shape[2:]),
     "of a product": lambda x: (x.sigmoid() * x).sum(1, keepdim=True),
+    "of the largest": lambda x: x.relu().max(3, keepdim=True).values.sum(1, keepdim=True),
     "of everything": lambda x: (x.relu().sum() * 1e-3).expand(x.shape[0], 1, 1, 1),
     "of both": lambda x: torch.cat([x, x.tanh()], 1).sum(1, keepdim=True),
 }
 INEXACT: dict[str, Callable[[Tensor], Tensor]] = {
     "mean": lambda x: x.mean(1, keepdim=True),
+    "of positions": lambda x: F.max_pool2d(x, 4, return_indices=True)[1].to(x.dtype).sum(1, True),
+    "of positions in rows": lambda x: x.max(3, keepdim=True).indices.to(x.dtype).sum(1, keepdim=True),
     "largest": lambda x: x.max(1, keepdim=True).values,
     "largest of everything": lambda x: x.min().expand(x.shape[0], 1, 1, 1),
     "mean of everything": lambda x: x.mean().expand(x.shape[0], 1, 1, 1),
