@@ -174,6 +174,23 @@ def test_random_numbers_per_channel_pass(noise: Callable[[Tensor], Tensor]) -> N
     assert slim.trace(Between(lambda net, y, x: noise(y)).double(), _data()).prunable.sum() == 8
 
 
+@pytest.mark.parametrize(
+    "divided",
+    [
+        lambda net, y: y / net.norm.weight[:, None, None],
+        lambda net, y: y.amax((2, 3), keepdim=True) / y.max(3, keepdim=True).values,
+        lambda net, y: y.log() + y.reciprocal() + y.pow(-2),
+    ],
+)
+def test_what_is_divided_by_what_a_mask_makes_zero_goes_only_when_asked(
+    divided: Callable[[Between, Tensor], Tensor],
+) -> None:
+    graph = slim.trace(Between(lambda net, y, x: divided(net, y)).double(), _data())
+    groups = graph.axes[("norm.weight", 0)]
+    assert not graph.prunable.any() and graph.inexact[groups].all()
+    assert "divided by what a mask makes zero" in graph.reason(int(groups[0]))
+
+
 def test_in_inference_mode_operations_have_their_rules() -> None:
     net = Between(torch.inference_mode()(lambda net, y, x: net.norm(net.first(x)).relu_())).double()
     assert slim.trace(net, _data()).prunable.sum() == 8

@@ -10,6 +10,7 @@ import torch
 
 from slim.channels.ids import FIXED, IntArray, Shadow, alive, along, axis_layer, merge, pad_rank, varying
 from slim.channels.rules.registry import argument, positive_dim, rule
+from slim.channels.silence import is_silent
 from slim.channels.tracer import Tracer
 
 
@@ -80,10 +81,23 @@ def pointwise(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any]
         size = (1, shape[1], *(1 for _ in shape[2:]))
         tr.set_shadow(results[0], combine(tr, [(shadow, shape), (weight, size)], shape))
         return
+    for divisor in _divisors(func.overloadpacket.__name__.rstrip("_"), args):
+        for layer in tr.shadow_of(divisor) if is_silent(divisor) else ():
+            tr.inexact(layer, "is divided by what a mask makes zero")
     shadow = join_operands(tr, operands, shape)
     for result in results:
         if isinstance(result, torch.Tensor) and result.shape == shape:
             tr.set_shadow(result, shadow)
+
+
+def _divisors(name: str, args: Sequence[Any]) -> list[torch.Tensor]:
+    """The operands that must not be zero."""
+    place = {"reciprocal": 0, "rsqrt": 0, "log": 0, "log2": 0, "log10": 0, "addcdiv": 2}.get(name)
+    if name in ("div", "true_divide", "floor_divide", "fmod", "remainder"):
+        place = 1
+    elif name == "pow" and isinstance(args[1], (int, float)) and args[1] < 0:
+        place = 0
+    return [args[place]] if place is not None and isinstance(args[place], torch.Tensor) else []
 
 
 def join_operands(tr: Tracer, operands: Sequence[torch.Tensor], shape: Sequence[int]) -> Shadow:
