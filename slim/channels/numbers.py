@@ -54,14 +54,23 @@ def note_value(func: Any, args: Any, kwargs: Any, out: Any) -> None:
     if "empty" in name or torch.Tag.nondeterministic_seeded in func.tags:
         return
     twin = _on_twins(func, args, kwargs)
-    if twin is None and (out.numel() == 1 or name.startswith("new_")):  # like a tensor that has no value
-        number = args[FILLS[name]] if name in FILLS else _NEW.get(name)
-        if isinstance(number, (int, float)):
-            twin = torch.full(out.shape, number, dtype=out.dtype)
+    if twin is None and not getattr(out, "_slim_ids", ()):
+        twin = _filled(name, args, out)
     if twin is not None:
         out._slim_value = twin  # type: ignore[attr-defined]
     elif hasattr(out, "_slim_value"):
         del out._slim_value  # written to in place
+
+
+def _filled(name: str, args: Any, out: torch.Tensor) -> torch.Tensor | None:
+    """What a tensor that had no value, or one that is like such, is filled with."""
+    source: Any = None
+    if name == "copy_":
+        source = value_of(args[1])
+    elif out.numel() == 1 or name == "fill_" or name.startswith("new_"):
+        number = args[FILLS[name]] if name in FILLS else _NEW.get(name)
+        source = torch.tensor(number) if isinstance(number, (int, float)) else None
+    return None if source is None else source.to(out.dtype).expand(out.shape).clone()
 
 
 def _on_twins(func: Any, args: Any, kwargs: Any) -> torch.Tensor | None:

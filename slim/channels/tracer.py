@@ -334,8 +334,9 @@ class Tracer:
         whole = is_pointwise(func) or name in FILLS  # whole numbers of others are sizes and axes
         given = (*args, *kwargs.values())
         values = [float(a) for a in given if type(a) is float or (whole and type(a) is int)]
-        tensors = [a for a in args if isinstance(a, torch.Tensor)]
-        known = [value_of(a) if whole or a.numel() > 1 else None for a in tensors]
+        flat = [t for a in args for t in (a if isinstance(a, (list, tuple)) else (a,))]
+        tensors = [a for a in flat if isinstance(a, torch.Tensor)]
+        known = [value_of(a) for a in tensors]
         values += [as_number(value) for value in known if value is not None]
         if not values:
             return

@@ -70,6 +70,8 @@ COUNTED: dict[str, Callable[[Tensor], Tensor]] = {
     "divided in rows": lambda x: x.sum(1, keepdim=True) * torch.tensor([1 / x.shape[1]] * x.shape[3]),
     "scaled in rows there": lambda x: x.sum(1, keepdim=True) * torch.linspace(1, x.shape[1], 4, device=x.device),
     "rows written in place": lambda x: x.sum(1, keepdim=True) / _row(x),
+    "beside it": lambda x: torch.cat([x.sum(1, True)[..., :3], torch.full((3, 1, 4, 1), 1 / x.shape[1])], 3),
+    "a copy of it": lambda x: x.sum(1, True) * torch.empty_like(x.sum(1, True)).copy_(torch.tensor(1 / x.shape[1])),
     "divided later": lambda x: x.sum(1, keepdim=True).tanh() / x.shape[1],
     "of a literal view": lambda x: x.reshape(x.shape[0], WIDTH, -1).sum(1).view(x.shape[0], 1, *x.shape[2:]),
 }

@@ -79,8 +79,8 @@ def linear(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any], o
 
 @rule("embedding")
 def embedding(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> None:
-    """Rows are looked up by position, columns are channels."""
-    layers = []
+    """Rows are looked up by position, columns are channels; places that are looked up per channel pass."""
+    layers = [layer[..., None] for layer in tr.shadow_of(args[1])]
     for layer in tr.shadow_of(args[0]):
         if layer.shape[0] > 1:
             tr.mark_positions(layer)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from slim.channels.ids import alive, axis_layer, varying
+from slim.channels.ids import alive, axis_layer, pad_rank, varying
 from slim.channels.rules.elementwise import combine, own_sizes
 from slim.channels.rules.norms import in_select_layer, selected
 from slim.channels.rules.registry import argument, positive_dim, rule
@@ -21,7 +21,7 @@ _BY_POSITION = "an index picks channels by their position"
 def index_select(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> None:
     """Our own selection layer starts channels of its own; any other index into channels is fixed by position."""
     x, d, index = args[0], positive_dim(args[1], args[0].ndim), args[2]
-    layers = []
+    layers = [axis_layer(told.ravel(), d, out.ndim) for told in tr.shadow_of(index)]  # places per channel
     for layer in tr.shadow_of(x):
         if layer.shape[d] > 1:
             if in_select_layer(tr) and not index.is_meta and varying(layer) == (d,):
@@ -35,7 +35,7 @@ def index_select(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, A
 
 @rule("index", "_unsafe_index")
 def index(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> None:
-    """Indexed axes are fixed by position; the axes behind and before a single run of them pass."""
+    """Indexed axes are fixed by position; the axes behind and before a single run of them pass, and the index's own."""
     x, indices = args[0], list(args[1])
     dims = [d for d, i in enumerate(indices) if i is not None]
     shadow = tuple(tr.keep_whole(y, dims, _BY_POSITION) for y in tr.shadow_of(x))
@@ -44,7 +44,10 @@ def index(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any], ou
     inserted = out.ndim - (x.ndim - len(dims))
     if any(indices[d].dtype in (torch.bool, torch.uint8) for d in dims):
         return tr.unknown(func, args, kwargs)
-    layers = []
+    before, behind = (1,) * dims[0], (1,) * (x.ndim - 1 - dims[-1])
+    places = out.shape[dims[0] : dims[0] + inserted]
+    told = combine(tr, [(tr.shadow_of(indices[d]), own_sizes(indices[d])) for d in dims], places)
+    layers = [layer.reshape(before + pad_rank((layer,), inserted)[0].shape + behind) for layer in told]
     for layer in shadow:
         if not set(varying(layer)) & set(dims):
             head, tail = layer.shape[: dims[0]], layer.shape[dims[-1] + 1 :]
@@ -65,6 +68,7 @@ def index_put(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any]
         behind = (1,) * (x.ndim - mask.ndim)
         told = tuple(layer.reshape(*layer.shape, *behind) for layer in tr.shadow_of(mask))
         return tr.set_shadow(out, combine(tr, [(tr.shadow_of(x), x.shape), (told, (*mask.shape, *behind))], x.shape))
+    _pin_places(tr, *(indices[d] for d in dims))
     shadow = [tr.keep_whole(layer, dims, _BY_POSITION) for layer in tr.shadow_of(x)]
     tr.set_shadow(out, alive(shadow))
 
@@ -100,6 +104,7 @@ def scatter(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any], 
 def index_fill(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> None:
     """One number is put at positions of one axis."""
     d = positive_dim(args[1], out.ndim)
+    _pin_places(tr, args[2])
     tr.set_shadow(out, tr.outside(tr.shadow_of(args[0]), (d,), _BY_POSITION))
 
 
@@ -131,8 +136,15 @@ def bucketize(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any]
 def index_add(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> None:
     """Slices are put at positions of one axis, and meet along the others."""
     x, d, source = args[0], positive_dim(args[1], args[0].ndim), args[3]
+    _pin_places(tr, args[2])
     parts = [(tr.outside(tr.shadow_of(t), (d,), _BY_POSITION), _without(t.shape, d)) for t in (x, source)]
     tr.set_shadow(out, combine(tr, parts, _without(out.shape, d)))
+
+
+def _pin_places(tr: Tracer, *indices: torch.Tensor) -> None:
+    """What says where something is put stays: there is no place for what does not go anywhere."""
+    for layer in (layer for t in indices for layer in tr.shadow_of(t)):
+        tr.pin(layer, _BY_POSITION)
 
 
 def _without(sizes: Sequence[int], axis: int) -> list[int]:
