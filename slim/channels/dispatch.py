@@ -6,7 +6,7 @@ tensors are used only when an operation has no meta kernel, or the forward asks 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -41,6 +41,10 @@ _KEEPS_CONTRACTION = {"view", "_unsafe_view", "reshape", "transpose", "permute",
 
 _DROPS_CHANNELS = {F.dropout1d, F.dropout2d, F.dropout3d, F.feature_alpha_dropout}
 """Their noise (N, C, 1, ...) is as wide as their input, but made without it: as operations, foreign data."""
+
+
+_LEAVES = {torch.Tensor.numpy, torch.Tensor.tolist, torch.Tensor.__array__}
+"""What becomes of their results nobody sees."""
 
 
 def _padded_around(x: torch.Tensor, pad: Sequence[int], mode: str = "constant", value: float | None = None) -> Any:
@@ -128,6 +132,9 @@ class _Watch(TorchFunctionMode):
             kwargs = {**(kwargs or {}), "training": False}
         if func is F.pad:
             func = _padded_around
+        if func in _LEAVES:
+            for layer in self.tracer.shadow_of(args[0]):
+                self.tracer.pin(layer, f"{func.__name__} takes it out of PyTorch")
         try:
             out = func(*args, **(kwargs or {}))
             if func in MAKERS:
@@ -187,6 +194,8 @@ def run_forward(tracer: Tracer, example_inputs: Any, *, meta: bool, training: bo
                     TracingMode(tracer, meta=meta),
                 ):
                     out = tracer.model(*args, **kwargs)
+                    if isinstance(out, Iterator):  # a generator makes its parts as they are asked for
+                        out = list(out)
             except Exception:
                 tracer.failed = tracer.names.get(id(failed[-1]), "") if failed else ""
                 raise

@@ -155,6 +155,7 @@ RETURNS: dict[str, Callable[[Tensor], Any]] = {
     "object with a slot": OneSlot,
     "deque": lambda y: deque([y]),
     "values of a dict": lambda y: {"out": y}.values(),
+    "generator": lambda y: (part * 2 for part in y.split(1)),
 }
 
 
