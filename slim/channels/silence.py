@@ -50,7 +50,7 @@ def note_silence(name: str, args: Sequence[Any], out: Any) -> bool:
         False when an operation in place made a silent tensor another: what shares its memory is not known then.
     """
     stays = _stays_silent(name.rstrip("_") if name.endswith("_") else name, args, out)
-    before = is_silent(args[0]) if args else False
+    before = bool(args) and is_silent(args[0]) and bool(getattr(args[0], "_slim_ids", ()))
     for t in out if isinstance(out, (list, tuple)) else (out,):
         if isinstance(t, torch.Tensor):
             where = name in _SAY_WHERE and t is not out and t is not out[0]

@@ -39,6 +39,7 @@ EXACT: dict[str, Callable[[Tensor], Tensor]] = {
     "squares": lambda x: (x * x).sum(1, keepdim=True).sqrt(),
     "norm": lambda x: x.norm(dim=1, keepdim=True),
     "what is a number": lambda x: x.nansum(1, keepdim=True) + x.relu().count_nonzero(1)[:, None],
+    "cosine": lambda x: F.cosine_similarity(x, x.tanh(), dim=1)[:, None],
     "of a view": lambda x: x.flatten(2).sum(1).view(x.shape[0], 1, *x.shape[2:]),
     "of a product": lambda x: (x.sigmoid() * x).sum(1, keepdim=True),
     "of the largest": lambda x: x.relu().max(3, keepdim=True).values.sum(1, keepdim=True),
