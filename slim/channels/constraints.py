@@ -65,9 +65,11 @@ def pin_fixed_axes(record: TraceRecord, model: nn.Module) -> None:
         if not reason:  # positions (kernel taps): no channels
             made[ids.find(array)] = True
     modules = dict(model.named_modules())
-    whole = tuple(n for n, m in modules.items() if isinstance(m, (nn.MultiheadAttention, nn.RNNBase)))
+    kinds = (nn.MultiheadAttention, nn.RNNBase, nn.RNNCellBase)
+    whole = tuple(n for n, m in modules.items() if isinstance(m, kinds))
     for axis, array in record.axes.items():
-        if any(axis.param.startswith(f"{name}.") or not name for name in whole):
+        reads = (axis.param.rpartition(".")[2], axis.dim) == ("weight_ih", 1)  # a cell's input
+        if not reads and any(axis.param.startswith(f"{name}.") or not name for name in whole):
             ids.pin(array, f"{axis.param.rpartition('.')[0]} keeps its width (heads, cells) whole")
         if is_original(axis.param):
             # A weight divided by its own norm: what a mask zeroes would become 0 / 0.

@@ -100,6 +100,7 @@ PASSES: dict[str, Callable[[Between, Tensor, Tensor], Tensor]] = {
     "diagonals": lambda net, y, x: y.diagonal(1, -1, 2)[..., None],
     "looked up": lambda net, y, x: torch.bucketize(y, net.map[0, 0, 0].sort().values).to(y.dtype),
     "the largest so far": lambda net, y, x: y.cummax(3).values - y.cummin(2).values,
+    "logarithms of sigmoids": lambda net, y, x: F.logsigmoid(y),
     "whole parts": lambda net, y, x: (
         torch.rsub(y.detach() // 0.5, torch.complex(y, y * 2).abs()) + torch.fft.ifft(y).imag
     ),
@@ -229,3 +230,20 @@ class Generator(nn.Module):
 def test_a_learned_input_is_no_weight() -> None:
     graph, _ = check_all(Generator().double(), _data(), 0.5, 0)
     assert graph.prunable[graph.axes[("norm.running_var", 0)]].all()
+
+
+@pytest.mark.parametrize("kind", [nn.RNNCell, nn.LSTMCell, nn.GRUCell])
+def test_a_cell_keeps_its_width_and_its_input_may_go(kind: type[nn.RNNCellBase]) -> None:
+    class Stepped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.norm, self.last = nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(6, 2)
+            self.cell = kind(8, 6)  # type: ignore[call-arg]
+
+        def forward(self, x: Tensor) -> Tensor:
+            state = self.cell(self.norm(self.first(x.mean((2, 3)))))
+            result: Tensor = self.last(state[0] if isinstance(state, tuple) else state)
+            return result
+
+    graph, _ = check_all(Stepped().double(), _data(), 0.5, 0)
+    assert graph.prunable.sum() == 8 == graph.prunable[graph.axes[("first.weight", 0)]].sum()

@@ -57,6 +57,7 @@ def same_shape(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any
     "hardswish",
     "hardshrink",
     "softshrink",
+    "log_sigmoid_forward",
     "rrelu_with_noise",
     "rsub",
     "floor_divide",
