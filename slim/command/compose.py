@@ -135,6 +135,17 @@ def composed(overrides: list[str], args: Any) -> Any:
         return compose(args.config_name or "config", overrides=settled, return_hydra_config=True)
 
 
+def config_loader(args: Any) -> Any:
+    """What knows the names of a group, which ``glob(...)`` asks for: those of this package and of ``--config-dir``."""
+    from hydra._internal.config_loader_impl import ConfigLoaderImpl
+    from hydra._internal.utils import create_config_search_path
+
+    found = create_config_search_path(str(CONF))
+    if args.config_dir:
+        found.append("command-line", f"file://{Path(args.config_dir).resolve()}")
+    return ConfigLoaderImpl(config_search_path=found)
+
+
 def _search_path(args: Any) -> list[str]:
     """``--config-dir`` as an override.
 

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from slim.command.launch import launch, say, threads, workers
+from slim.command.space import line
+from slim.errors import SlimError
 from slim.files import write_json
 from slim.runs import record
 from slim.sweeps.jobs import Job, assigned, write_table
@@ -42,7 +44,7 @@ def grid(sweeper: Any, arguments: list[str]) -> list[Job]:
 
 def params(options: dict[str, Any]) -> list[str]:
     """``hydra.sweeper.params`` as overrides, which the command line may replace."""
-    return [f"{key}={value}" for key, value in (options.get("params") or {}).items()]
+    return [line(key, value) for key, value in (options.get("params") or {}).items()]
 
 
 def varied(arguments: list[str]) -> list[str]:
@@ -58,9 +60,19 @@ def varied(arguments: list[str]) -> list[str]:
 
 
 def combinations(arguments: list[str], loader: Any = None) -> list[list[str]]:
-    """The overrides of every job of a basic sweep."""
+    """The overrides of every job of a basic sweep.
+
+    Raises:
+        SlimError: A sweep that is no set of values, or an empty one.
+    """
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     parsed = OverridesParser.create(config_loader=loader).parse_overrides(arguments)
+    for item in parsed:
+        if item.is_interval_sweep() or (item.is_sweep_override() and not any(True for _ in item.sweep_iterator())):
+            raise SlimError(
+                f"Every combination of some values needs some. Got {item.input_line}. Give choice(...), range(...) "
+                "or glob(...) that holds some; an interval(...) is for hydra/sweeper=optuna."
+            )
     return [list(job) for job in BasicSweeper.split_arguments(parsed, None)[0]]

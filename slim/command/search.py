@@ -54,9 +54,6 @@ def settings_of(options: dict[str, Any], arguments: list[str], config: Any, load
             "A search needs values to choose from. Got none. Give e.g. 'prune.ratio=interval(0.3,0.8)' or "
             "hydra.sweeper.params."
         )
-    count = options["n_trials"]
-    if not isinstance(count, int) or count < 1:
-        raise SlimError(f"n_trials must be 1 or more. Got hydra.sweeper.n_trials={count}. Set hydra.sweeper.n_trials.")
     names = options["objectives"]
     kept = [item for item in fixed if not changes_nothing(_key(item))]
     return Settings(
@@ -67,7 +64,7 @@ def settings_of(options: dict[str, Any], arguments: list[str], config: Any, load
         pruner=options["pruner"],
         space=searched,
         fixed=kept,
-        n_trials=count,
+        n_trials=options["n_trials"],
         attempts=options["attempts"],
         heartbeat=options["heartbeat"],
         grace=options["grace"],

@@ -85,6 +85,8 @@ def _distribution(item: Any) -> Any:
             choice if isinstance(choice, int | float) else text
             for choice, text in zip(typed, item.sweep_string_iterator(), strict=True)
         ]
+        if not plain:
+            raise SlimError(f"A choice is of something. Got {item.input_line}, which no name fits. Check the pattern.")
         return found.CategoricalDistribution(list(dict.fromkeys(plain)))
     log = "log" in value.tags
     values = sorted(value.range() if item.is_range_sweep() else (value.start, value.end))

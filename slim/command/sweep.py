@@ -17,6 +17,7 @@ from typing import Any
 from slim.command.compose import (
     check_replaced,
     compose,
+    config_loader,
     hydra_job,
     key_of,
     options,
@@ -210,12 +211,13 @@ def _check_jobs(overrides: list[str], args: Any) -> tuple[Path, Any, list[str], 
     if unread := next(filter(None, map(unreadable, overrides)), ""):
         raise SlimError(unread)
     hydra = compose([item for item in overrides if key_of(item).startswith("hydra")], args)[1].hydra
-    arguments = [*grid.params(dict(hydra.sweeper)), *overrides]
+    _check_numbers(hydra)
+    arguments, loader = [*grid.params(dict(hydra.sweeper)), *overrides], config_loader(args)
     if "n_trials" in hydra.sweeper:
-        searched, fixed = space.parse(arguments)
+        searched, fixed = space.parse(arguments, loader)
         jobs = [[*fixed, *point] for point in space.probes(searched)] if searched else [fixed]
     else:
-        jobs = grid.combinations(arguments)
+        jobs = grid.combinations(arguments, loader)
     composed = [compose(job, args) for job in jobs]
     faults = []
     for job, (config, _) in zip(jobs, composed, strict=True):
@@ -228,7 +230,7 @@ def _check_jobs(overrides: list[str], args: Any) -> tuple[Path, Any, list[str], 
         raise faults[0]
     hydra = composed[0][1].hydra
     if "n_trials" in hydra.sweeper:
-        _check_search(hydra, arguments, composed[0][0])
+        _check_search(hydra, arguments, composed[0][0], loader)
     directory = Path(hydra.sweep.dir)
     make(directory)
     return directory, hydra, grid.varied(arguments), jobs
@@ -248,7 +250,22 @@ def _check_job(config: Any) -> None:
         )
 
 
-def _check_search(hydra: Any, arguments: list[str], config: dict[str, Any]) -> None:
+def _check_numbers(hydra: Any) -> None:
+    """Numbers of the sweeper, and of joblib, that would only be read when jobs begin."""
+    from slim.errors import SlimError, expect_number, expect_whole
+
+    for name in ("n_trials", "attempts", "max_batch_size", "n_jobs"):
+        key, value = f"hydra.sweeper.{name}", hydra.sweeper.get(name, 1)  # each sweeper has some of them
+        if value is not None or name in ("n_trials", "attempts"):
+            expect_whole(key, value, 1, f"Set {key}.")
+    for name in ("heartbeat", "grace"):
+        key = f"hydra.sweeper.{name}"
+        expect_number(key, hydra.sweeper.get(name, 1), "(0, inf)", f"Set {key} to seconds.")
+    if hydra.launcher.get("n_jobs") == 0:
+        raise SlimError("Jobs need a process. Got hydra.launcher.n_jobs=0. Set it to 1 or more, or to -1: all cores.")
+
+
+def _check_search(hydra: Any, arguments: list[str], config: dict[str, Any], loader: Any) -> None:
     """What a search can be told wrong, before anything is written."""
     from omegaconf import OmegaConf
 
@@ -257,7 +274,7 @@ def _check_search(hydra: Any, arguments: list[str], config: dict[str, Any]) -> N
 
     whole = OmegaConf.create({**config, "hydra": {"sweep": {"dir": str(hydra.sweep.dir)}}})
     options: Any = OmegaConf.to_container(hydra.sweeper, resolve=True)
-    check(settings_of(options, arguments, whole, None)[0])
+    check(settings_of(options, arguments, whole, loader)[0])
 
 
 def _check_plugins(overrides: list[str]) -> None:

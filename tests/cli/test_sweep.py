@@ -54,6 +54,8 @@ def test_a_failing_job_does_not_take_the_others_along(tmp_path: Path, capfd: pyt
         *("prune.ratoi=0.3,0.5", "model=vgg,resnt", "prune.ratio=1.5,2.5", "trainer.devices=2"),
         *("output=/home/andré", "resume=outputs/run", "penalty.lam=1e-3,1e-2 sparse.shrink=3"),
         "task=sensitivity checkpoint=a,b",
+        *("seed=interval(1,5)", "seed=range(1,1)", "penalty=glob(zz*)", "seed=1,2 hydra.sweeper.max_batch_size=-1"),
+        *("seed=1,2 hydra.sweeper.attempts=a", "seed=1,2 hydra/launcher=joblib hydra.launcher.n_jobs=0"),
     ],
 )
 def test_a_sweep_that_cannot_work_is_refused(
@@ -208,6 +210,9 @@ def test_a_search_that_was_killed_goes_on_in_the_middle_of_a_trial(tmp_path: Pat
         (["prune.ratio=interval(0.1,0.9)", "hydra/sweeper/sampler=grid"], "A grid needs values"),
         (["seed=1,2", "+hydra.sweeper.sampler.startup=3"], "sampler.startup must be an option"),
         (["seed=1,2", "hydra/sweeper/pruner=median", "hydra.sweeper.objectives=[val,macs]"], "of one objective"),
+        (["penalty=glob(zz*)"], "which no name fits"),
+        (["seed=1,2", "hydra.sweeper.n_jobs=-1"], "n_jobs must be a whole number"),
+        (["seed=1,2", "hydra.sweeper.heartbeat=a"], "heartbeat must be a number"),
     ],
 )
 def test_a_search_that_cannot_work_is_refused(

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
+from pathlib import Path
+
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import create_trial
 
 from slim.command import space
-from slim.command.grid import combinations
+from slim.command.compose import config_loader
+from slim.command.grid import combinations, params
 from slim.errors import SlimError
 from slim.sweeps import seeds
 
@@ -65,6 +69,18 @@ def _canonical(line: str) -> str:
 )
 def test_intervals(override: str, expected: object) -> None:
     assert list(space.parse([override])[0].values()) == [expected]
+
+
+def test_a_pattern_stands_for_the_names_of_its_group(tmp_path: Path) -> None:
+    """Those of ``--config-dir``, too."""
+    (tmp_path / "penalty").mkdir()
+    (tmp_path / "penalty" / "tame.yaml").touch()
+    loader = config_loader(Namespace(config_dir=str(tmp_path)))
+    assert combinations(["penalty=glob(ta*)"], loader) == [["penalty=tame"], ["penalty=target"]]
+    (found,) = space.parse(["penalty=glob(ta*)"], loader)[0].values()
+    assert found == CategoricalDistribution(["tame", "target"])
+    (line,) = params({"params": {"finetune.lr": None}})
+    assert line == "finetune.lr=null"
 
 
 def test_what_is_fixed_stays_as_it_was_written_and_the_last_of_a_key_counts() -> None:
