@@ -160,9 +160,8 @@ def _run(config: dict[str, Any], whole: Any, directory: Path, overrides: list[st
         from slim.command.changed import changed
         from slim.runs import processes
         from slim.runs.directory import check_writable, make
-        from slim.runs.phases import check_metric, run
+        from slim.runs.phases import check_begin, run
         from slim.runs.prepare import prepare
-        from slim.runs.teachers import check_distillation, check_files
 
     processes.connect(trainer)
     directory = Path(processes.shared(str(directory)))  # its name holds the time at which a process began
@@ -174,9 +173,7 @@ def _run(config: dict[str, Any], whole: Any, directory: Path, overrides: list[st
 
         return perform(parts, directory)
     if not begun:
-        check_files(parts)
-        check_metric(parts)
-        check_distillation(parts)
+        check_begin(parts)
     if processes.rank() != 0:
         run(parts, directory.absolute(), overrides, options=options(args))
         return 0

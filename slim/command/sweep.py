@@ -160,7 +160,7 @@ def _train(
 
     from slim.errors import SlimError
     from slim.files import read_json
-    from slim.runs.phases import run
+    from slim.runs.phases import check_begin, run
     from slim.runs.prepare import prepare
     from slim.sweeps.jobs import FILE
 
@@ -171,8 +171,12 @@ def _train(
     if told.get("threads") and cfg.trainer.get("threads") is None:
         torch.set_num_threads(told["threads"])
     begun = (place / "state.json").is_file()
-    parts = prepare(plain_data(cfg), begun=begun)
+    config = plain_data(cfg)
+    check_replaced(overrides, config)
+    parts = prepare(config, begun=begun)
     _check_job(parts.config)
+    if not begun:
+        check_begin(parts)
     if told.get("trial"):
         from slim.sweeps.watch import TrialWatch
 

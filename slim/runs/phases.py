@@ -37,6 +37,17 @@ from slim.runs.weights import NETWORK
 Say = Callable[[str], None]
 
 
+def check_begin(parts: Components) -> None:
+    """What only a try tells of a run that begins, before anything is written: files, metric, teachers.
+
+    Raises:
+        SlimError: One of them cannot be.
+    """
+    teachers.check_files(parts)
+    check_metric(parts)
+    teachers.check_distillation(parts)
+
+
 def check_metric(parts: Components) -> None:
     """Evaluate one batch with a module from outside, so that a missing metric is found before the training.
 

@@ -75,6 +75,22 @@ def test_jobs_have_the_strength_that_the_sweep_gives_them(tmp_path: Path) -> Non
     assert ["lam=0.001 can" in notes[0], "lam=0.01 can" in notes[1]] == [True, True]
 
 
+def test_jobs_are_checked_as_a_single_run_is(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """What only a try tells, too, and before anything trains."""
+    detector = ["+experiment=detection_slim", "model.name=ssdlite_resnet8", "trainer.accelerator=cpu", "figures=false"]
+    scenes = ["data.image_size=32", "data.scenes=8", "data.val_scenes=1", "data.test_scenes=1", "data.batch_size=4"]
+    taught = ["phases=[baseline,sparse]", "sparse.distill.teacher=dense", "seed=1,2"]
+    assert train.main(["--multirun", *detector, *scenes, *taught, f"hydra.sweep.dir={tmp_path}/a"]) == 1
+    given = line("phases=[sparse]", "sparse.epochs=1", "sparse.shrink=3", "penalty.lam=null,1e-3")
+    assert train.main([*given, f"hydra.sweep.dir={tmp_path}/b"]) == 1
+    errors = [json.loads((tmp_path / job / "report.json").read_text()).get("error") for job in ("a/0", "a/1", "b/1")]
+    assert errors[0] == errors[1]
+    assert errors[0].startswith("A teacher must say something of classes")
+    assert errors[2].startswith("lam follows from sparse.shrink")
+    assert not list(tmp_path.glob("a/*/baseline"))
+    assert "Traceback" not in capfd.readouterr().err
+
+
 DENSE = ["phases=[baseline]", "baseline.epochs=1"]
 
 
