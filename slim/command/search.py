@@ -59,6 +59,7 @@ def settings_of(options: dict[str, Any], arguments: list[str], config: Any, load
     return Settings(
         storage=url_of(options["storage"], Path(config.hydra.sweep.dir)),
         name=str(options["study_name"] or config.name),
+        objectives=list(names),
         directions=objectives.directions(names, config.metric.mode, options["direction"]),
         sampler=options["sampler"],
         pruner=options["pruner"],

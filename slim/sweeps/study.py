@@ -15,8 +15,10 @@ from slim.sweeps import seeds
 from slim.sweeps.owners import Owner
 from slim.sweeps.storage import close, connect, optuna
 
-OWNER, LOST, ATTEMPT, FOLDER, ERROR, FIXED = "owner", "lost", "attempt", "folder", "error", "fixed"
-"""Attributes of trials and, the last, of the study."""
+OWNER, LOST, ATTEMPT, FOLDER, ERROR = "owner", "lost", "attempt", "folder", "error"
+"""Attributes of trials."""
+FIXED, OBJECTIVES = "fixed", "objectives"
+"""Attributes of the study."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ class Settings:
         directions: One per objective.
         sampler, pruner: ``_target_`` and options.
         space: Name of a parameter -> distribution.
+        objectives: Their names.
         fixed: Overrides that all trials share.
         n_trials: In all, over all processes and restarts.
         attempts: How often a trial is begun, when whoever runs it dies.
@@ -42,6 +45,7 @@ class Settings:
     sampler: Mapping[str, Any]
     pruner: Mapping[str, Any] | None
     space: Mapping[str, Any]
+    objectives: Sequence[str] = ()
     fixed: Sequence[str] = ()
     n_trials: int = 20
     attempts: int = 3
@@ -100,11 +104,15 @@ class Study:
         """Refuse to mix trials that cannot be compared."""
         found = self.study
         ways = [direction.name.lower() for direction in found.directions]
-        if ways != list(self.settings.directions):
+        wanted = list(self.settings.objectives)
+        known = found.user_attrs.get(OBJECTIVES, wanted)
+        if known != wanted or ways != list(self.settings.directions):
             raise SlimError(
-                f"A study keeps its objectives. Got directions {list(self.settings.directions)}, and "
-                f"{self.settings.name} has {ways}. Set hydra.sweeper.study_name, or a new hydra.sweep.dir."
+                f"A study keeps its objectives. Got {wanted}, directions {list(self.settings.directions)}, and "
+                f"{self.settings.name} has {known}, {ways}. Set hydra.sweeper.study_name, or a new hydra.sweep.dir."
             )
+        if OBJECTIVES not in found.user_attrs:
+            found.set_user_attr(OBJECTIVES, wanted)
         shared = sorted(self.settings.fixed)
         if FIXED not in found.user_attrs:
             found.set_user_attr(FIXED, shared)

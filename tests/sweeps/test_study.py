@@ -132,6 +132,7 @@ def test_failures_and_nan_are_recorded_and_count(kind: str, settings: Settings) 
     ("change", "words"),
     [
         ({"directions": ["maximize"]}, "keeps its objectives"),
+        ({"objectives": ["val", "latency"]}, "keeps its objectives"),
         ({"fixed": ["sparse.epochs=3"]}, "share all overrides"),
         ({"space": {"prune.ratio": optuna.distributions.IntDistribution(0, 3)}}, "keeps its search space"),
         ({"pruner": {"_target_": "optuna.pruners.MedianPruner"}}, "compares curves of one objective"),
