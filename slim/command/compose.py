@@ -30,15 +30,23 @@ def register(run_id: str) -> None:
 
 
 def show_help(argv: list[str], args: Any) -> int:
-    """What Hydra says of itself and of the configuration (``--help``, ``--cfg job``)."""
+    """What Hydra says of itself and of the configuration (``--help``, ``--cfg job``); returns the exit code."""
+    from slim.errors import SlimError
+
     if not args.shell_completion:
         compose(args.overrides, args)  # Hydra's own complaint has several lines
     # It turns a closed pipe into a traceback, too: it prints into a text, and the text goes into the pipe.
     settled = [f"{key}=null" for key in replacing(args.overrides)]
-    with contextlib.redirect_stdout(io.StringIO()) as text, contextlib.suppress(SystemExit):
-        hydra_job([*settled, *argv], lambda cfg: None)
+    code = 0
+    with contextlib.redirect_stdout(io.StringIO()) as text:
+        try:
+            hydra_job([*settled, *argv], lambda cfg: None)
+        except SystemExit as end:  # it has told of a package that is not there
+            code = 2 if end.code else 0
+        except ValueError as error:  # two things are asked for
+            raise SlimError(f"One thing can be shown at a time. Got {' '.join(argv)} ({error}). See --help.") from error
     print(text.getvalue(), end="")
-    return 0
+    return code
 
 
 def hydra_job(argv: list[str], task: Callable[[Any], Any]) -> None:

@@ -235,6 +235,8 @@ BAD: list[tuple[tuple[str, ...], str]] = [
     (("train", "--foo"), "--foo"),
     (("train", "-x"), "-x"),
     (("train", "--cfg", "nothing"), "nothing"),
+    (("train", "--cfg", "job", "--package", "nowhere"), "nowhere"),
+    (("train", "--info", "--multirun"), "at a time"),
     (("evaluate",), "nothing"),
     (("evaluate", "data=digits"), "data=digits"),
     (("evaluate", "a=b.safetensors"), "a=b.safetensors"),
