@@ -28,6 +28,8 @@ from slim.runs.schema import Config
 from slim.selection import Selection, limits_due
 from slim.selection.kept import why_kept
 from slim.selection.reasons import reasons
+from slim.tasks import Segmentation
+from slim.tasks.segmentation import IGNORE_INDEX
 
 
 @dataclass
@@ -192,7 +194,10 @@ def _ranking_pairs(parts: Components, module: Any, batches: Iterable[Any] | None
     """What the module's step would give its network, and the targets: for criteria that look at data."""
     count = count if isinstance(count, int) and count > 0 else 1  # what is none the criterion then refuses
     given = ranking_batches(parts, count) if batches is None else batches
-    return Calibration(module, parts.network(module), given, None).batches(count)
+    pairs = Calibration(module, parts.network(module), given, None).batches(count)
+    if isinstance(module, Segmentation):  # the loss of criteria is torch's, which leaves out another label
+        return [(x, y.masked_fill(y == IGNORE_INDEX, nn.CrossEntropyLoss().ignore_index)) for x, y in pairs]
+    return pairs
 
 
 def calibration_batches(parts: Components) -> Iterable[Any]:

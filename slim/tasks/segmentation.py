@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import Metric
 
+from slim.errors import expect_number
 from slim.tasks.task import OptimizerFactory, SchedulerFactory, Task
 
 IGNORE_INDEX = 255
@@ -65,6 +66,9 @@ class Segmentation(Task):
         aux_weight: Of the auxiliary classifier's loss (torchvision's reference training: 0.5).
         channels_last: Keep images and weights in channels-last memory.
         compile: Run the network through ``torch.compile``.
+
+    Raises:
+        SlimError: ``aux_weight`` is no number of at least 0.
     """
 
     METRICS = ("loss", "accuracy", "miou")
@@ -89,6 +93,7 @@ class Segmentation(Task):
             channels_last=channels_last,
             compile=compile,
         )
+        expect_number("aux_weight", aux_weight, "[0, inf)", "Set module.aux_weight=0.5.")
         self.network = network
         self._label_smoothing, self._aux_weight = label_smoothing, aux_weight
         self._miou = nn.ModuleDict({stage: MeanIoU() for stage in _HELD_OUT})

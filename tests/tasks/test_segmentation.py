@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,11 @@ from torch.nn import functional as F
 from torchmetrics.classification import MulticlassJaccardIndex
 
 import slim
+from slim.command.compose import compose
 from slim.data import SegmentationDigits
 from slim.models import segmentation_model
+from slim.runs.prepare import prepare
+from slim.runs.pruning import score
 from slim.tasks import Segmentation
 from slim.tasks.segmentation import MeanIoU
 from tests.tasks.plain import SGD, fit, trainer
@@ -97,6 +101,31 @@ def test_a_plain_tensor_of_logits_will_do(tmp_path: Path) -> None:
     module = Segmentation(nn.Conv2d(3, 11, 3, padding=1), optimizer=SGD)
     assert 0 <= fit(module, tmp_path, digits())["val/miou"] <= 1
     assert module.predict_step(torch.zeros(1, 3, 8, 8), 0).shape == (1, 8, 8)
+
+
+LINE = [
+    *("+experiment=segmentation_slim", "model.name=lraspp_resnet8", "data.image_size=24", "data.scenes=8"),
+    *("data.val_scenes=2", "data.test_scenes=1", "data.batch_size=4", "trainer.accelerator=cpu", "criterion.batches=2"),
+]
+
+
+@pytest.mark.parametrize("criterion", ["taylor", "fisher"])
+def test_criteria_with_labels_leave_out_what_the_loss_leaves_out(criterion: str) -> None:
+    config = compose([*LINE, f"criterion={criterion}"], Namespace(config_dir=None, config_name=None))[0]
+    parts = prepare(config)
+    assert isinstance(parts.module(), Segmentation)
+    graph = parts.trace(parts.dense())
+    pairs = parts.data.plain_batches(2)
+    assert any((y == 255).any() for _, y in pairs)
+    expected = slim.score(
+        graph, criterion, loader=pairs, batches=2, loss=lambda out, y: F.cross_entropy(out["out"], y, ignore_index=255)
+    )
+    assert score(parts, graph).values == pytest.approx(expected.values, rel=1e-4)
+
+
+def test_a_weight_of_the_auxiliary_loss_is_a_number() -> None:
+    with pytest.raises(slim.SlimError, match="aux_weight must be a number"):
+        Segmentation(segmentation_model("fcn_resnet8", num_classes=11), optimizer=SGD, aux_weight="a")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", ["lraspp_resnet8", "fcn_resnet8"])
