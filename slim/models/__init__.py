@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from slim.models.build import build, check, recipe
+from slim.models.build import build, check, check_pixels, recipe
 from slim.models.densenets import DenseNet, densenet
 from slim.models.detectors import detection_model, detection_names
 from slim.models.mlps import MLP, mlp
@@ -23,6 +23,7 @@ __all__ = [
     "ResNet",
     "build",
     "check",
+    "check_pixels",
     "densenet",
     "detection_model",
     "detection_names",

@@ -135,6 +135,37 @@ def check(model: nn.Module, num_classes: int, in_channels: int, image_size: int)
         )
 
 
+def check_pixels(model: nn.Module, num_classes: int, in_channels: int, image_size: int) -> None:
+    """Run ``model`` in eval mode on one image of zeros and check the shape of the result.
+
+    Raises:
+        SlimError: the network cannot read such images, or gives something other than logits (1, num_classes or more,
+            image_size, image_size), by themselves or under ``out``.
+    """
+    image = next(model.parameters(), torch.empty(0)).new_zeros(1, in_channels, image_size, image_size)
+    shape = f"{in_channels}x{image_size}x{image_size}"
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        with torch.no_grad():
+            found = model(image)
+    except Exception as error:
+        raise SlimError(
+            f"the model must accept images of {shape}. Got {type(error).__name__}: {error}. "
+            "Set data.image_size or another model."
+        ) from error
+    finally:
+        for module, mode in modes:
+            module.training = mode
+    logits = found.get("out") if isinstance(found, Mapping) else found
+    result = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+    if not isinstance(result, tuple) or len(result) != 4 or result[1] < num_classes or result[2:] != (image_size,) * 2:
+        raise SlimError(
+            f"the model must return {num_classes} logits per pixel. Got {result} for an image of {shape}. "
+            "Set another model, or its number of classes."
+        )
+
+
 def _arguments(
     target: str, num_classes: int, in_channels: int, image_size: int | None, options: dict[str, Any]
 ) -> tuple[Callable[..., nn.Module], dict[str, Any]]:

@@ -97,6 +97,9 @@ def _network_options(config: Config, data: Any) -> tuple[str, dict[str, Any]]:
     path = options.pop("_target_", None)
     if not isinstance(path, str):
         raise SlimError(f"model._target_ must be a dotted path. Got {path!r}. Set model=<family> or model._target_.")
+    for name in ("num_classes", "in_channels"):
+        if name in options:
+            raise SlimError(f"A model has the {name} of its data. Got model.{name}={options[name]}. Leave it out.")
     size = getattr(data, "image_size", None)
     return path, ({} if size is None else {"image_size": size}) | options
 

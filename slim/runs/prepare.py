@@ -28,7 +28,7 @@ from slim.runs.loggers import check_loggers
 from slim.runs.pruning import rehearse
 from slim.runs.schema import Config
 from slim.runs.trainer import check_options as check_trainer
-from slim.tasks import Classification
+from slim.tasks import Classification, Segmentation
 
 
 def prepare(config: Mapping[str, Any], *, begun: bool = False) -> Components:
@@ -168,6 +168,8 @@ def _check_test_data(config: Config, data: Any) -> None:
 def _check_network(config: Config, module: Any, network: nn.Module, data: Any) -> None:
     if isinstance(module, Classification) and hasattr(data, "image_size"):
         models.check(network, data.num_classes, data.in_channels, data.image_size)
+    if isinstance(module, Segmentation) and hasattr(data, "image_size"):
+        models.check_pixels(network, data.num_classes, data.in_channels, data.image_size)
 
 
 def _check_scales(config: Config, graph: ChannelGraph) -> None:

@@ -105,13 +105,15 @@ def test_a_plain_tensor_of_logits_will_do(tmp_path: Path) -> None:
 
 LINE = [
     *("+experiment=segmentation_slim", "model.name=lraspp_resnet8", "data.image_size=24", "data.scenes=8"),
-    *("data.val_scenes=2", "data.test_scenes=1", "data.batch_size=4", "trainer.accelerator=cpu", "criterion.batches=2"),
+    *("data.val_scenes=2", "data.test_scenes=1", "data.batch_size=4", "trainer.accelerator=cpu"),
 ]
 
 
 @pytest.mark.parametrize("criterion", ["taylor", "fisher"])
 def test_criteria_with_labels_leave_out_what_the_loss_leaves_out(criterion: str) -> None:
-    config = compose([*LINE, f"criterion={criterion}"], Namespace(config_dir=None, config_name=None))[0]
+    config = compose(
+        [*LINE, f"criterion={criterion}", "criterion.batches=2"], Namespace(config_dir=None, config_name=None)
+    )[0]
     parts = prepare(config)
     assert isinstance(parts.module(), Segmentation)
     graph = parts.trace(parts.dense())
@@ -121,6 +123,20 @@ def test_criteria_with_labels_leave_out_what_the_loss_leaves_out(criterion: str)
         graph, criterion, loader=pairs, batches=2, loss=lambda out, y: F.cross_entropy(out["out"], y, ignore_index=255)
     )
     assert score(parts, graph).values == pytest.approx(expected.values, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (["~model.name", "model=custom", "model._target_=torch.nn.Identity"], r"per pixel. Got \(1, 3, 24, 24"),
+        (["model=ssdlite", "model.name=ssdlite_resnet8"], "11 logits per pixel. Got list"),
+        (["+model.num_classes=5"], "has the num_classes of its data"),
+    ],
+)
+def test_a_network_without_a_logit_per_pixel_is_refused(given: list[str], says: str) -> None:
+    line = [item for item in LINE if not (item.startswith("model.name") and "model.name" in "".join(given))]
+    with pytest.raises(slim.SlimError, match=says):
+        prepare(compose([*line, *given], Namespace(config_dir=None, config_name=None))[0])
 
 
 def test_a_weight_of_the_auxiliary_loss_is_a_number() -> None:
