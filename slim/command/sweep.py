@@ -215,7 +215,7 @@ def _check_jobs(overrides: list[str], args: Any) -> tuple[Path, Any, list[str], 
     if unread := next(filter(None, map(unreadable, overrides)), ""):
         raise SlimError(unread)
     hydra = compose([item for item in overrides if key_of(item).startswith("hydra")], args)[1].hydra
-    _check_numbers(hydra)
+    _check_hydra(hydra)
     arguments, loader = [*grid.params(dict(hydra.sweeper)), *overrides], config_loader(args)
     if "n_trials" in hydra.sweeper:
         searched, fixed = space.parse(arguments, loader)
@@ -254,10 +254,18 @@ def _check_job(config: Any) -> None:
         )
 
 
-def _check_numbers(hydra: Any) -> None:
-    """Numbers of the sweeper, and of joblib, that would only be read when jobs begin."""
+def _check_hydra(hydra: Any) -> None:
+    """What Hydra is told of the sweep that has no effect, or would only be read when jobs begin."""
+    from omegaconf import OmegaConf
+
     from slim.errors import SlimError, expect_number, expect_whole
 
+    given: Any = OmegaConf.to_container(hydra.sweep, resolve=False)
+    if given["subdir"] != "${hydra.job.num}":
+        raise SlimError(
+            f"A job's folder is its number, by which it is found again. Got hydra.sweep.subdir={given['subdir']}. "
+            "Leave it out."
+        )
     for name in ("n_trials", "attempts", "max_batch_size", "n_jobs"):
         key, value = f"hydra.sweeper.{name}", hydra.sweeper.get(name, 1)  # each sweeper has some of them
         if value is not None or name in ("n_trials", "attempts"):

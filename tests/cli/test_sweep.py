@@ -55,6 +55,7 @@ def test_a_failing_job_does_not_take_the_others_along(tmp_path: Path, capfd: pyt
         *("output=/home/andré", "resume=outputs/run", "penalty.lam=1e-3,1e-2 sparse.shrink=3"),
         "task=sensitivity checkpoint=a,b",
         *("seed=interval(1,5)", "seed=range(1,1)", "penalty=glob(zz*)", "seed=1,2 hydra.sweeper.max_batch_size=-1"),
+        "seed=1,2 hydra.sweep.subdir=${hydra.job.override_dirname}",
         *("seed=1,2 hydra.sweeper.attempts=a", "seed=1,2 hydra/launcher=joblib hydra.launcher.n_jobs=0"),
     ],
 )
