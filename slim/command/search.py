@@ -54,12 +54,13 @@ def settings_of(options: dict[str, Any], arguments: list[str], config: Any, load
             "A search needs values to choose from. Got none. Give e.g. 'prune.ratio=interval(0.3,0.8)' or "
             "hydra.sweeper.params."
         )
-    names = options["objectives"]
+    given = options["objectives"]
+    names = [given] if isinstance(given, str) else list(given)
     kept = [item for item in fixed if not changes_nothing(_key(item))]
     return Settings(
         storage=url_of(options["storage"], Path(config.hydra.sweep.dir)),
         name=str(options["study_name"] or config.name),
-        objectives=list(names),
+        objectives=names,
         directions=objectives.directions(names, config.metric.mode, options["direction"]),
         sampler=options["sampler"],
         pruner=options["pruner"],
@@ -75,7 +76,7 @@ def settings_of(options: dict[str, Any], arguments: list[str], config: Any, load
 class _Search:
     def __init__(self, study: Study, sweeper: Any, directory: Path, fixed: list[str], launcher: Any) -> None:
         self.study, self.launcher, self.directory, self.fixed = study, sweeper.launcher, directory, fixed
-        self.names: list[str] = sweeper.options["objectives"]
+        self.names = study.settings.objectives
         self.size: int = sweeper.options["n_jobs"] or workers(launcher)
         self.threads = threads(launcher, self.size)
 

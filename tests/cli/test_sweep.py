@@ -222,6 +222,7 @@ def test_a_search_that_was_killed_goes_on_in_the_middle_of_a_trial(tmp_path: Pat
     [
         (["prune.ratio=0.3"], "needs values to choose from"),
         (["prune.ratio=interval(0.1,0.9)", "hydra.sweeper.objectives=[accuracy]"], "objectives must be known"),
+        (["prune.ratio=interval(0.1,0.9)", "hydra.sweeper.objectives=accuracy"], "objectives=accuracy. "),
         (["prune.ratio=interval(1.1,1.9)"], "ratio must be in"),
         (["model=vgg,resnt"], "Did you mean resnet"),
         (["prune.ratio=interval(0.1,0.9)", "hydra/sweeper/sampler=grid"], "A grid needs values"),
