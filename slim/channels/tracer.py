@@ -336,7 +336,8 @@ class Tracer:
         values = [float(a) for a in given if type(a) is float or (whole and type(a) is int)]
         flat = [t for a in args for t in (a if isinstance(a, (list, tuple)) else (a,))]
         tensors = [a for a in flat if isinstance(a, torch.Tensor)]
-        known = [value_of(a) for a in tensors]
+        moved = name in ("cat", "copy_", "copy")  # whole numbers in tensors of others say where something is
+        known = [value_of(a) if whole or moved or a.is_floating_point() else None for a in tensors]
         values += [as_number(value) for value in known if value is not None]
         if not values:
             return

@@ -151,6 +151,15 @@ def test_streams_that_are_read_selectively_pass_the_width_probe() -> None:
     assert "fixes the width" not in graph.report() and graph.prunable.sum() == 6 + 3 * 4 + 6 + 10 + 14 + 18
 
 
+def test_what_says_where_a_selection_lies_is_no_number_of_the_forward() -> None:
+    torch.manual_seed(0)
+    net = densenet(depth=10).eval()
+    graph = slim.trace(net, torch.zeros(1, 3, 8, 8), residual="select")
+    thin = slim.rebuild(net, slim.select(graph, slim.score(graph, criterion="l1"), ratio=0.4))
+    again = slim.trace(thin, torch.zeros(1, 3, 8, 8), residual="select")
+    assert again.prunable.mean() > 0.95 and "computes with the number" not in again.report()
+
+
 def test_a_plan_is_plain_data() -> None:
     net = small_resnet()
     graph, plan = cut(net)
