@@ -73,6 +73,11 @@ def probe_widths(
             propagate_balance_pins(record)
             return
 
+        if untried := _untried(record, open_, free):
+            _pin(record, untried, f"whether {FIXES_WIDTH} cannot be tried: its stream stays")
+            propagate_balance_pins(record)
+            continue
+
         def outcome_of(settings: Settings, free: BoolArray = free, turn: int = 0) -> Outcome:
             return _run(model, example_inputs, record, free, settings, options, turn)
 
@@ -90,6 +95,18 @@ def probe_widths(
         reason = COUNTS_WIDTH if outcome.counted else FIXES_WIDTH
         _pin(record, open_ if last else _blamed(model, record, outcome, open_, free), reason)
         propagate_balance_pins(record)
+
+
+def _untried(record: TraceRecord, open_: list[tuple[str, IntArray]], free: BoolArray) -> list[tuple[str, IntArray]]:
+    """Assumptions on what a normalization selects of a stream that stays: it cannot be wider than that."""
+    held = [
+        note.own[is_free(record, free, note.own) & ~is_free(record, free, note.read)]
+        for note in record.norms
+        if note.selective and note.read is not None
+    ]
+    roots = record.ids.find(np.concatenate(held or [np.zeros(0, np.int64)]))
+    found = [(where, ids[np.isin(record.ids.find(ids), roots)]) for where, ids in open_]
+    return [(where, ids) for where, ids in found if ids.size]
 
 
 def _told_apart(record: TraceRecord, outcome: Outcome, outcome_of: Callable[..., Outcome]) -> Outcome:

@@ -18,6 +18,7 @@ from slim.channels import ChannelGraph, ChannelSelect, Plan, plan_of
 from slim.errors import SlimError
 from slim.models import densenet, preresnet, resnet, vgg
 from tests.channels.laws import assert_unchanged, check_all, close, removal, snapshot
+from tests.channels.strategies import Network
 
 X = torch.zeros(2, 3, 32, 32)
 
@@ -149,6 +150,14 @@ def test_a_norm_that_reads_one_channel_of_a_stream_keeps_it() -> None:
 def test_streams_that_are_read_selectively_pass_the_width_probe() -> None:
     graph = slim.trace(Growing(), torch.zeros(1, 3, 5, 5), residual="select")
     assert "fixes the width" not in graph.report() and graph.prunable.sum() == 6 + 3 * 4 + 6 + 10 + 14 + 18
+
+
+def test_a_view_of_what_is_selected_of_a_stream_that_stays_is_left_alone() -> None:
+    """Whether a shuffle follows its width cannot be tried where the norm before it cannot be wider."""
+    branches = (("seq", (("depthwise", 1),)), ("seq", (("batchnorm", True), ("shuffle", 2))))
+    net = Network(1, 2, (("act", "gelu"), ("concat", branches)), ("mean", 1, "gelu"), 0).eval()
+    graph, _ = check_all(net, net.example(), 0.25, seed=0, residual="select")
+    assert "cannot be tried: its stream stays" in graph.report()
 
 
 def test_what_says_where_a_selection_lies_is_no_number_of_the_forward() -> None:
