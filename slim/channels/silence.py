@@ -16,22 +16,10 @@ from slim.channels.branches import PASSES_ZERO
 from slim.channels.ids import Shadow, pad_rank, varying
 
 _UNARY = PASSES_ZERO - {"div"} | {
-    *(
-        "abs",
-        "sqrt",
-        "square",
-        "selu",
-        "celu",
-        "mish",
-        "erf",
-        "sin",
-        "linalg_vector_norm",
-        "amax",
-        "amin",
-        "hardshrink",
-    ),
+    *("abs", "sqrt", "square", "selu", "celu", "mish", "erf", "sin", "linalg_vector_norm", "hardshrink", "amin"),
     *("softshrink", "max_pool2d_with_indices", "_adaptive_avg_pool2d", "avg_pool3d", "flatten", "unflatten", "narrow"),
-    *("swapaxes", "movedim", "mT", "pixel_shuffle", "im2col", "repeat", "zero", "lift_fresh", "squeeze", "chunk"),
+    *("swapaxes", "movedim", "mT", "pixel_shuffle", "im2col", "repeat", "zero", "lift_fresh", "squeeze", "amax"),
+    "chunk",
 }
 _SAY_WHERE = ("max_pool2d_with_indices", "max", "min")
 """Their second results are positions, of what is zero, too."""

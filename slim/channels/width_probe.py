@@ -99,14 +99,17 @@ def probe_widths(
 
 def _untried(record: TraceRecord, open_: list[tuple[str, IntArray]], free: BoolArray) -> list[tuple[str, IntArray]]:
     """Assumptions on what a normalization selects of a stream that stays: it cannot be wider than that."""
-    held = [
-        note.own[is_free(record, free, note.own) & ~is_free(record, free, note.read)]
-        for note in record.norms
-        if note.selective and note.read is not None
-    ]
-    roots = record.ids.find(np.concatenate(held or [np.zeros(0, np.int64)]))
+    held = [own[is_free(record, free, own) & ~is_free(record, free, read)] for own, read in _selected(record)]
+    if not held:
+        return []
+    roots = record.ids.find(np.concatenate(held))
     found = [(where, ids[np.isin(record.ids.find(ids), roots)]) for where, ids in open_]
     return [(where, ids) for where, ids in found if ids.size]
+
+
+def _selected(record: TraceRecord) -> list[tuple[IntArray, IntArray]]:
+    """Of every normalization that selects channels of a stream its own, and the stream's."""
+    return [(note.own, note.read) for note in record.norms if note.selective and note.read is not None]
 
 
 def _told_apart(record: TraceRecord, outcome: Outcome, outcome_of: Callable[..., Outcome]) -> Outcome:
@@ -274,7 +277,7 @@ def _multiplicities(record: TraceRecord, free: BoolArray, turn: int) -> IntArray
     arrays = [array.ravel() for _, array in record.producers]
     arrays += [blocks.ravel() for _, blocks in record.balance]
     arrays += [split.table.ravel() for split in record.split_views]
-    reads = [(note.own, note.read) for note in record.norms if note.selective and note.read is not None]
+    reads = _selected(record)
     for own, read in reads:  # as wide as what it reads, whether or not it will be
         classes.join(node[ids.find(own)], node[ids.find(read)], "")
     made: Counter[int] = Counter()

@@ -112,21 +112,9 @@ def check(model: nn.Module, num_classes: int, in_channels: int, image_size: int)
         key: value.to("meta")
         for key, value in {**dict(model.named_parameters()), **dict(model.named_buffers())}.items()
     }
-    modes = [(module, module.training) for module in model.modules()]
     shape = f"{in_channels}x{image_size}x{image_size}"
-    try:
-        model.eval()
-        with torch.no_grad():
-            images = torch.empty(2, in_channels, image_size, image_size, device="meta")
-            logits = torch.func.functional_call(model, state, (images,))
-    except Exception as error:
-        raise SlimError(
-            f"the model must accept images of {shape}. Got {type(error).__name__}: {error}. "
-            "Set data.image_size or another model."
-        ) from error
-    finally:
-        for module, mode in modes:
-            module.training = mode
+    images = torch.empty(2, in_channels, image_size, image_size, device="meta")
+    logits = _answer(model, shape, lambda: torch.func.functional_call(model, state, (images,)))
     result = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
     if result != (2, num_classes):
         raise SlimError(
@@ -144,11 +132,27 @@ def check_pixels(model: nn.Module, num_classes: int, in_channels: int, image_siz
     """
     image = next(model.parameters(), torch.empty(0)).new_zeros(1, in_channels, image_size, image_size)
     shape = f"{in_channels}x{image_size}x{image_size}"
+    found = _answer(model, shape, lambda: model(image))
+    logits = found.get("out") if isinstance(found, Mapping) else found
+    result = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+    if not isinstance(result, tuple) or len(result) != 4 or result[1] < num_classes or result[2:] != (image_size,) * 2:
+        raise SlimError(
+            f"the model must return {num_classes} logits per pixel. Got {result} for an image of {shape}. "
+            "Set another model, or its number of classes."
+        )
+
+
+def _answer(model: nn.Module, shape: str, call: Callable[[], Any]) -> Any:
+    """What ``call`` gets from ``model`` in eval mode, without gradients; the modes of its modules stay.
+
+    Raises:
+        SlimError: the model cannot read images of ``shape``.
+    """
     modes = [(module, module.training) for module in model.modules()]
     try:
         model.eval()
         with torch.no_grad():
-            found = model(image)
+            return call()
     except Exception as error:
         raise SlimError(
             f"the model must accept images of {shape}. Got {type(error).__name__}: {error}. "
@@ -157,13 +161,6 @@ def check_pixels(model: nn.Module, num_classes: int, in_channels: int, image_siz
     finally:
         for module, mode in modes:
             module.training = mode
-    logits = found.get("out") if isinstance(found, Mapping) else found
-    result = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
-    if not isinstance(result, tuple) or len(result) != 4 or result[1] < num_classes or result[2:] != (image_size,) * 2:
-        raise SlimError(
-            f"the model must return {num_classes} logits per pixel. Got {result} for an image of {shape}. "
-            "Set another model, or its number of classes."
-        )
 
 
 def _arguments(

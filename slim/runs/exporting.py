@@ -76,21 +76,20 @@ def _export(
     parts: Components, module: pl.LightningModule, folder: Path, wanted: deploy.Options, comparison: _Comparison
 ) -> deploy.Exported:
     config = parts.config.export
-    network = for_runtimes(parts.network(module), parts.example)
     return deploy.export(
-        network,
+        comparison.written,
         parts.example,
         folder,
         wanted,
         compare=comparison,
         calibration=lambda: _inputs(parts, module, _calibration(parts), config.calibration_images),
         training=lambda: _inputs(parts, module, _training(parts, config.qat_steps), None),
-        metadata=_metadata(parts, module, network),
+        metadata=_metadata(parts, module, comparison.written),
     )
 
 
 class _Comparison:
-    """Compares a file with the network of a module: outputs, and the module's own metric."""
+    """Compares a file with ``written``, what of a module's network becomes one: outputs, and the module's metric."""
 
     def __init__(self, parts: Components, module: pl.LightningModule) -> None:
         self.parts, self.module = parts, module

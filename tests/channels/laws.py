@@ -214,3 +214,14 @@ def check_branches(model: nn.Module, graph: ChannelGraph, x: Tensor, seed: int) 
     masked.train(), thin.train()
     close(thin(x), masked(x), "train forward")
     return len(chosen)
+
+
+def lively(model: nn.Module) -> nn.Module:
+    """Weights as after training: no zero, no one, statistics of their own."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias)
+            nn.init.normal_(module.running_mean)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+    return model

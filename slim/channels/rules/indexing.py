@@ -127,8 +127,7 @@ def bucketize(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any]
     x, boundaries = args[:2] if func.overloadpacket.__name__ == "bucketize" else (args[1], args[0])
     if not isinstance(x, torch.Tensor) or boundaries.ndim > 1:
         return tr.unknown(func, args, kwargs)
-    for layer in tr.shadow_of(boundaries):
-        tr.pin(layer, _BY_POSITION)
+    _pin_places(tr, boundaries)
     tr.set_shadow(out, tr.shadow_of(x))
 
 

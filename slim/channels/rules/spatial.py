@@ -38,8 +38,8 @@ def regions(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any], 
         tr.set_shadow(result, passing)
 
 
-STATISTICS = {"sum", "mean", "var", "std", "var_mean", "std_mean", "linalg_vector_norm", "logsumexp", "amax", "amin"}
-STATISTICS |= {"max", "min", "nansum", "count_nonzero"}
+STATISTICS = {"sum", "mean", "var", "std", "var_mean", "std_mean", "linalg_vector_norm", "logsumexp"}
+STATISTICS |= {"amax", "amin", "max", "min", "nansum", "count_nonzero"}
 
 
 def _positive(order: Any) -> bool:
