@@ -21,14 +21,21 @@ def for_runtimes(network: nn.Module, example: Any) -> nn.Module:
         example: Its input; of a detector images float (N, 3, H, W).
 
     Raises:
-        SlimError: A detector that does not come to its boxes by shapes alone.
+        SlimError: A detector that does not come to its boxes by shapes alone, or of images of unknown size.
     """
     from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
     detects = isinstance(network, RawOutputs) or isinstance(
         getattr(network, "transform", None), GeneralizedRCNNTransform
     )
-    return AllBoxes(network, tuple(example.shape[-2:])) if detects else network
+    if not detects:
+        return network
+    if not isinstance(example, Tensor):
+        raise SlimError(
+            f"A detector in a file reads images of one size. Got {type(example).__name__} as its example. "
+            "Give the data an image_size, or leave export out of phases."
+        )
+    return AllBoxes(network, tuple(example.shape[-2:]))
 
 
 class AllBoxes(nn.Module):

@@ -10,7 +10,7 @@ from torch import nn
 
 from slim.errors import SlimError
 from slim.models import detection_model
-from slim.tasks import AllBoxes, raw_outputs
+from slim.tasks import AllBoxes, for_runtimes, raw_outputs
 from tests.channels.laws import close
 
 # torch's advice on a call inside torchvision's anchors.
@@ -69,6 +69,11 @@ def test_the_detector_is_copied() -> None:
     with torch.no_grad():
         next(detector.parameters()).zero_()
     assert detector.training and torch.equal(whole(images)[0], before)
+
+
+def test_images_of_unknown_size_are_refused() -> None:
+    with pytest.raises(SlimError, match="Got list as its example"):
+        for_runtimes(raw_outputs(randomized(*DETECTORS[0])[0]), [torch.zeros(3, 48, 40)])
 
 
 @pytest.mark.parametrize("name", ["fasterrcnn_resnet50_fpn", "keypointrcnn_resnet50_fpn"])
