@@ -35,7 +35,8 @@ def for_runtimes(network: nn.Module, example: Any) -> nn.Module:
             f"A detector in a file reads images of one size. Got {type(example).__name__} as its example. "
             "Give the data an image_size, or leave export out of phases."
         )
-    return AllBoxes(network, tuple(example.shape[-2:]))
+    height, width = example.shape[-2:]
+    return AllBoxes(network, (height, width))
 
 
 class AllBoxes(nn.Module):
