@@ -343,6 +343,8 @@ class Tracer:
             return
         layers: Shadow = ()
         for a in (a for a, value in zip(tensors, known, strict=True) if value is None):
+            if "conv" in name and self.name_of(a):
+                continue  # its axes are the rule's to name: one is stored per group, others are taps
             contracted = getattr(a, "_slim_contracted", None)
             # q k^T scaled by a function of the width it was summed over
             layers = (*layers, *self.shadow_of(a), *((contracted,) if contracted is not None else ()))

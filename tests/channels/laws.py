@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any
 
 import numpy as np
 import torch
+import torchvision  # noqa: F401  (its operations)
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -97,12 +99,24 @@ def _loose_removal(graph: ChannelGraph, share: float, seed: int) -> np.ndarray:
     return removed
 
 
+def _deformable(x: Any, weight: Any, *_: Any, out_shape: Any, **__: Any) -> int:
+    return 2 * math.prod(out_shape) * math.prod(weight[1:])
+
+
+_NOT_COUNTED = {torch.ops.torchvision.deform_conv2d: _deformable}
+"""Operations that PyTorch's counter has no formula for: a convolution that reads elsewhere costs what one does."""
+
+
 def counted_macs(model: nn.Module, x: Tensor) -> int:
     """MACs of one forward by PyTorch's own counter, which does not see into attention's fused kernels everywhere."""
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+        with (
+            FlopCounterMode(display=False, custom_mapping=_NOT_COUNTED) as counter,
+            sdpa_kernel(SDPBackend.MATH),
+            torch.no_grad(),
+        ):
             model(x)
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)

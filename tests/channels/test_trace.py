@@ -19,7 +19,7 @@ from torchvision.ops import DropBlock2d
 import slim
 from slim.channels import count_macs, count_params
 from slim.errors import SlimError
-from tests.channels.laws import assert_unchanged, snapshot
+from tests.channels.laws import assert_unchanged, check_all, snapshot
 
 
 def small() -> nn.Module:
@@ -318,6 +318,25 @@ def test_a_removal_the_structure_forbids_is_refused() -> None:
     removed[np.flatnonzero(uneven.prunable)[:1]] = True
     with pytest.raises(SlimError, match="equally many"):
         uneven.plan(removed)
+
+
+class GroupsShifted(nn.Module):
+    """A grouped convolution whose shift the forward makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8)
+        self.grouped, self.last = nn.Conv2d(8, 8, 3, groups=2, bias=False), nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x, weight = self.norm(self.first(x)), self.grouped.weight
+        shift = torch.full((weight.shape[0],), 0.5, dtype=x.dtype)
+        return self.last(nn.functional.conv2d(x, weight, shift, groups=2))
+
+
+def test_a_grouped_convolution_may_have_a_shift_that_the_forward_makes() -> None:
+    graph, _ = check_all(GroupsShifted().double(), torch.randn(2, 3, 6, 6, dtype=torch.float64), 0.5, seed=1)
+    assert graph.prunable.any()
 
 
 class Writes(nn.Module):

@@ -49,6 +49,30 @@ def convolution(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, An
     tr.set_shadow(out, tuple(made + samples))
 
 
+@rule("torchvision::deform_conv2d")
+def deformable(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> None:
+    """A convolution that reads at places of its own; what says where is kept. Pieces of the input share places."""
+    x, weight, offset, mask, bias = args[:5]
+    groups, pieces = int(args[11]), int(args[12])
+    reading = "deform_conv2d reads positions from it"
+    for layer in (*tr.shadow_of(offset), *tr.shadow_of(mask)):
+        tr.pin(layer, reading)
+    layers = tr.outside(tr.shadow_of(x), (0, 2, 3), "deform_conv2d works on positions")
+    incoming = tr.tight(layers[0]).ravel() if layers else None
+    if incoming is not None:
+        tr.product_over(incoming, x, weight)
+        if 1 < pieces < incoming.size:
+            tr.balance(incoming.reshape(pieces, -1), "pieces of deform_conv2d")
+        elif pieces > 1:
+            tr.pin(incoming, "deform_conv2d reads each of its channels at places of its own")
+    outgoing = convolve(
+        tr,
+        weight, bias, incoming, x.shape[1], out.shape[1], groups, 1, 0,
+        out.shape[0] * math.prod(out.shape[2:]) * math.prod(weight.shape[2:]), (x.numel(), out.numel()),
+    )  # fmt: skip
+    tr.set_shadow(out, (axis_layer(outgoing, 1, 4),) if outgoing is not None else ())
+
+
 @rule("mm", "bmm", "matmul", "dot", "mv")
 def matmul(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> None:
     """Rows meet columns along the contracted axis."""
