@@ -27,6 +27,7 @@ from slim import deploy
 from slim.command.main import main
 from slim.data.decode import read_image, resize_center_crop
 from slim.deploy import predict, predict_boxes
+from slim.deploy.onnx_file import write_onnx
 from slim.report.html import run_page
 from slim.runs import exporting
 from slim.runs.checkpoint import Saver
@@ -137,6 +138,18 @@ def test_predict_takes_one_image_and_says_what_it_takes(exported: Any, photos: P
         done = subprocess.run([sys.executable, script, *line], capture_output=True, text=True)
         assert done.returncode == 2 and done.stderr.startswith("Classes of images: python predict.py"), done.stderr
         assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("script", [predict, predict_boxes])
+def test_predict_tells_of_a_file_that_does_not_say_how_it_reads_images(script: Any, tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "one.png")
+    program = deploy.capture(nn.Conv2d(3, 2, 1), torch.zeros(1, 3, 8, 8))
+    write_onnx(program, tmp_path / "bare.onnx", metadata={"size": 8, "classes": ["a", "b"]})
+    line = [sys.executable, script.__file__, str(tmp_path / "one.png"), str(tmp_path / "bare.onnx")]
+    done = subprocess.run(line, capture_output=True, text=True)
+    lacks = "mean, std" if script is predict else "choice"
+    assert done.returncode == 2 and done.stderr.endswith(f"does not say how it reads images: it lacks {lacks}.\n")
+    assert done.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("shape", [(31, 44), (52, 13), (17, 17), (8, 61), (20, 20)])
