@@ -156,7 +156,8 @@ class Tracer:
 
     def note_inputs(self, module: nn.Module, args: Any) -> None:
         """A module is called: note the ids along every axis of what it is given."""
-        layers = [layer.ravel() for t in args if isinstance(t, torch.Tensor) for layer in self.shadow_of(t)]
+        tensors = [t for t in args if isinstance(t, torch.Tensor)]
+        layers: list[IntArray] = [layer.ravel() for t in tensors for layer in self.shadow_of(t)]
         self.record.inputs[self.names.get(id(module), "")] = layers
 
     def note_operation(self, args: Any, kwargs: Any, out: Any) -> None:
@@ -263,7 +264,7 @@ class Tracer:
     def note_pieces(self, layers: Sequence[IntArray], dim: int) -> None:
         """An axis is cut into these: what a sum or a concatenation reads looks the same, wherever the cut is."""
         if all(varying(layer) in ((dim,), ()) for layer in layers):
-            ids = [layer.ravel() for layer in layers]
+            ids: list[IntArray] = [layer.ravel() for layer in layers]
             self.record.pieces.append(Pieces(self.modules_running(), self.steps, ids))
 
     def note_sizes(self, shadow: Shadow) -> None:

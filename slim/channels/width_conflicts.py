@@ -18,7 +18,8 @@ SPREADS = frozenset(["expand", "repeat", "new_zeros", "new_ones", "new_full", "n
 def is_free(record: TraceRecord, free: BoolArray, ids: IntArray) -> BoolArray:
     """Which ``ids`` may go; ids that are newer than ``free`` belong to what only the widened network reached."""
     roots = record.ids.find(ids)
-    return free[np.where(roots < len(free), roots, FIXED)]
+    known: BoolArray = free[np.where(roots < len(free), roots, FIXED)]
+    return known
 
 
 def shape_conflicts(

@@ -196,8 +196,8 @@ def _run(
     if tracer.first_conflict is not None:
         ends.append((*tracer.first_conflict, tracer.conflicts))
     if failed is not None:
-        ids = [layer.ravel() for t in tensors_in(tracer.operands) for layer in tracer.shadow_of(t)]
-        ids = [i[is_free(record, free, i)] for i in ids]
+        met: list[IntArray] = [layer.ravel() for t in tensors_in(tracer.operands) for layer in tracer.shadow_of(t)]
+        ids: list[IntArray] = [i[is_free(record, free, i)] for i in met]
         modules = tracer.failing or ((tracer.failed,) if tracer.failed else ())
         if not any(i.size for i in ids):  # a number taken from what the module was given
             ids = next((mine for m in modules if (mine := _free_inputs(record, wide_record, m, free))), [])
@@ -274,7 +274,7 @@ def _multiplicities(record: TraceRecord, free: BoolArray, turn: int) -> IntArray
     """
     ids, classes = record.ids, Ids()
     node = classes.fresh(len(ids))
-    arrays = [array.ravel() for _, array in record.producers]
+    arrays: list[IntArray] = [array.ravel() for _, array in record.producers]
     arrays += [blocks.ravel() for _, blocks in record.balance]
     arrays += [split.table.ravel() for split in record.split_views]
     reads = _selected(record)
@@ -297,7 +297,7 @@ def _multiplicities(record: TraceRecord, free: BoolArray, turn: int) -> IntArray
     many = {kind for kind in order.tolist() if kind == widest or made[kind] > 4} if turn == 0 else set()
     number = {kind: 3 if kind in many else 4 + i // 7**turn % 7 for i, kind in enumerate(order.tolist())}
     times[roots] = [number[kind] for kind in kinds.tolist()]
-    held = [r.ravel() for _, read, own in record.selects for r in (read, own)]
+    held: list[IntArray] = [r.ravel() for _, read, own in record.selects for r in (read, own)]
     held += [own[~is_free(record, free, read)] for own, read in reads]
     times[ids.find(np.concatenate(held or [np.zeros(0, np.int64)]))] = 1
     return times

@@ -39,6 +39,7 @@ def normalize_scores(graph: ChannelGraph, values: Floats, covered: npt.NDArray[n
         return np.where(covered, values / saved * saved[covered].mean(), 0.0)
     n_spaces = len(graph.spaces)
     space = graph.space_of
+    divisor: npt.NDArray[np.float64]
     count = np.maximum(np.bincount(space[covered], minlength=n_spaces), 1)
     if how == "max":
         divisor = np.zeros(n_spaces)

@@ -105,7 +105,8 @@ def reduce_evidence(
     >>> reduce_evidence([([0, 1, -1], [3.0, 1.0, 9.0]), ([0, 0], [4.0, 2.0])], 3, "mean")
     (array([3., 1., 0.]), array([ True,  True, False]))
     """
-    ids, values = [np.empty(0, np.int64)], [np.empty(0, np.float64)]
+    ids: list[npt.NDArray[np.int64]] = [np.empty(0, np.int64)]
+    values: list[npt.NDArray[np.float64]] = [np.empty(0, np.float64)]
     if not isinstance(evidence, Iterable):
         raise _bad_evidence(f"{type(evidence).__name__} for them all")
     for pair in evidence:
@@ -117,13 +118,13 @@ def reduce_evidence(
     count = np.bincount(index, minlength=n_groups)
     covered = count > 0
     if how == "max":
-        result = np.full(n_groups, -np.inf)
+        result: npt.NDArray[np.float64] = np.full(n_groups, -np.inf)
         np.maximum.at(result, index, number)
         result[~covered] = 0.0
     elif how == "l2":
         result = np.sqrt(np.bincount(index, number * number, minlength=n_groups))
     else:
-        result = np.bincount(index, number, minlength=n_groups)
+        result = np.bincount(index, number, minlength=n_groups).astype(np.float64)
         if how == "mean":
             result = result / np.maximum(count, 1)
     return result, covered

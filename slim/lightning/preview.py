@@ -50,7 +50,7 @@ def preview(
 
 def _scales(graph: ChannelGraph, chosen: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:
     """|gamma| of every scale on the chosen groups (groups,), in one vector."""
-    found = [np.zeros(0, np.float32)]
+    found: list[npt.NDArray[np.float32]] = [np.zeros(0, np.float32)]
     for weight, inside in _inside(graph, chosen):
         found.append(graph.model.get_parameter(weight).detach().abs().float().cpu().numpy()[inside])
     return np.concatenate(found)

@@ -76,7 +76,7 @@ def _ranks(
     With several structures over the same groups, a cell is what lies in the same block of each. Cells in proportion to
     their sizes are balanced in all of them; the smallest such balanced set is taken.
     """
-    cell = np.zeros(len(groups), dtype=np.int64)
+    cell: Ints = np.zeros(len(groups), dtype=np.int64)
     for table in tables:
         cell = cell * table.shape[1] + table.argmax(1)
     cell = np.unique(cell, return_inverse=True)[1].reshape(-1)

@@ -95,7 +95,7 @@ def _layer_accuracies(
 ) -> list[float]:
     """Accuracy on (x, y) without each of the removals (n_groups,) of one layer; ``whole`` where nothing is removed."""
     row: list[float] = []
-    before = np.zeros(len(graph), dtype=bool)
+    before: Removed = np.zeros(len(graph), dtype=bool)
     for removed in removals:
         if (removed == before).all():  # a thin layer has fewer channels than there are shares
             row.append(row[-1] if row else whole)

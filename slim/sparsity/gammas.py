@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -18,6 +19,7 @@ from slim.errors import SlimError
 if TYPE_CHECKING:
     from slim.channels import ChannelGraph
 
+IntArray = npt.NDArray[np.int64]
 NORMS = ("batch", "all")
 
 
@@ -34,7 +36,7 @@ class Gammas:
     """
 
     def __init__(self, names: Sequence[str], weights: Sequence[Tensor], biases: Sequence[Tensor | None],
-                 groups: Sequence[np.ndarray]) -> None:  # fmt: skip
+                 groups: Sequence[IntArray]) -> None:  # fmt: skip
         self.names = list(names)
         self.weights = list(weights)
         self.sizes = [w.numel() for w in self.weights]
@@ -139,7 +141,7 @@ def gamma_parameters(graph: ChannelGraph, model: nn.Module | None = None) -> lis
     return list({id(p): p for p in scales}.values())
 
 
-def member_table(groups: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def member_table(groups: IntArray) -> tuple[IntArray, IntArray, IntArray]:
     """Entries of each group as one padded index table, so that a sum over groups is a gather and a row sum.
 
     A scatter (``index_add_``) would be shorter, but it adds in any order on a GPU and so does not resume bit-exactly.

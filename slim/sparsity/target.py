@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -150,7 +151,7 @@ class Target:
         self._progress.check_attached()
         return torch.where(torch.isinf(self._steps_left), 0.0, self._gammas.flat().abs()).sum()
 
-    def removed(self) -> np.ndarray:
+    def removed(self) -> npt.NDArray[np.bool_]:
         """Bool ``(n_groups,)``: the channel groups that are exactly zero and may go now.
 
         Of blocks that must lose equally many (grouped convolutions) as many as each can spare.
@@ -277,7 +278,7 @@ class Target:
         self._steps_left.copy_(state["left"])
         self.budget.load(state)
 
-    def _scores(self) -> np.ndarray:
+    def _scores(self) -> npt.NDArray[np.float64]:
         """Score of every group, its members' over their layers' means to the power ``balance``.
 
         What removing the group costs; for a ratio, which counts scales, divided by how many scales it removes.
@@ -303,7 +304,7 @@ class Target:
         left = self._steps_left.cpu().numpy()
         self._steps_left.copy_(torch.as_tensor(np.where(shrinking, np.minimum(left, self._window), np.inf)))
 
-    def _select(self, share: float) -> np.ndarray:
+    def _select(self, share: float) -> npt.NDArray[np.bool_]:
         """Bool ``(n_groups,)``: what is removed when ``share`` of the budget is due; what is zero stays zero."""
         g, graph = self._gammas, self._graph
         own = g.groups >= 0
@@ -314,4 +315,5 @@ class Target:
         scores = Scores(values, counts > 0, counts, self.criterion)
         selection = self.budget.select(graph, scores, share, len(g))
         self._notes = selection.notes
-        return selection.removed | at_zero
+        removed: npt.NDArray[np.bool_] = selection.removed | at_zero
+        return removed

@@ -36,7 +36,7 @@ def batch_norm(tr: Tracer, func: Any, args: Sequence[Any], kwargs: dict[str, Any
     if x.shape[1] == 1:
         record_single_channel_norm(tr, args[1:5])
         return
-    ids = mine[0].ravel() if mine else None
+    ids: IntArray | None = mine[0].ravel() if mine else None
     # PyTorch runs an instance norm as a batch norm over (1, N C, ...), its parameters repeated.
     repeated = [getattr(t, "_slim_repeated", None) for t in args[1:5]]
     if tr.name_of(repeated[0]):

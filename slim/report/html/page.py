@@ -66,7 +66,7 @@ def page(title: str, parts: Sequence[str], figures: Mapping[str, Figure], report
 @cache
 def asset(name: str) -> str:
     """A file that is part of every page."""
-    return resources.files("slim.report.html").joinpath("assets", name).read_text(encoding="utf-8")
+    return resources.files("slim.report.html").joinpath("assets").joinpath(name).read_text(encoding="utf-8")
 
 
 def escape(text: Any) -> str:
