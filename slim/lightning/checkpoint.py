@@ -114,7 +114,7 @@ def apply_plans(module: pl.LightningModule, checkpoint: Mapping[str, Any]) -> No
         traced.become(plan)
         traced.keep_dense(module)
         for average in copies:
-            TracedNetwork(average).become(plan)
+            traced.twin(average).become(plan)
 
 
 def averages(callbacks: Any, module: pl.LightningModule, path: str) -> Iterator[nn.Module]:

@@ -109,9 +109,13 @@ class CutContext:
         removed = broadcast_removed(self.trainer, self.traced.graph, selection.removed)
         return Selection(removed, selection.requested, selection.achieved, selection.notes)
 
+    def parts(self) -> list[nn.Module]:
+        """The network and the named ``copies``, all parts of the module."""
+        return [self.traced.network, *(find_network(self.module, copy) for copy in self.copies)]
+
     def networks(self) -> list[nn.Module]:
         """The network and those that are cut alike: the named ``copies``, and those of averaging callbacks."""
-        parts = [self.traced.network, *(find_network(self.module, copy) for copy in self.copies)]
+        parts = self.parts()
         paths = [path_of(self.module, part) for part in parts]
         callbacks = [] if self.trainer is None else callbacks_of(self.trainer)
         return parts + [average for path in paths for average in averages(callbacks, self.module, path)]
@@ -168,7 +172,7 @@ def execute(
         steps.append(found.steps)
     synchronize(trainer, *networks)
     after_surgery(trainer, context.module)
-    traced.keep_dense(context.module)
+    traced.keep_dense(context.module, context.parts())
     traced.graph = None
     return Cut(selection, plan, before, figures(traced.graph), error, steps[0], epochs)
 

@@ -171,10 +171,17 @@ class TracedNetwork:
         """Graph of the dense network of one that is thin already; ``None`` where it is not, or it is not known."""
         return None if self._dense is None or plan_of(self.network) is None else self.dense_graph()
 
-    def keep_dense(self, module: nn.Module) -> None:
-        """Leave the dense structure with the module, for callbacks that meet it later."""
+    def keep_dense(self, module: nn.Module, copies: Iterable[nn.Module] = ()) -> None:
+        """Leave the dense structure with the module, for callbacks that meet it later; ``copies`` have the same one."""
         if self._dense is not None:
-            vars(module).setdefault(DENSE, {})[path_of(module, self.network)] = self._dense
+            alike = {path_of(module, each) for each in (self.network, *copies)}
+            vars(module).setdefault(DENSE, {}).update(dict.fromkeys(alike, self._dense))
+
+    def twin(self, network: nn.Module) -> TracedNetwork:
+        """A copy of the network, of which the same dense structure is known."""
+        twin = TracedNetwork(network)
+        twin._dense = self._dense
+        return twin
 
     def become(self, plan: Plan | None) -> None:
         """Give the network the structure of ``plan``, from the dense one (``None``); its weights are then to be loaded.

@@ -318,3 +318,24 @@ def test_a_fit_after_a_test_of_the_best_checkpoint_goes_on_with_that(law: str, t
         again = trainer(sparse, cut, epochs=3)
         again.fit(module, images())
     assert cut.history[-1]["channels"] == 11 == len(module.net[0].weight) + len(module.net[3].weight)
+
+
+class Momentum(Plain):
+    """A second network that follows the first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.second = convnet().requires_grad_(False)
+
+
+@pytest.mark.parametrize("callbacks", [[], averages()], ids=["copy", "average"])
+def test_copies_and_averages_become_dense_again_with_a_dense_checkpoint(callbacks: Any, tmp_path: Path) -> None:
+    """As ``trainer.test(ckpt_path="best")`` asks for where the best epoch is from before the cut."""
+    every = ModelCheckpoint(tmp_path, every_n_epochs=1, save_top_k=-1, filename="{epoch}")
+    cut, module = ChannelPruning(ratio=0.5, at=2, network="net", copies=["second"]), Momentum()
+    run = fit(module, cut, every, *callbacks, epochs=3)
+    for epoch, stays in ((0, 16), (2, 8), (0, 16)):
+        with quiet():
+            run.test(module, images(), ckpt_path=tmp_path / f"epoch={epoch}.ckpt", verbose=False)
+        for part in (module.net, module.second):
+            assert len(part[0].weight) + len(part[3].weight) == stays  # type: ignore[arg-type]
