@@ -8,18 +8,17 @@ they are extended on the instance. ``Mine.load_from_checkpoint`` builds the inst
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any, TypeVar
 
 import pytorch_lightning as pl
 from pytorch_lightning.core import saving
 from torch import nn
-from torch.optim.swa_utils import AveragedModel
 
 from slim.channels import Plan
 from slim.errors import SlimError
-from slim.lightning.network import path_of
+from slim.lightning.network import averaged, path_of
 from slim.lightning.traced import TracedNetwork, callbacks_of
 
 KEY = "slim"
@@ -117,15 +116,16 @@ def apply_plans(module: pl.LightningModule, checkpoint: Mapping[str, Any]) -> No
             traced.twin(average).become(plan)
 
 
-def averages(callbacks: Any, module: pl.LightningModule, path: str) -> Iterator[nn.Module]:
-    """The averaged copies of the network at ``path`` of ``module`` that callbacks keep (EMA, SWA).
+def averages(owners: Iterable[Any], module: pl.LightningModule, path: str) -> Iterator[nn.Module]:
+    """The averaged copies of the network at ``path`` of ``module`` (EMA, SWA) that callbacks or modules keep.
 
     Of the whole module, or of a part that has the network in it.
     """
-    for callback in callbacks:
+    for owner in owners:
         # Lightning's own callbacks (WeightAveraging, EMA, SWA) have it here; others hold an AveragedModel anywhere.
-        for name, value in vars(callback).items():
-            copied = value.module if isinstance(value, AveragedModel) else value if name == "_average_model" else None
+        for name, value in {**vars(owner), **vars(owner).get("_modules", {})}.items():
+            copied = averaged(value)
+            copied = value if copied is None and name == "_average_model" else copied
             if isinstance(copied, nn.Module) and (inside := _path_inside(copied, module, path)) is not None:
                 yield copied.get_submodule(inside)
 
@@ -134,10 +134,10 @@ def refuse_averages(trainer: pl.Trainer, network: nn.Module, law: str) -> None:
     """Refuse averaged copies of a network whose scales a ``law`` draws anew at every step: they belong to no gates.
 
     Raises:
-        SlimError: A callback of ``trainer`` averages it.
+        SlimError: A callback of ``trainer``, or its module, averages it.
     """
     module = trainer.lightning_module
-    for _ in averages(callbacks_of(trainer), module, path_of(module, network)):
+    for _ in averages([*callbacks_of(trainer), *module.modules()], module, path_of(module, network)):
         raise SlimError(
             f"A law with random gates draws scales at every step, which cannot be averaged. Got penalty={law} and "
             "averaged weights (EMA, SWA). Leave one out, or use penalty='target' or 'prox'."

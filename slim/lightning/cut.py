@@ -18,12 +18,12 @@ from slim.channels import ChannelGraph, Plan, mask, rebuild
 from slim.channels.meta_forward import call_arguments
 from slim.errors import RunFailed, SlimError
 from slim.lightning.calibration import Calibration
-from slim.lightning.checkpoint import averages
 from slim.lightning.example import eager
-from slim.lightning.network import Network, find_network, path_of
+from slim.lightning.followers import followers
+from slim.lightning.network import Network
 from slim.lightning.options import Recovery
 from slim.lightning.surgery import after_surgery, broadcast_removed, cut_in_place, synchronize
-from slim.lightning.traced import TracedNetwork, callbacks_of
+from slim.lightning.traced import TracedNetwork
 from slim.recovery import Step, recover
 from slim.selection import Selection
 
@@ -109,16 +109,9 @@ class CutContext:
         removed = broadcast_removed(self.trainer, self.traced.graph, selection.removed)
         return Selection(removed, selection.requested, selection.achieved, selection.notes)
 
-    def parts(self) -> list[nn.Module]:
-        """The network and the named ``copies``, all parts of the module."""
-        return [self.traced.network, *(find_network(self.module, copy) for copy in self.copies)]
-
     def networks(self) -> list[nn.Module]:
-        """The network and those that are cut alike: the named ``copies``, and those of averaging callbacks."""
-        parts = self.parts()
-        paths = [path_of(self.module, part) for part in parts]
-        callbacks = [] if self.trainer is None else callbacks_of(self.trainer)
-        return parts + [average for path in paths for average in averages(callbacks, self.module, path)]
+        """The network and those that are cut alike; see :func:`followers`."""
+        return [self.traced.network, *followers(self.trainer, self.module, self.traced.network, self.copies)]
 
 
 def execute(
@@ -172,7 +165,7 @@ def execute(
         steps.append(found.steps)
     synchronize(trainer, *networks)
     after_surgery(trainer, context.module)
-    traced.keep_dense(context.module, context.parts())
+    traced.keep_dense(context.module, networks)
     traced.graph = None
     return Cut(selection, plan, before, figures(traced.graph), error, steps[0], epochs)
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from slim.channels import unwrap
 from slim.errors import SlimError, nearest
@@ -20,7 +21,7 @@ def find_network(module: nn.Module, network: Network = None) -> nn.Module:
     Args:
         module: Usually a LightningModule.
         network: An attribute path (properties count, ``""`` is the module itself), a function from the module to the
-            network, or ``None``: the only child with convolutions or normalization scales.
+            network, or ``None``: the only child with convolutions or normalization scales that is no average.
 
     Raises:
         SlimError: There is no such attribute, it is no network, or none or several could be meant.
@@ -79,6 +80,12 @@ def network_key(network: Network) -> str | None:
     return " ".join([_shown(network), *getattr(code, "co_names", ()), *plain])
 
 
+def averaged(value: Any) -> nn.Module | None:
+    """The copy inside of what averages a network: ``AveragedModel``, or timm's ``ModelEmaV2`` and the like."""
+    inside = getattr(value, "module", None) if isinstance(value, AveragedModel) or hasattr(value, "decay") else None
+    return inside if isinstance(inside, nn.Module) else None
+
+
 def same_module(one: nn.Module, other: nn.Module) -> bool:
     """Whether two objects are one module: a view of it under another class shares its attributes."""
     return one is other or one.__dict__ is other.__dict__
@@ -127,13 +134,14 @@ def _by_path(module: nn.Module, path: str) -> Any:
 
 
 def _only_candidate(module: nn.Module) -> nn.Module:
-    candidates = {name: child for name, child in module.named_children() if _has_channels(child)}
+    children = {name: child for name, child in module.named_children() if averaged(child) is None}
+    candidates = {name: child for name, child in children.items() if _has_channels(child)}
     if len(candidates) == 1:
         return next(iter(candidates.values()))
     if not candidates:
         raise SlimError(
             f"{type(module).__name__} must hold a network. Got no attribute with convolutions or normalization layers "
-            f"among {', '.join(name for name, _ in module.named_children()) or 'none'}. Set network to its attribute."
+            f"among {', '.join(children) or 'none'}. Set network to its attribute."
         )
     raise SlimError(
         f"The network must be unambiguous. Got {', '.join(candidates)} in {type(module).__name__}. "

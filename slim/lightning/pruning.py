@@ -17,6 +17,7 @@ from slim.lightning.calibration import Batches, Calibration
 from slim.lightning.checkpoint import prepare
 from slim.lightning.cut import Cut, CutContext, execute
 from slim.lightning.example import packed, unpacked
+from slim.lightning.followers import warn_of_copies
 from slim.lightning.moments import END, Moment, check_moments, fit_ends, moments
 from slim.lightning.network import Network, find_network, network_key, path_of
 from slim.lightning.options import BUDGETS, Recovery, check_arguments, check_criterion, check_place, networks_of
@@ -202,6 +203,7 @@ class ChannelPruning(pl.Callback):
         if not self.rehearsed:
             self.rehearsed = True
             self._rehearse(pl_module, batch)
+            warn_of_copies(trainer, pl_module, self.traced, self._copies)
             if trainer.world_size == 1 and not is_compiled(pl_module):
                 self._own_calls = OwnCalls(self.traced.network)
 
@@ -291,8 +293,7 @@ class ChannelPruning(pl.Callback):
             return
         self.history.append({"epochs": epochs, **cut.after})
         rank_zero_info(str(cut))
-        points = {f"pruning/{key}": value for key, value in cut.after.items()}
-        log_points(trainer, points, suffix_of(trainer, self))
+        log_points(trainer, {f"pruning/{key}": value for key, value in cut.after.items()}, suffix_of(trainer, self))
 
     def cut(
         self,
@@ -352,8 +353,7 @@ class ChannelPruning(pl.Callback):
         ((kind, whole),) = self.budget.items()
         loader = context.calibration.batches if context.calibration else None
         now = whole if amount is None else amount
-        limits = limits_due(self.limits, kind, now, whole)
-        return select(context.traced, self.criterion, {kind: now}, limits, loader)
+        return select(context.traced, self.criterion, {kind: now}, limits_due(self.limits, kind, now, whole), loader)
 
     def serves(self, trainer: pl.Trainer, traced: TracedNetwork) -> bool:
         """Whether this callback cuts the network of ``traced``."""

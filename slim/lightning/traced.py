@@ -172,10 +172,11 @@ class TracedNetwork:
         return None if self._dense is None or plan_of(self.network) is None else self.dense_graph()
 
     def keep_dense(self, module: nn.Module, copies: Iterable[nn.Module] = ()) -> None:
-        """Leave the dense structure with the module, for callbacks that meet it later; ``copies`` have the same one."""
+        """Leave the dense structure with the module, for callbacks that meet it later, and for copies."""
         if self._dense is not None:
-            alike = {path_of(module, each) for each in (self.network, *copies)}
-            vars(module).setdefault(DENSE, {}).update(dict.fromkeys(alike, self._dense))
+            alike = [self.network, *copies]
+            paths = [name for name, part in module.named_modules() if any(same_module(part, each) for each in alike)]
+            vars(module).setdefault(DENSE, {}).update(dict.fromkeys(paths, self._dense))
 
     def twin(self, network: nn.Module) -> TracedNetwork:
         """A copy of the network, of which the same dense structure is known."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,9 +18,9 @@ from torch.optim.swa_utils import AveragedModel
 from torchmetrics import MeanMetric
 
 from slim import SlimError
-from slim.lightning import ChannelPruning, Distillation, GammaDashboard, SoftPruning, SparseTraining
+from slim.lightning import ChannelPruning, Distillation, GammaDashboard, SoftPruning, SparseTraining, load
 
-from .modules import Plain, convnet, fit, images, trainer
+from .modules import Plain, convnet, fit, images, same, trainer
 
 
 def said(run: pl.Trainer, module: pl.LightningModule, data: Any = None) -> str:
@@ -88,19 +89,71 @@ class Pair(Plain):
         self.critic = nn.Linear(3, 1)
 
 
+class Decaying(nn.Module):
+    """An average as timm's ModelEmaV2 is."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.module, self.decay = copy.deepcopy(network), 0.9
+
+
 class Average(pl.Callback):
     """Averages of parts of the module."""
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.network, self.critic = AveragedModel(pl_module.net), AveragedModel(pl_module.critic)
+        self.whole = Decaying(pl_module)
 
 
 def test_an_average_of_the_network_alone_is_cut_and_one_of_another_part_is_not() -> None:
     average, module = Average(), Pair()
     fit(module, average, ChannelPruning(ratio=0.5, at=1, network="net"))
     shapes = [value.shape for value in module.net.state_dict().values()]
-    assert shapes == [value.shape for value in average.network.module.state_dict().values()]
+    for copied in (average.network.module, average.whole.module.net):
+        assert shapes == [value.shape for value in copied.state_dict().values()]
     assert shapes[0][0] + shapes[7][0] == 8 and average.critic.module.weight.shape == (1, 3)
+
+
+class OwnAverage(Plain):
+    """Keeps its average itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.average = AveragedModel(self.net)
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        self.average.update_parameters(self.net)
+
+
+def test_an_average_that_the_module_keeps_is_cut_and_comes_back(tmp_path: Path) -> None:
+    module = OwnAverage()
+    run = fit(module, SparseTraining("l1"), ChannelPruning(ratio=0.5, at=1))
+    shapes = [value.shape for value in module.net.state_dict().values()]
+    assert shapes == [value.shape for value in module.average.module.state_dict().values()]
+    assert shapes[0][0] + shapes[7][0] == 8
+    run.save_checkpoint(tmp_path / "thin.ckpt")
+    assert same(module, load(OwnAverage, tmp_path / "thin.ckpt"))
+
+
+class ByHand:
+    """An average as many scripts have it."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self.shadow = {name: value.detach().clone() for name, value in network.named_parameters()}
+
+
+class Shadows(Plain):
+    """Copies of its network that no cut follows, and one that does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ema, self.slow, self.momentum = ByHand(self.net), copy.deepcopy(self.net), copy.deepcopy(self.net)
+        self.parts = list(self.net.parameters())
+
+
+def test_averages_that_cannot_follow_a_cut_are_named_before_training() -> None:
+    run = trainer(ChannelPruning(ratio=0.5, at=1, network="net", copies=["momentum"]))
+    assert "Got Shadows.ema, Shadows.slow. What" in said(run, Shadows())
 
 
 def test_a_law_plans_for_the_cuts_that_come_where_an_average_makes_the_fit_longer() -> None:
