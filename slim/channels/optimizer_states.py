@@ -10,6 +10,12 @@ from torch.optim import Optimizer
 from slim.channels.plan import Plan
 
 
+def nested(optimizer: Any) -> list[Any]:
+    """An optimizer, and those that it holds, as SAM and Lookahead do: each has states of the same parameters."""
+    inside = [value for value in getattr(optimizer, "__dict__", {}).values() if isinstance(value, Optimizer)]
+    return [optimizer, *(each for value in inside for each in nested(value))]
+
+
 def forget_unsliceable(optimizer: Optimizer, model: nn.Module, plan: Plan) -> list[str]:
     """Drop the states that do not fit the thin network and cannot be made to: factors (Adafactor), histories (LBFGS).
 

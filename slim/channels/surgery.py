@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from slim.channels.check import check_forward
 from slim.channels.duplicate import deep_copy, duplicate
 from slim.channels.ids import IntArray
 from slim.channels.meta_forward import unwrap
-from slim.channels.optimizer_states import forget_unsliceable
+from slim.channels.optimizer_states import forget_unsliceable, nested
 from slim.channels.plan import Keep, Plan
 from slim.channels.select_layer import set_select, unset_select
 from slim.channels.settings import set_number
@@ -181,9 +181,10 @@ def rebuild(
                 check_forward(_built(model, plan, _without_values), plan, model)
             except SlimError:  # unless its forward asks for numbers
                 check_forward(_built(model, plan, lambda t: t), plan, model)
-        for note in forget_unsliceable(optimizer, model, plan) if optimizer is not None else ():
+        optimizers = [] if optimizer is None else nested(optimizer)
+        for note in (note for each in optimizers for note in forget_unsliceable(each, model, plan)):
             warnings.warn(note, stacklevel=3)
-        _in_place(model, plan, optimizer)
+        _in_place(model, plan, optimizers)
         thin = model
     else:
         thin = _built(model, plan, lambda t: t)
@@ -220,8 +221,8 @@ def _built(model: nn.Module, plan: Plan, prepare: Callable[[Tensor], Tensor]) ->
     return thin
 
 
-def _replace_modules(model: nn.Module, plan: Plan, optimizer: torch.optim.Optimizer | None) -> None:
-    """Put what stands for them in the place of modules that are gone; their parameters leave the optimizer."""
+def _replace_modules(model: nn.Module, plan: Plan, optimizers: Iterable[torch.optim.Optimizer]) -> None:
+    """Put what stands for them in the place of modules that are gone; their parameters leave the optimizers."""
     gone: set[int] = set()
     for name, kind in plan.replaced.items():
         owner, _, leaf = name.rpartition(".")
@@ -229,25 +230,25 @@ def _replace_modules(model: nn.Module, plan: Plan, optimizer: torch.optim.Optimi
         gone |= {id(p) for p in module.parameters()}
         model.get_submodule(owner)._modules[leaf] = replacement(kind).train(module.training)
     gone -= {id(p) for p in model.parameters()}
-    if optimizer is not None and gone:
+    for optimizer in optimizers if gone else ():
         for group in optimizer.param_groups:
             for parameter in [p for p in group["params"] if id(p) in gone]:
                 optimizer.state.pop(parameter, None)
             group["params"][:] = [p for p in group["params"] if id(p) not in gone]  # LBFGS has the list, too
 
 
-def _in_place(model: nn.Module, plan: Plan, optimizer: torch.optim.Optimizer | None) -> None:
-    _replace_modules(model, plan, optimizer)
+def _in_place(model: nn.Module, plan: Plan, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+    _replace_modules(model, plan, optimizers)
     cuts = _cuts(plan)
     tensors = dict(_named(model))
     with torch.no_grad():
         for name, entries in cuts.items():
             tensor = tensors[name]
             shape = tensor.shape
-            state = optimizer.state.get(tensor, {}) if optimizer is not None else {}
-            for key, value in state.items():
-                if isinstance(value, Tensor) and value.shape == shape:
-                    state[key] = _sliced(value, name, entries, plan)
+            for state in [optimizer.state.get(tensor, {}) for optimizer in optimizers]:
+                for key, value in state.items():
+                    if isinstance(value, Tensor) and value.shape == shape:
+                        state[key] = _sliced(value, name, entries, plan)
             grad = tensor.grad if isinstance(tensor, nn.Parameter) else None
             new = _sliced(tensor.detach(), name, entries, plan)
             if isinstance(tensor, nn.Parameter):

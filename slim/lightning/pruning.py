@@ -381,8 +381,7 @@ class ChannelPruning(pl.Callback):
     def state_dict(self) -> dict[str, Any]:
         """Number and history of the cuts done, epochs looked through for zeros, and the example inputs."""
         example = self._saved_example if self.traced is None else packed(self.traced.example)
-        history = [dict(entry) for entry in self.history]
-        return {"done": self._done, "swept": self._swept, "history": history, "example": example}
+        return {"done": self._done, "swept": self._swept, "history": [*map(dict, self.history)], "example": example}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Counterpart of :meth:`state_dict`."""
@@ -394,7 +393,8 @@ class ChannelPruning(pl.Callback):
 def _warn_of_missed_steps(callback: SparseTraining) -> None:
     if missed := callback.missed_steps():
         planned, made = missed
+        advice = f"set steps={made} (SparseTraining, sparse.steps)" if made else "call the optimizer's step()"
         rank_zero_warn(
             f"The law planned with {planned} optimizer steps and the cut comes after {made}: what goes is not at zero "
-            f"yet. Under manual optimization set steps={made} (SparseTraining, sparse.steps)."
+            f"yet. Under manual optimization {advice}."
         )

@@ -164,12 +164,13 @@ class SparseTraining(pl.Callback):
         manual = not trainer.lightning_module.automatic_optimization
         if not manual or self._law_steps is not None or math.isinf(trainer.num_training_batches):
             return
-        planned, made = steps_of(trainer, self._since[0] + 1, self._since), self.law.state_dict().get("step", 0)
-        if made and made != planned:
-            advised = round(self._told * made / planned)
+        planned = steps_of(trainer, self._since[0] + 1, self._since)
+        made = self.law.state_dict().get("step", planned)  # a law of one's own may not count
+        if made != planned:
+            advised = f"Set steps={round(self._told * made / planned)} (SparseTraining, sparse.steps)"
             rank_zero_warn(
                 f"The law planned with {planned} optimizer steps in its first epoch, {self._told} in all. Got {made} "
-                f"under manual optimization. Set steps={advised} (SparseTraining, sparse.steps)."
+                f"under manual optimization. {advised if made else 'Call the step() of its optimizer'}."
             )
 
     def _stop_when_due(self, done: int) -> None:

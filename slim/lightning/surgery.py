@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from slim.channels import ChannelGraph, Plan, rebuild
-from slim.channels.optimizer_states import forget_unsliceable
+from slim.channels.optimizer_states import forget_unsliceable, nested
 from slim.errors import RunFailed, SlimError
 
 BoolArray = npt.NDArray[np.bool_]
@@ -53,7 +53,7 @@ def cut_in_place(network: nn.Module, plan: Plan, optimizers: Iterable[Optimizer]
     A state that is not shaped like its parameter (the factors of Adafactor, the history of LBFGS) cannot be sliced and
     starts anew.
     """
-    optimizers = list(optimizers)
+    optimizers = [each for optimizer in optimizers for each in nested(optimizer)]
     named = {id(p): name for name, p in network.named_parameters()}
     cut = {name for name, _ in plan.axes}
     states: dict[Any, Any] = {}

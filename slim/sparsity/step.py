@@ -176,8 +176,8 @@ def _unscale(optimizer: Optimizer) -> None:
 
 
 def _unwrapped(optimizer: Any) -> Optimizer:
-    """The optimizer inside the wrappers of Lightning and Fabric."""
-    while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):
+    """The optimizer inside the wrappers of Lightning and Fabric, and inside of SAM and Lookahead, which has it step."""
+    while isinstance(inner := getattr(optimizer, "optimizer", getattr(optimizer, "base_optimizer", None)), Optimizer):
         optimizer = inner
     if not isinstance(optimizer, Optimizer):
         raise SlimError(

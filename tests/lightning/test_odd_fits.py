@@ -236,6 +236,73 @@ class Manual(Plain):
             optimizer.zero_grad()
 
 
+class Sharpness(torch.optim.Optimizer):
+    """SAM as many scripts have it: an optimizer around another, whose step is not called."""
+
+    def __init__(self, parameters: Any, lr: float) -> None:
+        super().__init__(parameters, {"lr": lr})
+        self.base_optimizer = torch.optim.SGD(self.param_groups, lr, momentum=0.9)
+        self.param_groups = self.base_optimizer.param_groups
+
+    @torch.no_grad()
+    def climb(self) -> None:
+        for parameter in self.param_groups[0]["params"]:
+            self.state[parameter]["before"] = parameter.clone()
+            parameter += 0.05 * parameter.grad
+        self.zero_grad()
+
+    @torch.no_grad()
+    def descend(self) -> None:
+        for parameter in self.param_groups[0]["params"]:
+            parameter.copy_(self.state[parameter]["before"])
+        self.base_optimizer.step()
+        self.zero_grad()
+
+
+class Sharp(Plain):
+    """Two backward passes per step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
+        optimizer: Any = self.optimizers()
+        for step in (optimizer.optimizer.climb, optimizer.optimizer.descend):
+            self.manual_backward(F.cross_entropy(self(batch[0]), batch[1]))
+            step()
+
+    def configure_optimizers(self) -> Any:
+        return Sharpness(self.parameters(), self.lr)
+
+
+def test_an_optimizer_around_another_is_cut_and_its_law_acts_in_the_inner_one() -> None:
+    sparse, module = SparseTraining("target", ratio=0.5), Sharp()
+    run = fit(module, sparse, ChannelPruning(ratio=0.5, at=2, recover=False), epochs=3)
+    assert sparse.law.state_dict()["step"] == 6
+    outer: Any = run.optimizers[0]
+    for state in (outer.state, outer.base_optimizer.state):
+        assert {value.shape == p.shape for p, entry in state.items() for value in entry.values()} == {True}
+
+
+class Aside(Plain):
+    """Steps an optimizer that the Trainer does not know."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.own = torch.optim.SGD(self.net.parameters(), 0.1)
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
+        self.own.zero_grad()
+        self.manual_backward(F.cross_entropy(self(batch[0]), batch[1]))
+        self.own.step()
+
+
+def test_a_law_that_made_no_step_says_so_after_the_first_epoch() -> None:
+    assert "Call the step() of its optimizer" in said(trainer(SparseTraining("l1"), epochs=1), Aside())
+
+
 def test_a_law_that_planned_with_too_many_steps_says_so() -> None:
     pruning = ChannelPruning(ratio=0.5, at=2)
     run = trainer(SparseTraining("target", ratio=0.5), pruning, epochs=3)
