@@ -54,7 +54,8 @@ def save(
     Args:
         path: Where to write, usually ``*.safetensors``.
         model: The thin network.
-        plan: From the dense network to ``model``; by default the plan attached to ``model``.
+        plan: From the dense network to ``model``; by default, and where it is the last of several cuts alone, the plan
+            attached to ``model``, which is of all of them.
         metadata: Text stored beside the weights (names of classes, accuracy, ...).
         builder: How the dense network is built, so that :func:`load` needs no network:
             ``{"_target_": "slim.models.vgg", "num_classes": 10}``.
@@ -64,10 +65,18 @@ def save(
             text, ``model`` is not what the plan makes, or the place is not writable.
     """
     model = unwrap(model)
-    plan = plan if plan is not None else plan_of(model)
+    attached = plan_of(model)
+    plan = attached if plan is None else plan
     if plan is not None:
         _check_thin(path, model, plan)
+        plan = attached if attached is not None and _begins_thin(plan, attached) else plan
     return write(path, model, plan, metadata=metadata, builder=builder)
+
+
+def _begins_thin(plan: Plan, attached: Plan) -> bool:
+    """Whether ``plan`` begins at a network that an earlier cut made thin, as ``attached``, of all cuts, knows."""
+    sizes = {axis: keep.size for axis, keep in plan.axes.items()}
+    return any(sizes.get(axis) != keep.size for axis, keep in attached.axes.items())
 
 
 def write(

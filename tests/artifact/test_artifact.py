@@ -49,6 +49,16 @@ def test_save_then_load_is_exact(tmp_path: Path) -> None:
     assert not [p for p in tmp_path.iterdir() if p != path]
 
 
+def test_after_several_cuts_the_plan_of_the_last_one_makes_the_same_file(tmp_path: Path) -> None:
+    network, x = dense_resnet(), torch.zeros(1, 3, 32, 32)
+    for _ in range(2):
+        last = slim.prune(network, x, ratio=0.2)
+        network = last.model
+    path = slim.save(tmp_path / "a.safetensors", network, last.plan)
+    assert repr(slim.load(path, dense_resnet())) == repr(network)
+    assert path.read_bytes() == slim.save(tmp_path / "b.safetensors", network).read_bytes()
+
+
 def test_two_saves_are_the_same_bytes(tmp_path: Path) -> None:
     thin = thin_resnet()
     first, second = (slim.save(tmp_path / name, thin, metadata={"a": "1", "b": "2"}) for name in "ab")
