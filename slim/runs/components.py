@@ -14,6 +14,7 @@ from torch import nn
 import slim
 from slim.channels import ChannelGraph, Plan, plan_of
 from slim.lightning import find_network
+from slim.lightning.followers import followers
 from slim.lightning.traced import TracedNetwork
 from slim.runs import builders, processes
 from slim.runs.construct import target
@@ -54,9 +55,20 @@ class Components:
         """
         options = {"channels_last": self.hardware.channels_last, "compile": self.config.trainer.compile}
         module: pl.LightningModule = builders.lightning_module(self.config, self.data, kind, draw, **options)
-        if plan is not None:
-            slim.rebuild(self.network(module), plan, in_place=True)
+        self.thin(module, plan)
         return module
+
+    def thin(self, module: pl.LightningModule, plan: Plan | None, *, masked: bool = False) -> None:
+        """Rebuild the network of a module in place, or mask it, with the averages of it that the module keeps."""
+        if plan is None:
+            return
+        for part in self.followed(module):
+            (slim.mask if masked else slim.rebuild)(part, plan, in_place=True)
+
+    def followed(self, module: pl.LightningModule) -> list[nn.Module]:
+        """The network of a module, and what is cut with it."""
+        network = self.network(module)
+        return [network, *followers(None, module, network, ())]
 
     def network(self, module: pl.LightningModule) -> nn.Module:
         """The network of a module: what is traced, ranked and cut."""

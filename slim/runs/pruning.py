@@ -124,10 +124,9 @@ def _living(config: Config, largest: float | None) -> list[str]:
 
 def _evaluate_unrecovered(parts: Components, module: pl.LightningModule, plan: Plan) -> dict[str, float]:
     """The validation metric of the masked and of the rebuilt network, nothing recovered; ``module`` ends up thin."""
-    network = parts.network(module)
-    slim.mask(network, plan, in_place=True)
+    parts.thin(module, plan, masked=True)
     masked = evaluate(parts, module, "val")
-    slim.rebuild(network, plan, in_place=True)
+    parts.thin(module, plan)
     return {"masked": masked, "rebuilt": evaluate(parts, module, "val")}
 
 
@@ -219,18 +218,22 @@ def ranking_batches(parts: Components, count: int) -> Iterable[Any]:
 
 
 def _evaluation(parts: Components, module: pl.LightningModule) -> Any:
-    """The metric of a network on held-out data, higher is better: in a module of its own with its other weights."""
+    """The metric of a network on held-out data, higher is better: in a module of its own with its other weights.
+
+    An average of it that the module keeps has the network's weights there, since the module may evaluate that.
+    """
     sign = 1.0 if parts.config.metric.mode == "max" else -1.0
 
     def value(network: nn.Module) -> float:
         twin = parts.module(plan=plan_of(network))
-        inner = parts.network(twin)
-        inside = {id(tensor) for tensor in (*inner.parameters(), *inner.buffers())}
+        followed = parts.followed(twin)
+        inside = {id(tensor) for part in followed for tensor in (*part.parameters(), *part.buffers())}
         mine = dict(module.named_parameters()) | dict(module.named_buffers())
         for name, tensor in (*twin.named_parameters(), *twin.named_buffers()):
             if id(tensor) not in inside:
                 tensor.data.copy_(mine[name].data)
-        inner.load_state_dict(network.state_dict())
+        for part in followed:
+            part.load_state_dict(network.state_dict())
         return sign * evaluate(parts, twin, "val")
 
     return value

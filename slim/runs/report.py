@@ -199,10 +199,7 @@ def _modules(parts: Components, directory: Path, state: State) -> Iterator[tuple
     for name in (name for name in record.ROWS if name in files):
         path, plan, masked = files[name]
         module = parts.module() if path is None else weights.load(parts, path)
-        if plan is not None and masked:
-            slim.mask(parts.network(module), plan, in_place=True)
-        elif plan is not None:
-            slim.rebuild(parts.network(module), plan, in_place=True)
+        parts.thin(module, plan, masked=masked)
         yield name, module
 
 

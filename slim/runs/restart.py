@@ -55,8 +55,7 @@ def restarted(
     else:
         module = parts.module() if start is None else weights.load(parts, start)
         line = "the weights it had before any training"
-    if plan is not None:
-        slim.rebuild(parts.network(module), plan, in_place=True)
+    parts.thin(module, plan)
     line = f"The thin network goes on from {line}: nothing that was trained after that is in it."
     before = 0 if config.first is None else config.training(config.first).epochs
     if config.finetune.epochs < before:

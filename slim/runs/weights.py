@@ -12,7 +12,6 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-import slim
 from slim.artifact import classes_in, is_artifact, normalization_in, read_header, write
 from slim.artifact import read as read_artifact
 from slim.channels import Plan, plan_of
@@ -52,7 +51,7 @@ def load(parts: Components, path: Path, kind: str | None = None) -> pl.Lightning
     module = parts.module(kind)
     if plan is not None:
         try:
-            slim.rebuild(parts.network(module), plan, in_place=True)
+            parts.thin(module, plan)
         except SlimError as error:
             found = str(error).partition("Got ")[2].partition(". ")[0]
             raise SlimError(

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import TensorDataset
 
 import train
@@ -126,6 +127,49 @@ def test_killed_and_resumed_with_the_same_bits(tmp_path: Path, monkeypatch: pyte
 
     whole, stopped = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "stopped"))
     assert all(torch.equal(whole[name], stopped[name]) for name in whole)
+
+
+class Averaged(Regression):
+    """Is evaluated by an average of its network, which it keeps."""
+
+    def __init__(self, width: int = 8) -> None:
+        super().__init__(width=width)
+        self.average = AveragedModel(self.net)
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.average.update_parameters(self.net)
+
+    def _error(self, name: str, batch: Any) -> None:
+        self.log(name, (self.average(batch[0]) - batch[1][:, 0]).abs().mean(), batch_size=len(batch[0]))
+
+
+def test_an_average_is_cut_with_its_network_also_when_a_fine_tune_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from safetensors.torch import load_file
+
+    from slim.runs.checkpoint import Saver
+    from slim.runs.signals import Interrupted
+
+    line = [*REGRESSION, f"module._target_={__name__}.Averaged", "sparse.epochs=1", "trainer.checkpoint_every=3"]
+    report = run(tmp_path / "whole", *line)
+    assert report["rows"]["masked"]["metric"] == pytest.approx(report["rows"]["rebuilt"]["metric"], abs=1e-4)
+    save = Saver.save
+
+    def stopping(self: Saver, trainer: Any) -> None:
+        save(self, trainer)
+        if trainer.lightning_module.net[0][0].out_channels < 8 or trainer.lightning_module.net[1][0].out_channels < 16:
+            raise Interrupted("SIGTERM")
+
+    monkeypatch.setattr(Saver, "save", stopping)
+    run(tmp_path / "stopped", *line, code=143)
+    monkeypatch.setattr(Saver, "save", save)
+    assert train.main([f"resume={tmp_path / 'stopped'}"]) == 0
+    whole, stopped = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "stopped"))
+    assert all(torch.equal(whole[name], stopped[name]) for name in whole)
+    assert {"net.0.0.weight", "average.module.0.0.weight"} <= set(
+        load_file(tmp_path / "whole/finetune/network.safetensors")
+    )
 
 
 def test_a_metric_that_is_not_logged_costs_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
