@@ -7,6 +7,7 @@ import errno
 import json
 import math
 import os
+import re
 import warnings
 import zipfile
 from collections.abc import Callable, Mapping
@@ -146,6 +147,11 @@ def read_torch(path: str | Path, *, what: str = "file") -> Any:
             warnings.simplefilter("ignore")  # about pickle protocols: what cannot be read is refused below
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a malicious file may raise anything
+        if objects := re.search(r"Unsupported (?:global: GLOBAL|class) (\S+)", str(error)):
+            raise SlimError(
+                f"A {what} must hold tensors and plain data alone. Got {path} which holds a {objects[1]} that is not "
+                "unpickled. Where it was made save its weights alone: torch.save(model.state_dict(), path)."
+            ) from None
         # torch's advice to try weights_only=False is the last thing a user should follow.
         reason = str(error).split("\n", 1)[0].split(". In PyTorch", 1)[0][:160]
         raise SlimError(

@@ -25,6 +25,11 @@ OURS = (
     *("limit_test_batches", "limit_predict_batches"),
 )
 """Arguments that a run gives its Trainers itself, or that none of them would have a use for."""
+KEYS = {
+    **{"accumulate_grad_batches": "trainer.accumulate", "gradient_clip_val": "trainer.clip"},
+    **{"log_every_n_steps": "trainer.log_every", "max_epochs": "epochs of the phases (sparse.epochs, ...)"},
+}
+"""Their keys in the configuration, where these have other names."""
 
 
 def check_options(options: Mapping[str, Any]) -> None:
@@ -38,7 +43,7 @@ def check_options(options: Mapping[str, Any]) -> None:
         if name in OURS:
             raise SlimError(
                 f"trainer.options are what a run does not give its Trainer itself. Got {name}={options[name]}. "
-                "Set the key of its own in trainer, or leave it out."
+                f"Set {KEYS.get(name, 'the key of its own in trainer')}, or leave it out."
             )
     if not options:
         return

@@ -110,6 +110,7 @@ TRAIN: list[tuple[str, str]] = [
     ("trainer.options.foo=1", "trainer.options.foo must be an option of Trainer"),
     ("trainer.options={foo:1}", "trainer.options.foo must be an option of Trainer"),
     ("+trainer.options.max_epochs=1", "max_epochs=1"),
+    ("trainer.options={gradient_clip_val:1.0}", "Set trainer.clip, or leave it out"),
     ("+trainer.options.barebones=true", "trainer.options must fit. Got {'barebones': True}"),
     ("+trainer.options.overfit_batches=1", "overfit_batches=1"),
     ("+trainer.options.limit_test_batches=1", "limit_test_batches=1"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import errno
 import fcntl
 import json
@@ -9,13 +10,15 @@ import os
 import resource
 import signal
 from pathlib import Path
+from typing import Any
 from unittest.mock import Mock
 
 import pytest
 import torch
+from torch import nn
 
 from slim.errors import RunFailed, SlimError
-from slim.files import lock, read_json, user_cache, write_atomic, write_json
+from slim.files import lock, read_json, read_torch, user_cache, write_atomic, write_json
 
 
 def test_replaces_and_leaves_no_part(tmp_path: Path) -> None:
@@ -132,6 +135,14 @@ def test_a_file_system_without_locks_is_no_other_process(tmp_path: Path, monkeyp
         monkeypatch.setattr(fcntl, "flock", Mock(side_effect=OSError(errno.EBADF, "Bad file descriptor")))
         with pytest.raises(OSError, match="Bad"):
             lock(second.fileno())
+
+
+@pytest.mark.parametrize("content", [{"state_dict": {}, "args": argparse.Namespace(lr=0.1)}, nn.Linear(1, 1)])
+def test_objects_beside_weights_are_named_with_what_to_do(content: Any, tmp_path: Path) -> None:
+    """As the scripts of many papers save them: the file is whole, and was saved so."""
+    torch.save(content, tmp_path / "a.pth")
+    with pytest.raises(SlimError, match=r"holds a (argparse\.Namespace|torch\.nn\S*Linear) .* model\.state_dict"):
+        read_torch(tmp_path / "a.pth")
 
 
 def test_json(tmp_path: Path) -> None:

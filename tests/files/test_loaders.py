@@ -45,7 +45,12 @@ def plan() -> Plan:
 
 
 def _network(path: Path) -> object:
-    parts: Any = SimpleNamespace(module=lambda kind: dense(), network=lambda module: module, data=None)
+    parts: Any = SimpleNamespace(
+        module=lambda kind: dense(),
+        network=lambda module: module,
+        thin=lambda module, plan: slim.rebuild(module, plan, in_place=True),
+        data=None,
+    )
     return weights.load(parts, path)
 
 
