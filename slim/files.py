@@ -149,7 +149,7 @@ def read_torch(path: str | Path, *, what: str = "file") -> Any:
     except Exception as error:  # a malicious file may raise anything
         if objects := re.search(r"Unsupported (?:global: GLOBAL|class) (\S+)", str(error)):
             raise SlimError(
-                f"A {what} must hold tensors and plain data alone. Got {path} which holds a {objects[1]} that is not "
+                f"A {what} must hold tensors and plain data alone. Got {path}, which holds a {objects[1]} that is not "
                 "unpickled. Where it was made save its weights alone: torch.save(model.state_dict(), path)."
             ) from None
         # torch's advice to try weights_only=False is the last thing a user should follow.

@@ -141,7 +141,7 @@ def test_a_file_system_without_locks_is_no_other_process(tmp_path: Path, monkeyp
 def test_objects_beside_weights_are_named_with_what_to_do(content: Any, tmp_path: Path) -> None:
     """As the scripts of many papers save them: the file is whole, and was saved so."""
     torch.save(content, tmp_path / "a.pth")
-    with pytest.raises(SlimError, match=r"holds a (argparse\.Namespace|torch\.nn\S*Linear) .* model\.state_dict"):
+    with pytest.raises(SlimError, match=r"holds a (argparse\.Namespace|torch\.nn\S*Linear) .*model\.state_dict"):
         read_torch(tmp_path / "a.pth")
 
 
