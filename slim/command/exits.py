@@ -12,6 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from slim.errors import of_worker
+from slim.runs.signals import Interrupted
 
 
 def guarded(
@@ -31,7 +32,7 @@ def guarded(
         raise
     except KeyboardInterrupt:
         line, code = "Stopped by Ctrl-C before anything began.", 130
-    except Exception as error:
+    except (Exception, Interrupted) as error:
         if debug:
             traceback.print_exc()
         line, code = str(error), int(getattr(error, "exit_code", 0))

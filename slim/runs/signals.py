@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from types import FrameType, TracebackType
 from typing import Any
 
-from slim.errors import RunFailed
-
 CODES = {"SIGTERM": 143, "SIGUSR1": 138, "SIGINT": 130}
 """Exit codes: 128 + the signal's number, as a shell would report it."""
 
 
-class Interrupted(RunFailed):
-    """The run was told to stop, and stopped where it can go on. Exits with the code of ``CODES``."""
+class Interrupted(BaseException):
+    """The run was told to stop, and stopped where it can go on. Exits with the code of ``CODES``.
+
+    A BaseException: whoever tries something and goes on with ``except Exception`` where it fails, such as a trace or an
+    exporter, would take it for a failure of that.
+    """
 
     def __init__(self, name: str, message: str = "") -> None:
         super().__init__(
@@ -35,6 +38,7 @@ class Signals:
         self.waiting = False
         self.received: str | None = None
         self._before: dict[int, Any] = {}
+        self._process = os.getpid()
 
     def install(self) -> None:
         """Take the signals; again after somebody else (Lightning's own handlers) took them."""
@@ -48,6 +52,8 @@ class Signals:
                     signal.signal(number, self._handle)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._process:
+            return  # a forked data worker, whose parent will end it
         name = signal.Signals(number).name
         again = self.received is not None
         self.received = name
