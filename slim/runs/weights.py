@@ -18,6 +18,7 @@ from slim.channels import Plan, plan_of
 from slim.errors import SlimError
 from slim.files import read_torch
 from slim.runs.components import Components
+from slim.runs.state import State
 
 NETWORK = "network.safetensors"
 """What every finished phase leaves in its folder: the weights, and the plan that the network was thinned by."""
@@ -147,17 +148,17 @@ def _state_dict(body: Any, path: Path) -> dict[str, Tensor]:
 
 def _last_of(directory: Path) -> Path:
     """The latest network of a run: what its last finished phase left, or the artifact alone."""
-    found = [directory / "model.safetensors", *sorted(directory.glob(f"*/{NETWORK}"), key=_age, reverse=True)]
-    for path in found:
-        if path.is_file():
+    artifact = directory / "model.safetensors"
+    if artifact.is_file():
+        return artifact
+    # Times of files say nothing where a run was copied.
+    phases = State.load(directory).phases if (directory / "state.json").is_file() else {}
+    for phase in reversed(phases):
+        if (path := directory / phase / NETWORK).is_file():  # an export has none
             return path
     raise SlimError(
         f"checkpoint must hold a network. Got checkpoint={directory} without a finished phase. Check the path."
     )
-
-
-def _age(path: Path) -> float:
-    return path.stat().st_mtime
 
 
 def _inside(weights: Mapping[str, Tensor], own: Mapping[str, Tensor], path: Path) -> Mapping[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 import slim
 from slim.errors import SlimError
 from slim.runs import weights
+from slim.runs.state import State
 
 
 def network() -> nn.Sequential:
@@ -85,3 +87,15 @@ def test_layers_that_ask_for_their_version_find_it(tmp_path: Path) -> None:
     module.ours = empty
     weights.fill(module, empty, weights.read(path)[1], path)
     assert (empty.weight == 2).all()
+
+
+def test_the_last_network_of_a_run_is_that_of_its_last_phase(tmp_path: Path) -> None:
+    """However old the files are: a run that was copied has them in the order of the copy."""
+    state = State(tmp_path, {}, [])
+    for age, phase in enumerate(("sparse", "prune", "finetune", "export")):
+        if phase != "export":
+            (tmp_path / phase).mkdir()
+            weights.save(tmp_path / phase / weights.NETWORK, module := LightningModule(), module)
+            os.utime(tmp_path / phase / weights.NETWORK, (1000 - age, 1000 - age))
+        state.finish(phase, {})
+    assert weights._last_of(tmp_path).parent.name == "finetune"
