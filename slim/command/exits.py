@@ -51,14 +51,17 @@ def as_program(action: Callable[[], int]) -> int:
 
     A reader that has seen enough (``| head``) is no failure, and nothing to talk about.
     """
+    for name in ("stdout", "stderr"):
+        # Closed by who started the program: what is said would go to the other, or to a file that gets its number.
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # as stderr does: no terminal fails a run that is done
     codes: list[int] = []
     atexit.register(_end, codes)  # registered first, so called last
     try:
         codes.append(action())
-        if sys.stdout is not None:  # closed by who started the program
-            sys.stdout.flush()
+        sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # it is flushed once more in the end
         codes.append(0)

@@ -7,6 +7,7 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, NoReturn
 
 from slim.command.exits import as_program, guarded
@@ -29,8 +30,9 @@ CONFIGURED = ("train", "evaluate")
 
 def program() -> int:
     """The entry point: runs the command line of this process. Users' own modules are found in the current folder."""
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # last: a file there must not stand in for an installed package
+    with suppress(FileNotFoundError):  # a folder that is gone
+        if os.getcwd() not in sys.path:
+            sys.path.append(os.getcwd())  # last: a file there must not stand in for an installed package
     return as_program(main)
 
 
@@ -50,11 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = nearest(name, COMMANDS)
         print(f"A command of slim must be known. Got {name}. {hint} See slim --help.", file=sys.stderr)
         return 2
-    with seldom_collected():
-        command = importlib.import_module(f"slim.command.{'run' if name == 'train' else name}")
-    if name in CONFIGURED:
-        return int(command.main(rest))
-    return guarded(lambda: _perform(name, command, rest), debug="--debug" in rest, switch="--debug")
+    return guarded(lambda: _command(name, rest), debug="--debug" in rest, switch="--debug")
 
 
 def overview() -> str:
@@ -78,6 +76,13 @@ def _about(name: str, rest: list[str]) -> int:
     }
     print(text[name]())
     return 0
+
+
+def _command(name: str, rest: list[str]) -> int:
+    """Import the command, which takes seconds, and run it."""
+    with seldom_collected():
+        command = importlib.import_module(f"slim.command.{'run' if name == 'train' else name}")
+    return int(command.main(rest)) if name in CONFIGURED else _perform(name, command, rest)
 
 
 def _perform(name: str, command: Any, argv: list[str]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
@@ -16,11 +17,12 @@ from PIL import Image
 
 import slim
 from slim.command.export import _images
-from slim.command.main import COMMANDS
+from slim.command.main import COMMANDS, main
 from slim.command.model import Model
 from slim.models import vgg
 from tests.command.conftest import Call
 
+ROOT = Path(__file__).parents[2]
 TINY = ("slim.models:vgg", "--arg", "widths=[8,M,16]", "--input", "3x8x8")
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 
@@ -89,10 +91,27 @@ def test_no_encoding_of_a_terminal_is_a_failure() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "a \\u2026 \\udcff\n", "")
 
 
-def test_no_output_at_all_is_no_failure() -> None:
-    line = ["sh", "-c", '"$0" -m slim --version >&-', sys.executable]
+@pytest.mark.parametrize(("command", "code"), [("--version >&-", 0), ("nothing 2>&-", 2), ("nothing >&- 2>&-", 2)])
+def test_no_output_at_all_is_no_failure(command: str, code: int) -> None:
+    """What was meant for the one stream does not go to the other."""
+    line = ["sh", "-c", f'"$0" -m slim {command}', sys.executable]
     done = subprocess.run(line, capture_output=True, text=True)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert (done.returncode, done.stdout, done.stderr) == (code, "", "")
+
+
+def test_a_folder_that_is_gone_is_no_failure(tmp_path: Path) -> None:
+    line = f'mkdir gone && cd gone && rmdir "$PWD" && PYTHONPATH={ROOT} exec "$0" -m slim --version'
+    done = subprocess.run(["sh", "-c", line, sys.executable], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_ctrl_c_while_a_command_is_imported(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    def stopped(name: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(importlib, "import_module", stopped)
+    assert main(["inspect", "resnet18"]) == 130
+    assert capfd.readouterr().err == "Stopped by Ctrl-C before anything began.\n"
 
 
 def test_a_reader_that_leaves_is_no_failure() -> None:
