@@ -154,7 +154,7 @@ def _run(config: dict[str, Any], whole: Any, directory: Path, overrides: list[st
     """Check everything, then let Hydra make the run directory and run in it."""
     from slim.runs.config import read
 
-    trainer = read(config).trainer  # a wrong value is told before torch and Lightning are imported
+    settings = read(config)  # a wrong value is told before torch and Lightning are imported
     with seldom_collected():
         from slim import report
         from slim.command.changed import changed
@@ -163,9 +163,10 @@ def _run(config: dict[str, Any], whole: Any, directory: Path, overrides: list[st
         from slim.runs.phases import check_begin, run
         from slim.runs.prepare import prepare
 
-    processes.connect(trainer)
+    processes.connect(settings.trainer)
     directory = Path(processes.shared(str(directory)))  # its name holds the time at which a process began
-    check_writable(directory)
+    if settings.task == "train":  # others write beside their checkpoint, or nothing
+        check_writable(directory)
     begun = (directory / "state.json").is_file()
     parts = prepare(config, begun=begun)
     if parts.config.task != "train":

@@ -16,6 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import slim
 import train
 from slim.artifact import classes_in, read_header
+from slim.runs import directory
 from slim.runs.state import State
 from slim.runs.weights import other_classes
 from slim.sensitivity.forward_cache import ForwardCache
@@ -104,10 +105,13 @@ def test_ctrl_c_keeps_what_is_measured(
     assert next(calls) == 3, "one layer was left"
 
 
-def test_a_network_without_scales_can_be_evaluated(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """It could not be trained sparsely, which nobody asks for here."""
+def test_a_network_without_scales_can_be_evaluated_where_nothing_can_be_written(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It could not be trained sparsely, which nobody asks for here; an evaluation leaves no run directory."""
     from tests.cli.networks import no_norm
 
+    monkeypatch.setattr(directory.os, "access", lambda *_: False)
     slim.save(tmp_path / "plain.safetensors", no_norm(10, 1))
     line = [item for item in TINY if not item.startswith("model.")]
     line += ["model=custom", "model._target_=tests.cli.networks.no_norm", "task=evaluate"]
