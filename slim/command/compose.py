@@ -89,6 +89,9 @@ def run_job(cfg: Any, directory: Path, argv: list[str], task: Callable[[Any], An
     before = sys.argv
     with read_write(cfg.hydra), open_dict(cfg.hydra):
         cfg.hydra.run.dir, cfg.hydra.mode = str(directory), RunMode.RUN
+        if (directory / "state.json").is_file():
+            # Written when the run began. What is asked for now may be refused, or killed while it is written again.
+            cfg.hydra.output_subdir = None
     with _configuration():
         context = HydraContext(GlobalHydra.instance().config_loader(), Callbacks(cfg))
         context.callbacks.on_run_start(config=cfg, config_name=cfg.hydra.job.config_name)

@@ -205,7 +205,6 @@ def _resume(directory: Path, extra: list[str], args: Any) -> int:
         return 0
     replaced, args = {key_of(item) for item in extra}, with_options(args, state.options)
     overrides = [*(item for item in state.overrides if key_of(item) not in replaced), *extra]
-    # Hydra wrote .hydra/ when the run began; a kill while it writes it again would leave half of it.
-    config, whole = compose([*overrides, "hydra.output_subdir=null"], args)
+    config, whole = compose(overrides, args)
     check_same(state, plain(read(config)))
     return _run(config, whole, directory, overrides, args)

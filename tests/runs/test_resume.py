@@ -165,6 +165,7 @@ def test_changed_runs_are_refused(tmp_path: Path, capfd: pytest.CaptureFixture[s
     place = tmp_path / "run"
     run(place, "phases=[baseline]")
     before = (place / "state.json").read_bytes()
+    kept = {path: path.read_bytes() for path in (place / ".hydra").iterdir()}
     capfd.readouterr()
     assert train.main([f"resume={place}", "seed=5", "optimizer.lr=0.3"]) == 2
     line = capfd.readouterr().err
@@ -174,6 +175,9 @@ def test_changed_runs_are_refused(tmp_path: Path, capfd: pytest.CaptureFixture[s
     assert train.main([f"resume={place}", "baseline.epochs=5"]) == 2
     line = capfd.readouterr().err
     assert "Got baseline.epochs=5, and baseline is done with 2." in line and line.count("\n") == 1
+    run(place, "phases=[baseline]", "seed=5", code=2)
+    assert "seed (0 -> 5)" in capfd.readouterr().err
+    assert kept and {path: path.read_bytes() for path in (place / ".hydra").iterdir()} == kept
     assert train.main([f"resume={place}", "sparse.epochs=5"]) == 0, "of a phase that is not part of the run"
     assert json.loads(before)["phases"] == State.load(place).phases
 
