@@ -82,6 +82,8 @@ def _opened(url: str) -> Any:
     if kind.startswith("sqlite"):
         # Several processes write: each waits for the others' transactions instead of giving up after 5 s.
         Path(place.removeprefix("/")).parent.mkdir(parents=True, exist_ok=True)
+        # Optuna fills in its version for {SCHEMA_VERSION}, and fails at braces in a folder's name.
+        url = url.replace("{", "{{").replace("}", "}}")
         return found.RDBStorage(url, engine_kwargs={"connect_args": {"timeout": 120}})
     return found.RDBStorage(url)
 

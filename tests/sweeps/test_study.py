@@ -17,6 +17,7 @@ import pytest
 from slim.errors import SlimError
 from slim.runs.watch import Pruned
 from slim.sweeps.owners import Owner
+from slim.sweeps.storage import close, connect, url_of
 from slim.sweeps.study import LOST, OWNER, Settings, Study
 from slim.sweeps.watch import TrialWatch
 from tests.sweeps.sharing import SETTINGS, SPACE, TPE, take_part, work
@@ -57,6 +58,14 @@ def as_others(study: Study, number: int, owner: Owner) -> None:
 
 DEAD = replace(Owner.me(), began="before this machine was started")
 FAR = Owner("another-machine", 1, "")
+
+
+def test_a_study_lies_in_whatever_folder(tmp_path: Path) -> None:
+    """Optuna takes braces for something to fill in."""
+    place = tmp_path / "a {b} $c #[1]é=,"
+    place.mkdir()
+    close(connect(url_of(None, place)))
+    assert [path.name for path in place.iterdir()] == ["study.db"] and len(list(tmp_path.iterdir())) == 1
 
 
 @both
