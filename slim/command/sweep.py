@@ -50,7 +50,7 @@ def sweep(overrides: list[str], args: Any) -> int:
     from slim.runs.processes import program
     from slim.sweeps.jobs import keep_command
 
-    keep_command(directory, shlex.join([*program().split(), "-m", *places(args), *typed]))
+    keep_command(directory, f"{program()} {shlex.join(['-m', *places(args), *typed])}")
     _register()
     line = ["--multirun", *places(args), *overrides, f"hydra.sweep.dir={quoted(directory)}"]
     with suppress(BrokenPipeError):  # nobody hears how it ends: the code tells

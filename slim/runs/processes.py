@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,8 +23,11 @@ from slim.runs.schema import Hardware
 def program() -> str:
     """How the user calls this program again."""
     path = Path(sys.argv[0])
-    own = path.stem == "slim" or path.parts[-2:] == ("slim", "__main__.py")
-    return "slim train" if own else "python train.py"
+    if path.parts[-2:] == ("slim", "__main__.py"):
+        return "python -m slim train"
+    if path.stem == "slim":
+        return "slim train"
+    return f"python {shlex.quote(str(path))}" if path.name == "train.py" else "python train.py"
 
 
 def environment() -> ClusterEnvironment | None:

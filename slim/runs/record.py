@@ -124,7 +124,7 @@ def command(overrides: Sequence[str], options: Sequence[str] = ()) -> str:
 
     places = ("hydra.run.", "hydra.sweep.", "output=", "resume=")
     kept = (item for item in overrides if not item.lstrip("+~").startswith(places))
-    return shlex.join([*program().split(), *options, *kept])
+    return f"{program()} {shlex.join([*options, *kept])}".rstrip()
 
 
 def failed(name: str, error: str) -> dict[str, Any]:

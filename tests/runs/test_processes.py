@@ -19,6 +19,7 @@ from experiments.chaos.harness import exit_code, start
 from slim.errors import RunFailed, SlimError
 from slim.runs import processes
 from slim.runs.checkpoint import Saver
+from slim.runs.record import command
 from slim.runs.schema import Hardware
 from slim.runs.signals import Signals
 from slim.runs.state import State
@@ -133,6 +134,16 @@ def test_a_dead_process_ends_all_and_the_run_goes_on(
     said_then = capfd.readouterr().err
     assert "Goes on with 1 instead of 2 processes. The same: weights, plan" in said_then
     assert any("Not the same" in note for note in json.loads((place / "report.json").read_text())["notes"])
+
+
+@pytest.mark.parametrize(
+    ("called", "says"),
+    [("train.py", "python train.py"), ("/my slim/train.py", "python '/my slim/train.py'"), ("/bin/slim", "slim train"),
+     ("/site/slim/__main__.py", "python -m slim train"), ("/bin/pytest", "python train.py")],
+)  # fmt: skip
+def test_commands_call_the_program_as_the_user_did(called: str, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", [called])
+    assert command(["seed=1"]) == f"{says} seed=1"
 
 
 def test_processes_that_were_started_must_be_those_configured(monkeypatch: pytest.MonkeyPatch) -> None:
