@@ -104,14 +104,20 @@ def run(
                 found = _Run(parts, directory, state, signals, loggers, say if first else (lambda line: None))
                 return found.all(changed or (lambda: state.overrides))
         except Interrupted as stop:
-            again = f"{processes.program()} {shlex.quote(f'resume={directory}')}"
-            raise Interrupted(stop.name, f"Stopped by {stop.name}; nothing is lost. Go on with: {again}") from None
+            raise _stopped(stop.name, directory) from None
         except SlimError as error:
+            if signals.received is not None:  # a terminal's Ctrl-C ends spawned data workers, too
+                raise _stopped(signals.received, directory) from error
             if first:
                 with contextlib.suppress(SlimError):  # a full disk has no room for this either
                     write_atomic(directory / "error.txt", f"{error}\n")
             # Whatever was wrong, files were written: it is the run that failed.
             raise error if isinstance(error, RunFailed) else RunFailed(str(error)) from error
+
+
+def _stopped(name: str, directory: Path) -> Interrupted:
+    again = f"{processes.program()} {shlex.quote(f'resume={directory}')}"
+    return Interrupted(name, f"Stopped by {name}; nothing is lost. Go on with: {again}")
 
 
 def _state(parts: Components, directory: Path, new: State, first: bool, say: Say) -> State:

@@ -24,6 +24,7 @@ from slim.errors import RunFailed
 from slim.runs.checkpoint import Saver
 from slim.runs.failures import explained
 from slim.runs.record import timeless
+from slim.runs.signals import Signals
 from tests.runs.tiny import TINY, run
 
 
@@ -141,6 +142,22 @@ def test_a_worker_that_dies_while_a_failure_is_told(
     run(tmp_path / "run", code=1)
     assert "num_workers" in line_of(capfd.readouterr().err)
     assert not (tmp_path / "run" / "lock").exists()
+
+
+def test_what_fails_after_a_signal_is_the_signals(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Ctrl-C reaches the workers of the same terminal, and a spawned one ends before the step does."""
+    from slim.runs import phases
+
+    def dies(parts: Any, directory: Path, name: str, before: Any, signals: Signals, *_: Any, **__: Any) -> None:
+        signals.waiting = True
+        os.kill(os.getpid(), signal.SIGINT)
+        raise RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly")
+
+    monkeypatch.setattr(phases, "train", dies)
+    run(tmp_path / "run", code=130)
+    assert "nothing is lost" in line_of(capfd.readouterr().err)
 
 
 # A cut too deep
