@@ -200,6 +200,8 @@ class _Run:
                     continue
                 name = kind if number == 0 or kind == "export" else f"{kind}-{number + 1}"
                 before = self._phase(name, kind, number, before)
+                if self.signals.received is not None:  # some of what runs in a phase catches everything
+                    raise Interrupted(self.signals.received)
         return self._report(changed)
 
     def _start(self) -> Path | None:

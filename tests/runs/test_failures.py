@@ -9,6 +9,7 @@ import resource
 import shutil
 import signal
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from slim.runs.checkpoint import Saver
 from slim.runs.failures import explained
 from slim.runs.record import timeless
 from slim.runs.signals import Signals
+from slim.runs.state import State
 from tests.runs.tiny import TINY, run
 
 
@@ -142,6 +144,25 @@ def test_a_worker_that_dies_while_a_failure_is_told(
     run(tmp_path / "run", code=1)
     assert "num_workers" in line_of(capfd.readouterr().err)
     assert not (tmp_path / "run" / "lock").exists()
+
+
+def test_a_signal_that_somebody_catches_counts_after_the_phase(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """As parts of PyTorch's exporter do."""
+    from slim.runs import phases
+
+    cut = phases.cut_network
+
+    def catches(*arguments: Any) -> Any:
+        with suppress(BaseException):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return cut(*arguments)
+
+    monkeypatch.setattr(phases, "cut_network", catches)
+    run(tmp_path / "run", "sparse.epochs=1", code=143)
+    assert "nothing is lost" in line_of(capfd.readouterr().err)
+    assert list(State.load(tmp_path / "run").phases) == ["sparse", "prune"]
 
 
 def test_what_fails_after_a_signal_is_the_signals(
