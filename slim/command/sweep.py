@@ -55,14 +55,12 @@ def sweep(overrides: list[str], args: Any) -> int:
     line = ["--multirun", *places(args), *overrides, f"hydra.sweep.dir={quoted(directory)}"]
     with suppress(BrokenPipeError):  # nobody hears how it ends: the code tells
         hydra_job(line, SweepJob(args, varied))
-    from rich.console import Console
-
-    from slim.report import sweep
+    from slim.report import sweep, tables
     from slim.sweeps.jobs import write_table
 
     write_table(directory)
     with suppress(BrokenPipeError):
-        Console().print(sweep.table(directory))
+        tables.terminal().print(sweep.table(directory))
         print(directory)
     return _code(directory, asked, searches="n_trials" in hydra.sweeper)
 

@@ -120,12 +120,22 @@ def table(record: Mapping[str, Any], *, caption: bool = True) -> Table:
 
 def show(record: Mapping[str, Any], console: Console | None = None) -> None:
     """Print the table and, unbroken, the lines below it."""
-    from rich.console import Console
-
-    console = console or Console()
+    console = console or terminal()
     console.print(table(record, caption=False))
     for line in footer(record):
         console.print(line, soft_wrap=True, markup=False, highlight=False)
+
+
+def terminal() -> Console:
+    """Standard output. That nobody reads it is a BrokenPipeError; Rich would end the process with code 1."""
+    from rich.console import Console
+
+    def nobody_reads() -> None:
+        raise BrokenPipeError
+
+    console = Console()
+    console.on_broken_pipe = nobody_reads  # type: ignore[method-assign]
+    return console
 
 
 def footer(record: Mapping[str, Any]) -> list[str]:

@@ -19,6 +19,16 @@ def text(record: dict[str, Any], width: int) -> str:
     return buffer.getvalue()
 
 
+def test_a_reader_that_leaves_does_not_end_the_process(make_record: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Gone(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+    monkeypatch.setattr("sys.stdout", Gone())
+    with pytest.raises(BrokenPipeError):
+        report.show(make_record())
+
+
 def test_every_network_has_one_row_of_all_columns(make_record: Any) -> None:
     rows = tables.cells(make_record())
     assert [row[0].value for row in rows] == ["dense", "sparse", "rebuilt", "fine-tuned"]
