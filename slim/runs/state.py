@@ -71,12 +71,16 @@ class Lock:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._handle is not None:
-            # Unlink while holding it: nobody can lock a name that is going away and believe to be alone.
-            self.path.unlink(missing_ok=True)
-            os.close(self._handle)
-            self._handle = None
-            _held.discard(self)
+        # Forgotten first: a signal's exception may come at any moment (torch tells of dead data workers by one), and a
+        # number that is closed is soon another file's, which a forked process would close.
+        handle, self._handle = self._handle, None
+        _held.discard(self)
+        if handle is not None:
+            try:
+                # Unlink while holding it: nobody can lock a name that is going away and believe to be alone.
+                self.path.unlink(missing_ok=True)
+            finally:
+                os.close(handle)
 
 
 _held: set[Lock] = set()

@@ -20,7 +20,7 @@ from slim.runs import pruning
 from slim.runs.checkpoint import Saver, read
 from slim.runs.record import timeless
 from slim.runs.signals import Interrupted
-from slim.runs.state import Lock, State, differences
+from slim.runs.state import Lock, State, _let_go, differences
 from tests.runs.tiny import FOUR_STEPS, TINY, run
 from tests.waiting import until
 
@@ -137,6 +137,23 @@ def test_a_killed_run_is_nobodys(tmp_path: Path) -> None:
     with Lock(place):
         pass
     os.kill(worker, signal.SIGKILL)
+
+
+def test_a_lock_that_a_signal_interrupts_closes_no_file_of_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a data worker that died, torch tells in a signal handler; later workers are forked from the same process."""
+    close = os.close
+
+    def interrupted(handle: int) -> None:
+        close(handle)
+        raise RuntimeError("DataLoader worker exited unexpectedly")
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError), Lock(tmp_path):
+        patch.setattr(os, "close", interrupted)
+    with open(tmp_path / "another", "wb") as file:  # has the number that the lock had
+        _let_go()
+        os.fstat(file.fileno())
 
 
 def test_epochs_may_be_added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
