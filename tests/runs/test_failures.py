@@ -160,7 +160,7 @@ def test_a_signal_that_somebody_catches_counts_after_the_phase(
         return cut(*arguments)
 
     monkeypatch.setattr(phases, "cut_network", catches)
-    run(tmp_path / "run", "sparse.epochs=1", code=143)
+    run(tmp_path / "run", "sparse.epochs=1", "phases=[sparse,prune]", code=143)
     assert "nothing is lost" in line_of(capfd.readouterr().err)
     assert list(State.load(tmp_path / "run").phases) == ["sparse", "prune"]
 
