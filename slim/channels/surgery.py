@@ -334,12 +334,10 @@ def set_attributes(module: Any) -> None:
         weight = getattr(module, "running_mean", None)
     if weight is None:
         return
-    if isinstance(module, _ConvNd):
+    if isinstance(module, _ConvNd) or type(module).__name__ == "DeformConv2d":  # torchvision is not imported here
         first, second = (1, 0) if isinstance(module, _ConvTransposeNd) else (0, 1)
         module.out_channels = weight.shape[first] * (module.groups if first else 1)
         module.in_channels = weight.shape[second] * (module.groups if second else 1)
-    elif type(module).__name__ == "DeformConv2d":  # of torchvision, which nothing here needs
-        module.out_channels, module.in_channels = weight.shape[0], weight.shape[1] * module.groups
     elif isinstance(module, nn.Linear):
         module.out_features, module.in_features = weight.shape
     elif isinstance(module, _NormBase) or (hasattr(module, "num_features") and weight.ndim == 1):
