@@ -12,7 +12,7 @@ import numpy.typing as npt
 from slim.channels import ChannelGraph
 from slim.criteria.normalize import normalize_scores
 from slim.criteria.registry import Rank, find
-from slim.criteria.unscaled import rank_unscaled
+from slim.criteria.unscaled import rank_unscaled, unranked_note
 from slim.errors import SlimError, expect, expect_booleans, nearest
 
 REDUCTIONS = ("mean", "max", "sum", "l2")
@@ -89,7 +89,8 @@ def score(
     if normalize != "none":
         values = normalize_scores(graph, values, covered, normalize)
     if entry.name != "gamma":
-        return Scores(values, covered, scale_counts(graph, covered), entry.name)
+        notes = unranked_note(graph, covered, entry.name)
+        return Scores(values, covered, scale_counts(graph, covered), entry.name, notes)
     values, covered, counted, note = rank_unscaled(graph, values, covered)
     return Scores(values, covered, scale_counts(graph, counted), entry.name, (note,) if note else ())
 

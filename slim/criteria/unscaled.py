@@ -1,4 +1,4 @@
-"""Channels without a scale in a network that gamma ranks: hidden widths of MLPs, attention heads."""
+"""Channels that a criterion does not rank, as gamma those without a scale: hidden widths of MLPs, attention heads."""
 
 from __future__ import annotations
 
@@ -14,6 +14,32 @@ if TYPE_CHECKING:
     from slim.channels import ChannelGraph
 
 WORTH = 0.25  # of the MACs that may go; below it (a classifier's hidden layer, squeeze-excite) they are left alone
+
+
+def unranked(graph: ChannelGraph, covered: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """Which channels (n_groups,) may go and have no score, if they are a good part of the network; else none.
+
+    Channels of a stream are not among them: they go with their readers.
+    """
+    bare = graph.prunable & ~covered
+    if len(graph.implied):
+        bare[graph.implied[:, 0]] = False
+    if bare.any():
+        saved = marginal(graph, "macs")
+        bare &= saved[bare].sum() >= WORTH * saved[graph.prunable].sum()
+    return bare
+
+
+def unranked_note(graph: ChannelGraph, covered: npt.NDArray[np.bool_], criterion: str) -> tuple[str, ...]:
+    """A line that says so where a good part of the network has no score and stays whole, else nothing."""
+    bare = unranked(graph, covered)
+    if not bare.any():
+        return ()
+    where = graph.spaces[int(graph.space_of[np.argmax(bare)])].name
+    return (
+        f"{int(bare.sum())} channel groups have no score by {criterion} and stay, the first in {where}. Rank by another"
+        " criterion; weights under a mask of torch.nn.utils.prune are ranked once prune.remove makes them plain.",
+    )
 
 
 def rank_unscaled(
@@ -34,13 +60,8 @@ def rank_unscaled(
         Scores and covered groups with theirs, which of these a ratio counts, and a note that says so; empty when
         nothing was done.
     """
-    bare = graph.prunable & ~covered
-    if len(graph.implied):
-        bare[graph.implied[:, 0]] = False
+    bare = unranked(graph, covered)
     if not bare.any():
-        return values, covered, covered, ""
-    saved = marginal(graph, "macs")
-    if saved[bare].sum() < WORTH * saved[graph.prunable].sum():
         return values, covered, covered, ""
     magnitude, count = np.zeros(len(graph)), np.zeros(len(graph), dtype=np.int64)
     for groups, norms in l1(graph):

@@ -218,7 +218,7 @@ def check_same(state: State, after: Mapping[str, Any]) -> None:
     if found:
         raise SlimError(
             f"A run goes on with the configuration it began with. Got other values for {', '.join(found)}. "
-            f"Start a new run, or change only {', '.join(SAFE_ON_RESUME[:3])}, trainer.devices or logging."
+            f"Start a new run, or change only {', '.join(SAFE_ON_RESUME[:4])}, trainer.devices or logging."
         )
 
 

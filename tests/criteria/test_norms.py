@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.utils.prune
 from torch import nn
 
 import slim
@@ -66,3 +67,14 @@ class Preactivated(nn.Module):
 
     def forward(self, x):
         return x + self.conv(self.norm(x).relu())
+
+
+def test_a_layer_that_has_no_score_is_told_of():
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 2, 1)
+    )
+    nn.utils.prune.random_unstructured(model[0], "weight", amount=0.5)  # its weight is a product now, no parameter
+    (note,) = slim.prune(model, INPUTS, ratio=0.25, criterion="l1").report.notes
+    assert note.startswith("8 channel groups have no score by l1 and stay, the first in 0.")
+    nn.utils.prune.remove(model[0], "weight")
+    assert not slim.prune(model, INPUTS, ratio=0.25, criterion="l1").report.notes

@@ -210,6 +210,23 @@ def test_a_run_is_evaluated_on_data_that_lack_options_of_its_own(
     assert (found["images"], found["data"], found["input_shape"]) == (7, "digits", "1x1x8x8")
 
 
+def test_a_run_goes_on_where_its_images_lie_now(photos: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Another machine has them elsewhere, and less memory."""
+    images = (photos / "light" / "train").rename(photos / "before")
+    run(photos / "run", *OF_PHOTOS, f"data.dir={images}", "phases=[baseline]", "baseline.epochs=1")
+    state = State.load(photos / "run")
+    state.finished = False
+    state.save()
+    moved = images.rename(photos / "now")
+    resume = [f"resume={photos / 'run'}", "data.num_workers=0", "data.memory_budget_gb=1"]
+    assert train.main(resume) == 2
+    assert f"data.dir={images}" in capfd.readouterr().err
+    assert train.main([*resume, f"data.dir={photos / 'dark' / 'train'}"]) == 2, "other images"
+    assert "the images it began with" in capfd.readouterr().err
+    assert train.main([*resume, f"data.dir={moved}"]) == 0
+    assert train.main([f"resume={photos / 'run'}"]) == 0, "remembered"
+
+
 def test_a_run_does_not_go_on_with_other_images(photos: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """They would be dealt anew to training, validation and test."""
     run(photos / "run", *OF_PHOTOS, f"data.dir={photos / 'light' / 'train'}", "phases=[baseline]", "baseline.epochs=1")
