@@ -37,10 +37,12 @@ def show_help(argv: list[str], args: Any) -> int:
         compose(args.overrides, args)  # Hydra's own complaint has several lines
     # It turns a closed pipe into a traceback, too: it prints into a text, and the text goes into the pipe.
     settled = [f"{key}=null" for key in replacing(args.overrides)]
+    overrides = [] if args.hydra_help else [*settled, *args.overrides]  # that text is of Hydra alone
+    options = [item for item in argv if item not in args.overrides]  # between overrides Hydra does not take them
     code = 0
     with contextlib.redirect_stdout(io.StringIO()) as text:
         try:
-            hydra_job([*settled, *argv], lambda cfg: None)
+            hydra_job([*overrides, *options], lambda cfg: None)
         except SystemExit as end:  # it has told of a package that is not there
             code = 2 if end.code else 0
         except ValueError as error:  # two things are asked for

@@ -49,7 +49,7 @@ def _parsed(argv: list[str]) -> Any:
 
     parser = get_args_parser()
     parser.error = error  # type: ignore[method-assign]
-    args = parser.parse_args(argv)
+    args = parser.parse_intermixed_args(argv)
     for name, instead in (("config_path", "--config-dir <folder>"), ("experimental_rerun", "resume=<run directory>")):
         if getattr(args, name, None) is not None:
             option = f"--{name.replace('_', '-')}"

@@ -230,6 +230,9 @@ def _check_jobs(overrides: list[str], args: Any) -> tuple[Path, Any, list[str], 
             faults.append(error)
     if len(faults) == len(composed):
         raise faults[0]
+    if faults:  # each is reported as failed in its turn, which may be in hours
+        what = "points tried" if "n_trials" in hydra.sweeper else "jobs"
+        print(f"{len(faults)} of {len(composed)} {what} cannot run. {faults[0]}", file=sys.stderr, flush=True)
     hydra = composed[0][1].hydra
     if "n_trials" in hydra.sweeper:
         _check_search(hydra, arguments, composed[0][0], loader)

@@ -89,7 +89,9 @@ def test_jobs_are_checked_as_a_single_run_is(tmp_path: Path, capfd: pytest.Captu
     assert errors[0].startswith("A teacher must say something of classes")
     assert errors[2].startswith("lam follows from sparse.shrink")
     assert not list(tmp_path.glob("a/*/baseline"))
-    assert "Traceback" not in capfd.readouterr().err
+    told = capfd.readouterr().err
+    assert "Traceback" not in told
+    assert told.index(f"1 of 2 jobs cannot run. {errors[2]}") < told.rindex("── job 0:")
 
 
 DENSE = ["phases=[baseline]", "baseline.epochs=1"]

@@ -52,6 +52,13 @@ def test_every_command_has_help(name: str, call: Call) -> None:
     assert said == call(name, "-h")
 
 
+def test_options_of_hydra_stand_between_overrides_too(call: Call) -> None:
+    said = call("train", "seed=3", "--cfg", "job", "data.batch_size=7")
+    assert said == call("train", "--cfg", "job", "seed=3", "data.batch_size=7")
+    assert "batch_size: 7\n" in said and "\nseed: 3\n" in said
+    assert call("train", "seed=3", "--hydra-help").startswith("Hydra (1.")
+
+
 def test_module_and_program_are_one() -> None:
     done = subprocess.run([sys.executable, "-m", "slim", "--version"], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
