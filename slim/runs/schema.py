@@ -39,8 +39,8 @@ SAFE_ON_RESUME = (
     "export",
     *(f"sensitivity.{field}" for field in ("images", "shares", "max_drop", "memory_mb", "csv")),
 )
-"""Keys that may change when a run goes on: epochs to extend a phase that is not done, where the images lie (that they are
-the same is checked) and how they are read, devices, logging, and how files are exported, until they are."""
+"""Keys that may change when a run goes on: epochs to extend a phase that is not done, where the images lie (that they
+are the same is checked) and how they are read, devices, logging, and how files are exported, until they are."""
 
 
 def _rule(text: str, holds: Any) -> AfterValidator:
