@@ -11,7 +11,10 @@ from slim.channels.plan import Plan
 
 
 def nested(optimizer: Any) -> list[Any]:
-    """An optimizer, and those that it holds, as SAM and Lookahead do: each has states of the same parameters."""
+    """An optimizer and those that it holds, as SAM, Lookahead and wrappers do; the last one steps parameters.
+
+    Each has states of the same parameters.
+    """
     inside = [value for value in getattr(optimizer, "__dict__", {}).values() if isinstance(value, Optimizer)]
     return [optimizer, *(each for value in inside for each in nested(value))]
 

@@ -18,7 +18,7 @@ from torch import nn
 
 from slim.channels import Plan
 from slim.errors import SlimError
-from slim.lightning.network import averaged, path_of
+from slim.lightning.network import averaged
 from slim.lightning.traced import TracedNetwork, callbacks_of
 
 KEY = "slim"
@@ -128,20 +128,6 @@ def averages(owners: Iterable[Any], module: pl.LightningModule, path: str) -> It
             copied = value if copied is None and name == "_average_model" else copied
             if isinstance(copied, nn.Module) and (inside := _path_inside(copied, module, path)) is not None:
                 yield copied.get_submodule(inside)
-
-
-def refuse_averages(trainer: pl.Trainer, network: nn.Module, law: str) -> None:
-    """Refuse averaged copies of a network whose scales a ``law`` draws anew at every step: they belong to no gates.
-
-    Raises:
-        SlimError: A callback of ``trainer``, or its module, averages it.
-    """
-    module = trainer.lightning_module
-    for _ in averages([*callbacks_of(trainer), *module.modules()], module, path_of(module, network)):
-        raise SlimError(
-            f"A law with random gates draws scales at every step, which cannot be averaged. Got penalty={law} and "
-            "averaged weights (EMA, SWA). Leave one out, or use penalty='target' or 'prox'."
-        )
 
 
 def _path_inside(copied: nn.Module, module: nn.Module, path: str) -> str | None:

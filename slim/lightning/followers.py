@@ -10,6 +10,7 @@ import torch
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 
+from slim.errors import SlimError
 from slim.lightning.checkpoint import averages
 from slim.lightning.network import Network, find_network, path_of
 from slim.lightning.traced import TracedNetwork, callbacks_of
@@ -24,6 +25,19 @@ def followers(
     paths = [path_of(module, part) for part in (network, *named)]
     found = [*named, *(average for path in paths for average in averages(owners, module, path))]
     return list(dict.fromkeys(found))  # a callback may hold what the module holds
+
+
+def refuse_averages(trainer: pl.Trainer, network: nn.Module, law: str) -> None:
+    """Refuse averaged copies of a network whose scales a ``law`` draws anew at every step: they belong to no gates.
+
+    Raises:
+        SlimError: A callback of ``trainer``, or its module, averages it.
+    """
+    if followers(trainer, trainer.lightning_module, network, ()):
+        raise SlimError(
+            f"A law with random gates draws scales at every step, which cannot be averaged. Got penalty={law} and "
+            "averaged weights (EMA, SWA). Leave one out, or use penalty='target' or 'prox'."
+        )
 
 
 def warn_of_copies(

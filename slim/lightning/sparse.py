@@ -14,8 +14,9 @@ from torch.optim import Optimizer
 
 from slim import sparsity
 from slim.errors import SlimError, expect_number, expect_whole
-from slim.lightning.checkpoint import prepare, refuse_averages
+from slim.lightning.checkpoint import prepare
 from slim.lightning.example import packed, unpacked
+from slim.lightning.followers import refuse_averages
 from slim.lightning.network import Network, find_network, network_key, same_module
 from slim.lightning.options import check_law, check_place, check_shrinks_by_lam
 from slim.lightning.rates import owner_of, replay_learning_rates, steps_of

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from slim.channels.optimizer_states import nested
 from slim.errors import SlimError
 from slim.sparsity.penalty import Penalty, is_law
 
@@ -177,10 +178,9 @@ def _unscale(optimizer: Optimizer) -> None:
 
 def _unwrapped(optimizer: Any) -> Optimizer:
     """The optimizer inside the wrappers of Lightning and Fabric, and inside of SAM and Lookahead, which has it step."""
-    while isinstance(inner := getattr(optimizer, "optimizer", getattr(optimizer, "base_optimizer", None)), Optimizer):
-        optimizer = inner
-    if not isinstance(optimizer, Optimizer):
+    inner = nested(optimizer)[-1]
+    if not isinstance(inner, Optimizer):
         raise SlimError(
             f"A law needs an optimizer. Got {type(optimizer).__name__}. Pass the torch.optim.Optimizer that steps it."
         )
-    return optimizer
+    return inner
