@@ -129,11 +129,12 @@ CORE = Scale(
         # In so few steps it is the same.
         Network("narrow-vgg-c10", (CIFAR10, "model=vgg", _NARROW_VGG), (_HALF, _THIRD),
                 target=("penalty.start=0.3", "penalty.end=0.7")),
+        Network("resnet20-c10", (CIFAR10, "model=resnet", "model.depth=20", "trainer.precision=bf16"), (_HALF, _THIRD)),
     ),
     ways=_EVERY,
     seeds=2,
 )  # fmt: skip
-"""A tenth of the images and a small network: what one core finishes in hours."""
+"""A tenth of the images and small networks: what one core finishes in hours."""
 
 SMOKE = Scale(
     epochs=2,
