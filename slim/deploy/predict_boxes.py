@@ -59,10 +59,11 @@ if __name__ == "__main__":
     place = Path(sys.argv[1])
     model = sys.argv[2] if len(sys.argv) > 2 else str(Path(__file__).with_name("model.onnx"))
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
-    told = {key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items()}
-    if missing := [key for key in ("choice", "size", "classes") if key not in told]:
+    noted, needed = session.get_modelmeta().custom_metadata_map, ("choice", "size", "classes")
+    if missing := [key for key in needed if key not in noted]:
         print(f"{model} does not say how it reads images: it lacks {', '.join(missing)}.", file=sys.stderr)
         sys.exit(2)
+    told = {key: json.loads(noted[key]) for key in needed}  # tools that change the file note things in other forms
     unreadable = 0
     files = [place] if place.is_file() else sorted(place.rglob("*"))
     for path in (path for path in files if path.suffix.lower() in Image.registered_extensions() or path == place):
