@@ -14,6 +14,7 @@ from torch import nn
 
 from slim.channels.branches import Branch, Pass, Zero, replacement
 from slim.channels.ids import IntArray
+from slim.channels.settings import numbers
 from slim.errors import SlimError, expect
 
 FORMAT = "slim-plan"
@@ -249,6 +250,13 @@ class Plan:
                 raise SlimError(
                     f"A plan must match its network. Got a plan for layer {name}, which the model lacks. "
                     "Build the network the plan was made for."
+                )
+        for name, values in self.attributes.items():
+            # Set where nobody reads it, the forward would go on with the dense network's number.
+            if lacking := values.keys() - dict(numbers(modules[name])).keys():
+                raise SlimError(
+                    f"A plan must match its network. Got {name or 'the model'} without a whole number "
+                    f"{min(lacking)}, which the plan sets. Build the network the plan was made for."
                 )
         for name in self.replaced:
             if isinstance(modules[name], (Pass, Zero)):

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import slim
+from slim.errors import SlimError
 from tests.channels.laws import check_all, check_branches, close
 from tests.channels.pieces import GroupedQueries
 
@@ -178,3 +179,28 @@ def test_two_heads_counts_are_told_apart_from_equal_widths() -> None:
     attention.qkv, attention.proj = nn.Linear(WIDTH, 108), nn.Linear(36, WIDTH)
     graph, plan = check_all(Net(attention).double(), torch.randn(3, 4, 8, 8, dtype=torch.float64), 0.5, 0)
     assert _heads(graph) == 6 and set(plan.attributes["attention"]) == {"num_heads"}
+
+
+class Named(nn.Module):
+    """Attention whose number of heads is an attribute of any name."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+        setattr(self, name, HEADS)
+        self.q, self.k, self.v = (nn.Linear(WIDTH, HEADS * EACH) for _ in range(3))
+        self.proj = nn.Linear(HEADS * EACH, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        heads = getattr(self, self.name)
+        q, k, v = (layer(x).unflatten(2, (heads, -1)).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        return self.proj(((q @ k.mT).softmax(-1) @ v).transpose(1, 2).flatten(2))
+
+
+def test_a_plan_is_refused_by_a_class_that_calls_its_number_otherwise() -> None:
+    """It could run, with the thin layers in as many heads as the dense ones had."""
+    plan = slim.prune(Named("heads"), torch.randn(2, 5, WIDTH), criterion="l1", ratio=0.5).plan
+    assert slim.rebuild(Named("heads"), plan).heads < HEADS
+    for function in (slim.rebuild, slim.mask):
+        with pytest.raises(SlimError, match=r"Got the model without a whole number heads"):
+            function(Named("head_count"), plan)
