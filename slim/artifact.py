@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from slim import recipe
 from slim.channels import Plan, plan_of, rebuild, unwrap
@@ -277,6 +278,11 @@ def _check_storable(name: str, value: Any) -> None:
     """Raise where a file cannot hold an entry of a state dict."""
     if not isinstance(value, Tensor):
         raise SlimError(f"An artifact holds tensors only. Got {name}={type(value).__name__}. Drop its extra state.")
+    if nn.parameter.is_lazy(value) or is_traceable_wrapper_subclass(value):
+        raise SlimError(
+            f"An artifact holds plain tensors. Got {name} ({type(value).__name__}). Save the network before it is "
+            "quantized or sharded, and where a lazy module makes its weights, after it has run."
+        )
     plain = value.layout is torch.strided and not value.is_meta and not value.is_quantized
     if not plain or value.dtype is torch.complex128:
         raise SlimError(

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from slim.channels.check import input_spec
 from slim.channels.constraints import (
@@ -64,12 +65,17 @@ def trace(model: nn.Module, example_inputs: Any, *, residual: str = "group", gro
 
 
 def _check_tensors(model: nn.Module) -> None:
-    """Raise where a module with weights is compiled code, whose tensors nobody can replace, or has no weights yet."""
+    """Raise where nobody can cut the weights: in compiled code, in tensors of a class of their own, or not made yet."""
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if nn.parameter.is_lazy(tensor):
             raise SlimError(
                 f"A network must have its weights. Got {name}, which a lazy module makes when it first runs. "
                 "Run the network once before."
+            )
+        if is_traceable_wrapper_subclass(tensor):  # it need not be able to do what a cut does
+            raise SlimError(
+                f"Weights must be plain tensors. Got {name} ({type(tensor).__name__}). "
+                "Prune the network before it is quantized or sharded."
             )
     for name, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule) and any(True for _ in (*module.parameters(), *module.buffers())):

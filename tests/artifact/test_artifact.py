@@ -16,6 +16,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch.testing._internal.two_tensor import TwoTensor
 
 import slim
 from slim.artifact import read_header
@@ -175,6 +176,20 @@ def test_an_attention_mask_is_no_weight_that_diverged(tmp_path: Path) -> None:
 def test_a_tensor_that_no_file_holds_is_one_line(odd: torch.Tensor, tmp_path: Path) -> None:
     with pytest.raises(SlimError, match=r"plain tensors\. Got held"):
         slim.save(tmp_path / "a", Holding(odd))
+
+
+@pytest.mark.parametrize(
+    ("net", "says"),
+    [
+        (nn.LazyLinear(2), r"weight \(UninitializedParameter\)"),
+        (Holding(TwoTensor(torch.ones(2), torch.ones(2))), r"held \(TwoTensor\)"),
+    ],
+)
+def test_weights_that_are_not_there_yet_or_of_another_class_are_one_line(
+    net: nn.Module, says: str, tmp_path: Path
+) -> None:
+    with pytest.raises(SlimError, match=rf"plain tensors\. Got {says}"):
+        slim.save(tmp_path / "a", net)
 
 
 @pytest.mark.parametrize("metadata", [{"accuracy": 0.9}, {1: "a"}, ["a"]])

@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.testing._internal.two_tensor import TwoTensor
 from torchvision.ops import DropBlock2d
 
 import slim
@@ -107,6 +108,13 @@ def test_scripts_are_refused_where_they_hold_weights() -> None:
     assert free(net, X) == 14
     with pytest.raises(SlimError, match=r"Got a ScriptModule \(1\)"):
         slim.trace(nn.Sequential(nn.Identity(), torch.jit.script(small())), X)
+
+
+def test_weights_of_a_class_of_their_own_are_refused() -> None:
+    net = small()
+    net[-1].weight = nn.Parameter(TwoTensor(torch.zeros(3, 6), torch.zeros(3, 6)))  # as torchao's and DTensor are
+    with pytest.raises(SlimError, match=r"plain tensors\. Got 8\.weight \(TwoTensor\)"):
+        slim.trace(net, X)
 
 
 @pytest.mark.parametrize(
