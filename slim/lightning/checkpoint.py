@@ -151,6 +151,9 @@ def _load(module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
 
 
 def _save(module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+    for callback in [] if module._trainer is None else callbacks_of(module.trainer):
+        if callable(save := getattr(callback, "save_deterministic_scales", None)):
+            save(module, checkpoint)
     type(module).on_save_checkpoint(module, checkpoint)
     plans = plans_of(module)
     if not plans:

@@ -211,8 +211,8 @@ class SparseTraining(pl.Callback):
 
     @property
     def _gates(self) -> Stochastic | None:
-        """The law, while it samples gates."""
-        return self.law if isinstance(self.law, Stochastic) and self.attached and not self.stopped else None
+        """The law, while it samples gates: a fit that has ended left their deterministic values."""
+        return self.law if isinstance(self.law, Stochastic) and self._handles else None
 
     @contextmanager
     def deterministic_scales(self) -> Iterator[None]:
@@ -277,10 +277,11 @@ class SparseTraining(pl.Callback):
         self._renew_law()
         self.attached = False
 
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        """Save the weights with the deterministic scales of a law with random gates."""
+    def save_deterministic_scales(self, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Give ``checkpoint`` the weights with the deterministic scales of a law with random gates.
+
+        Called by the module's hook: Lightning calls those of callbacks only where more than weights is saved.
+        """
         if self._gates:
             # Averaging callbacks may have put the average in the first place.
             key = "current_model_state" if "current_model_state" in checkpoint else "state_dict"

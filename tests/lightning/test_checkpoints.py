@@ -176,7 +176,8 @@ def test_a_cut_at_the_end_says_that_no_checkpoint_has_it(tmp_path: Path, caplog:
     assert same(Plain.load_from_checkpoint(tmp_path / "thin.ckpt"), module)
 
 
-def test_random_gates_are_saved_at_their_deterministic_values(tmp_path: Path) -> None:
+@pytest.mark.parametrize("weights_only", [False, True])
+def test_random_gates_are_saved_at_their_deterministic_values(tmp_path: Path, weights_only: bool) -> None:
     sparse = SparseTraining("l0", lam=3.0, gate_lr=0.5)
     looked = []
 
@@ -184,7 +185,7 @@ def test_random_gates_are_saved_at_their_deterministic_values(tmp_path: Path) ->
         def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
             if trainer.current_epoch == 0:
                 sampled = module.net[1].weight.clone()
-                trainer.save_checkpoint(tmp_path / "first.ckpt")
+                trainer.save_checkpoint(tmp_path / "first.ckpt", weights_only=weights_only)
                 saved = torch.load(tmp_path / "first.ckpt", weights_only=True)["state_dict"]["net.1.weight"]
                 assert torch.equal(module.net[1].weight, sampled)
                 with sparse.deterministic_scales():

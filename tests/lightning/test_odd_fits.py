@@ -19,6 +19,7 @@ from torchmetrics import MeanMetric
 
 from slim import SlimError
 from slim.lightning import ChannelPruning, Distillation, GammaDashboard, SoftPruning, SparseTraining, load
+from slim.lightning.example import quiet
 
 from .modules import Plain, convnet, fit, images, same, trainer
 
@@ -69,15 +70,19 @@ def test_random_gates_meet_a_second_module_and_leave_the_first_alone() -> None:
     assert all(torch.equal(before[name], value) for name, value in first.state_dict().items())
 
 
-def test_after_a_fit_that_ends_early_gates_are_deterministic() -> None:
+def test_after_a_fit_that_ends_early_gates_are_deterministic(tmp_path: Path) -> None:
     class Stop(pl.Callback):
         def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
             trainer.should_stop = True
 
     sparse, module = SparseTraining("l0", lam=3.0, gate_lr=0.5), Plain()
-    fit(module, sparse, Stop(), epochs=10)
+    fitted = fit(module, sparse, Stop(), epochs=10)
     kept = module.net[1].weight.clone()
     sparse.law.use_deterministic_scales()  # type: ignore[attr-defined]
+    assert torch.equal(kept, module.net[1].weight)
+    with quiet():
+        fitted.validate(module, images(), verbose=False)
+    fitted.save_checkpoint(tmp_path / "last.ckpt")
     assert torch.equal(kept, module.net[1].weight)
 
 
