@@ -24,9 +24,9 @@ from slim.lightning.options import BUDGETS, Recovery, check_arguments, check_cri
 from slim.lightning.own_calls import OwnCalls, check_own_calls
 from slim.lightning.preview import preview
 from slim.lightning.random_state import preserved
-from slim.lightning.rates import steps_of_epochs
+from slim.lightning.rates import steps_of_epochs, warn_of_missed_steps
 from slim.lightning.selecting import none_removed, select
-from slim.lightning.sparse import SparseTraining, sparse_of
+from slim.lightning.sparse import sparse_of
 from slim.lightning.surgery import is_compiled, refuse_sharded, refuse_spawned
 from slim.lightning.traced import TracedNetwork, callbacks_of, log_points, suffix_of
 from slim.selection import Selection, exact_zeros, limits_due
@@ -248,6 +248,16 @@ class ChannelPruning(pl.Callback):
                 f"after {moment.epochs}. Set at lower, or at='end'."
             )
 
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Make a cut that is due where a checkpoint of the last epoch left nothing to train: no other hook came."""
+        if trainer.ckpt_path is None or self._done == len(self._moments):
+            return
+        pl_module.to(trainer.strategy.root_device)  # which Lightning has taken it from
+        self._cut_what_is_due(trainer, pl_module, trainer.current_epoch)
+        if self._done < len(self._moments) and self._moments[self._done].epochs is None:
+            self._cut(trainer, pl_module, self._moments[self._done].amount, trainer.current_epoch)
+        pl_module.cpu()
+
     def _sweep(self, trainer: pl.Trainer, module: pl.LightningModule, done: int) -> None:
         """Remove exact zeros if it is time."""
         assert self._every is not None
@@ -281,7 +291,7 @@ class ChannelPruning(pl.Callback):
         with contextlib.ExitStack() as stack:
             for callback in sparse_of(trainer, self.traced):
                 if last:
-                    _warn_of_missed_steps(callback)
+                    warn_of_missed_steps(callback.missed_steps())
                     callback.stop()
                 else:
                     stack.enter_context(callback.deterministic_scales())
@@ -388,13 +398,3 @@ class ChannelPruning(pl.Callback):
         self._done, self._saved_example = int(state_dict["done"]), state_dict["example"]
         self._swept = state_dict.get("swept")  # not in checkpoints of older versions
         self.history = [dict(entry) for entry in state_dict["history"]]
-
-
-def _warn_of_missed_steps(callback: SparseTraining) -> None:
-    if missed := callback.missed_steps():
-        planned, made = missed
-        advice = f"set steps={made} (SparseTraining, sparse.steps)" if made else "call the optimizer's step()"
-        rank_zero_warn(
-            f"The law planned with {planned} optimizer steps and the cut comes after {made}: what goes is not at zero "
-            f"yet. Under manual optimization {advice}."
-        )

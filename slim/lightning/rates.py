@@ -9,6 +9,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from pytorch_lightning.callbacks import GradientAccumulationScheduler
 from torch import Tensor
 from torch.optim import Optimizer
@@ -59,6 +60,17 @@ def accumulated(trainer: pl.Trainer, epoch: int) -> int:
         if isinstance(callback, GradientAccumulationScheduler):
             return callback.get_accumulate_grad_batches(epoch)
     return trainer.accumulate_grad_batches
+
+
+def warn_of_missed_steps(missed: tuple[int, int] | None) -> None:
+    """Say at a cut where a law made fewer steps than it planned with, as ``SparseTraining.missed_steps`` tells."""
+    if missed:
+        planned, made = missed
+        advice = f"set steps={made} (SparseTraining, sparse.steps)" if made else "call the optimizer's step()"
+        rank_zero_warn(
+            f"The law planned with {planned} optimizer steps and the cut comes after {made}: what goes is not at zero "
+            f"yet. Under manual optimization {advice}."
+        )
 
 
 def owner_of(trainer: pl.Trainer, gammas: list[Any]) -> Optimizer:

@@ -141,6 +141,24 @@ def test_cuts_that_are_asked_for_when_their_time_is_over_come_at_once_and_as_one
     assert module.net[1].num_features + module.net[4].num_features == 16, "a dense checkpoint makes it dense again"
 
 
+def test_a_fit_that_has_nothing_left_to_train_is_cut(tmp_path: Path) -> None:
+    """A run that was killed between its last checkpoint and the cut at the end; a cut that is asked for afterwards."""
+
+    def slimmed(at: Any, ckpt: Any = None) -> tuple[Plain, pl.Trainer]:
+        module, pruning = Plain(), ChannelPruning(ratio=0.5, at=at, recover={"batches": 2})
+        saver = ModelCheckpoint(tmp_path, filename="last")
+        run = fit(module, SparseTraining("l1"), pruning, *([] if ckpt else [saver]), epochs=2, ckpt=ckpt)
+        assert [entry["epochs"] for entry in pruning.history] == [2]
+        return module, run
+
+    whole, _ = slimmed("end")
+    for at in ("end", 2):
+        resumed, run = slimmed(at, tmp_path / "last.ckpt")
+        assert same(whole, resumed)
+        run.save_checkpoint(tmp_path / "thin.ckpt")
+        assert same(whole, Plain.load_from_checkpoint(tmp_path / "thin.ckpt"))
+
+
 def test_a_cut_before_the_first_epoch(tmp_path: Path) -> None:
     widths = Widths()
     fit(Plain(), ChannelPruning(ratio=0.5, at=0, recover=False, example=torch.zeros(1, 3, 6, 6)), widths, epochs=1)
