@@ -42,9 +42,12 @@ def find_network(module: nn.Module, network: Network = None) -> nn.Module:
     else:
         found = network if network is not None else _only_candidate(module)
     if not isinstance(found, nn.Module):
+        advice = "Set network to the attribute that holds the network."
+        if found is None:
+            advice = "Make it in the module's constructor or configure_model, or name another attribute."
         raise SlimError(
             f"network must name a torch.nn.Module. Got network={_shown(network)} of type {type(found).__name__}. "
-            "Set network to the attribute that holds the network."
+            f"{advice}"
         )
     return unwrap(found)
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities.model_helpers import is_overridden
 from pytorch_lightning.utilities.seed import isolate_rng
 from torch import nn
 from torch.optim import Optimizer
@@ -64,9 +65,30 @@ def lightning_module(config: Config, data: Any, kind: str | None = None, draw: i
         offers |= options
         taken = {name: value for name, value in offers.items() if name in names and name not in config.module}
         module = construct(config.module, "module", **taken)
-    if not isinstance(module, pl.LightningModule):
-        raise SlimError(f"module._target_ must give a LightningModule. Got {type(module).__name__} ({path}).")
+        if not isinstance(module, pl.LightningModule):
+            raise SlimError(f"module._target_ must give a LightningModule. Got {type(module).__name__} ({path}).")
+        if is_overridden("configure_model", module):
+            _configure(module)
     return module
+
+
+def _configure(module: pl.LightningModule) -> None:
+    """Let the module make the parts that it leaves to ``configure_model``, among them maybe its network.
+
+    Every Trainer of a run would call that once more, which not every module can bear.
+    """
+    try:
+        module.configure_model()
+    except (TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise SlimError(
+            f"A module of a run must be made without a Trainer. Got {type(error).__name__} in "
+            f"{type(module).__name__}.configure_model: {error} Give it what it needs as module.*."
+        ) from error
+    module.configure_model = _configured  # type: ignore[method-assign]
+
+
+def _configured() -> None:
+    """Replaces the ``configure_model`` of a module for which it was called."""
 
 
 def network(config: Config, data: Any) -> nn.Module:

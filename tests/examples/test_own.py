@@ -66,6 +66,24 @@ def test_a_test_step_that_lacks_the_metric_gives_way_to_the_validation_step(tmp_
     assert found[0]["rows"]["sparse"]["metric"] == found[1]["rows"]["sparse"]["metric"] > 0
 
 
+class Late(Regression):
+    """Makes its network in ``configure_model``, each time anew."""
+
+    def __init__(self, width: int = 8) -> None:
+        super().__init__()
+        self.width, self.net = width, None  # type: ignore[assignment]
+
+    def configure_model(self) -> None:
+        self.net = Regression(width=self.width).net
+
+
+def test_a_module_may_make_its_network_in_configure_model(tmp_path: Path) -> None:
+    report = run(tmp_path, *REGRESSION, f"module._target_={__name__}.Late", "sparse.epochs=1")
+    rows = report["rows"]
+    assert rows["finetuned"]["macs"] <= 0.5 * rows["sparse"]["macs"]
+    assert rows["masked"]["metric"] == pytest.approx(rows["rebuilt"]["metric"], abs=1e-4)
+
+
 class Aside(Regression):
     """A head of its own reads what the first block of the network makes."""
 
