@@ -312,6 +312,7 @@ def _widen(model: nn.Module, record: TraceRecord, times: IntArray, settings: Set
         axes={axis: np.repeat(ids.find(a), repeats[axis]) for axis, a in record.axes.items()},
         grouped=dict(record.grouped),
         regroup=dict(record.regroup),
+        norms=record.norms,
         selects=record.selects,
         inexact=[],
     )

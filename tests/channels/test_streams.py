@@ -76,6 +76,15 @@ def test_a_view_of_what_is_selected_of_a_stream_that_stays_is_left_alone() -> No
     assert "cannot be tried: its stream stays" in graph.report()
 
 
+@pytest.mark.parametrize("residual", ["group", "select"])
+def test_a_shuffle_with_fixed_channels_in_front_of_a_norm_is_tried(residual: str) -> None:
+    """Where the channels are widened the groups still fit, but the norm meets others."""
+    spec = (("conv", 2, 3, 1, 1, True), ("pad", 2), ("shuffle", 4), ("batchnorm", True), ("conv", 3, 1, 1, 1, True))
+    network = Network(3, 2, spec, ("mean", 0, ""), 0)
+    _, plan = check_all(network, network.example(), 1.0, seed=0, residual=residual)
+    assert plan.widths["body.0"] == (2, 2) and plan.widths["body.4"] == (3, 1)
+
+
 def test_what_says_where_a_selection_lies_is_no_number_of_the_forward() -> None:
     torch.manual_seed(0)
     net = densenet(depth=10).eval()

@@ -138,10 +138,11 @@ def record_norm(tr: Tracer, tensors: Sequence[Any], read: IntArray | None) -> In
     weight, bias, mean, var = (tr.name_of(t) for t in tensors)
     module = tr.location()
     if tr.probing:
-        if read is not None and tr.residual == "select":
-            own = tr.record.axes.get(Axis(weight or mean or "", 0))
-            return own if own is not None else read
-        return read
+        own = tr.record.axes.get(Axis(weight or mean or "", 0)) if tr.residual == "select" else None
+        if own is None or read is None:
+            return read
+        _check_reads(tr, weight or mean, own, read)
+        return own
     behind = tr.stack and any(getattr(m, "is_channel_select", False) for m in tr.stack[-1].children())
     earlier = tr.selective_norms.get(weight or "")
     if earlier is not None and read is not None:
@@ -170,6 +171,17 @@ def record_norm(tr: Tracer, tensors: Sequence[Any], read: IntArray | None) -> In
     if own is not None:
         tr.record.norms.append(NormCall("batch", module, weight, bias, mean, var, own, read))
     return own
+
+
+def _check_reads(tr: Tracer, name: str | None, own: IntArray, read: IntArray) -> None:
+    """While probing: a conflict where the scale of a channel meets another channel of the stream than it did."""
+    find, size = tr.ids.find, len(tr.ids)
+    notes = [note for note in tr.record.norms if name == (note.weight or note.mean) and note.read is not None]
+    if notes and len(own) == len(read):
+        known = np.concatenate([find(note.own) * size + find(note.read) for note in notes])
+        other = ~np.isin(find(own) * size + find(read), known)
+        tr.conflict(own[other])
+        tr.conflict(read[other])
 
 
 def record_single_channel_norm(tr: Tracer, tensors: Sequence[Any]) -> None:
