@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import collections
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.overrides import TorchFunctionMode
+
+from slim.errors import SlimError
 
 _PLAIN = {bool, int, float, complex, str, bytes, type(None)}
 # A convolution's own only fills in what files of old versions lack.
@@ -40,8 +44,12 @@ class _Detaching(TorchFunctionMode):
 
 
 def deep_copy(module: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
-    """``copy.deepcopy`` of a module that may have run; what it keeps of its forward is copied without its graph."""
-    with _Detaching():
+    """``copy.deepcopy`` of a module that may have run; what it keeps of its forward is copied without its graph.
+
+    Raises:
+        SlimError: It holds something that has no copy.
+    """
+    with _explained(module), _Detaching():
         return copy.deepcopy(module, memo)
 
 
@@ -51,9 +59,24 @@ def duplicate(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
     Args:
         module: Not changed.
         memo: As in :func:`copy.deepcopy`, id of an object -> its copy; holds the new tensors.
+
+    Raises:
+        SlimError: It holds something that has no copy.
     """
-    with _Detaching():
+    with _explained(module), _Detaching():
         return _duplicated(module, memo)
+
+
+@contextmanager
+def _explained(module: nn.Module) -> Iterator[None]:
+    try:
+        yield
+    except TypeError as error:  # as pickle says it
+        reason = " ".join(str(error).split())[:120]
+        raise SlimError(
+            f"A network must be one that copy.deepcopy copies. Got {type(error).__name__}: {reason} "
+            f"({type(module).__name__}). Keep what has no copy, such as a lock or an open file, out of its attributes."
+        ) from error
 
 
 def _duplicated(module: nn.Module, memo: dict[int, Any]) -> nn.Module:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+import threading
 from collections import deque
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -115,6 +116,15 @@ def test_weights_of_a_class_of_their_own_are_refused() -> None:
     net[-1].weight = nn.Parameter(TwoTensor(torch.zeros(3, 6), torch.zeros(3, 6)))  # as torchao's and DTensor are
     with pytest.raises(SlimError, match=r"plain tensors\. Got 8\.weight \(TwoTensor\)"):
         slim.trace(net, X)
+
+
+def test_what_has_no_copy_is_one_line() -> None:
+    net = small()
+    plan = slim.prune(net, X, ratio=0.5).plan
+    net.lock = threading.Lock()
+    for function in (slim.mask, slim.rebuild):
+        with pytest.raises(SlimError, match=r"copy\.deepcopy copies\. Got TypeError: .*lock.* \(Sequential\)"):
+            function(net, plan)
 
 
 @pytest.mark.parametrize(
