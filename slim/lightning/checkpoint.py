@@ -8,7 +8,7 @@ they are extended on the instance. ``Mine.load_from_checkpoint`` builds the inst
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any, TypeVar
 
@@ -31,6 +31,7 @@ INSTANTIATORS = {
 """Lightning's name for how a module is built from a checkpoint -> ours."""
 
 Module = TypeVar("Module", bound=pl.LightningModule)
+Hook = Callable[[dict[str, Any]], Any]
 
 # Lightning calls only functions that it knows from checkpoints; since 2.6 it keeps a list of them.
 _allowed: set[str] = getattr(saving, "_ALLOWED_INSTANTIATORS", set())
@@ -50,9 +51,12 @@ def plans_of(module: nn.Module) -> dict[str, str]:
 
 def prepare(module: pl.LightningModule) -> None:
     """Extend the module's checkpoint hooks: saving adds the plans of its networks, loading applies them."""
-    # A partial of a function, because copies and pickles of the module then have hooks of their own.
-    object.__setattr__(module, "on_save_checkpoint", partial(_save, module))
-    object.__setattr__(module, "on_load_checkpoint", partial(_load, module))
+    for name, extended in (("on_save_checkpoint", _save), ("on_load_checkpoint", _load)):
+        own = vars(module).get(name)  # what somebody has set on the instance
+        if getattr(own, "func", None) is extended:
+            own = own.args[1]  # it is extended already
+        # A partial of a function, because copies and pickles of the module then have hooks of their own.
+        object.__setattr__(module, name, partial(extended, module, own))
 
 
 def load(kind: type[Module], path: Any, **kwargs: Any) -> Module:
@@ -141,20 +145,20 @@ def _path_inside(copied: nn.Module, module: nn.Module, path: str) -> str | None:
     return None
 
 
-def _load(module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+def _load(module: pl.LightningModule, own: Hook | None, checkpoint: dict[str, Any]) -> None:
     if module._trainer is not None:
         for callback in callbacks_of(module.trainer):
             if callable(watch := getattr(callback, "watch", None)):
                 watch(module.trainer, module)  # before the plans come, while the network is dense
     apply_plans(module, checkpoint)
-    type(module).on_load_checkpoint(module, checkpoint)
+    (own or partial(type(module).on_load_checkpoint, module))(checkpoint)
 
 
-def _save(module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+def _save(module: pl.LightningModule, own: Hook | None, checkpoint: dict[str, Any]) -> None:
     for callback in [] if module._trainer is None else callbacks_of(module.trainer):
         if callable(save := getattr(callback, "save_deterministic_scales", None)):
             save(module, checkpoint)
-    type(module).on_save_checkpoint(module, checkpoint)
+    (own or partial(type(module).on_save_checkpoint, module))(checkpoint)
     plans = plans_of(module)
     if not plans:
         return

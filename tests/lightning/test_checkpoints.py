@@ -213,6 +213,17 @@ def test_random_gates_are_saved_at_their_deterministic_values(tmp_path: Path, we
     assert looked == [True]
 
 
+def test_hooks_that_were_set_on_the_module_are_called(tmp_path: Path) -> None:
+    module, called = Plain(), list[str]()
+    module.on_save_checkpoint = lambda checkpoint: called.append("save")  # type: ignore[method-assign]
+    module.on_load_checkpoint = lambda checkpoint: called.append("load")  # type: ignore[method-assign]
+    run = fit(module, ChannelPruning(ratio=0.5, recover=False), epochs=1)
+    run.save_checkpoint(tmp_path / "thin.ckpt")
+    with quiet():
+        run.test(module, images(), ckpt_path=tmp_path / "thin.ckpt", verbose=False)  # prepares the module once more
+    assert called == ["save", "load"]
+
+
 def test_a_plan_of_another_network_is_refused_in_one_line(tmp_path: Path) -> None:
     fit(Plain(width=12), *callbacks(tmp_path), epochs=2)
     with pytest.raises(SlimError, match="match its network"), quiet():
