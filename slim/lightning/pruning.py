@@ -27,7 +27,7 @@ from slim.lightning.random_state import preserved
 from slim.lightning.rates import steps_of_epochs, warn_of_missed_steps
 from slim.lightning.selecting import none_removed, select
 from slim.lightning.sparse import sparse_of
-from slim.lightning.surgery import is_compiled, refuse_sharded, refuse_spawned
+from slim.lightning.surgery import is_compiled, refuse_masks, refuse_sharded, refuse_spawned
 from slim.lightning.traced import TracedNetwork, callbacks_of, log_points, suffix_of
 from slim.selection import Selection, exact_zeros, limits_due
 from slim.sparsity import Stochastic
@@ -147,8 +147,8 @@ class ChannelPruning(pl.Callback):
         if stage == "fit":
             if self.traced is not None and not self.traced.belongs_to(pl_module):
                 self._reset()
-            refuse_sharded(trainer, "ChannelPruning")
-            refuse_spawned(trainer, "ChannelPruning")
+            for refuse in (refuse_sharded, refuse_spawned, refuse_masks):
+                refuse(trainer, "ChannelPruning")
             self._moments = self._planned(trainer)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

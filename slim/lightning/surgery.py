@@ -11,12 +11,14 @@ import numpy.typing as npt
 import pytorch_lightning as pl
 import torch
 from lightning_utilities.core.rank_zero import rank_zero_warn
+from pytorch_lightning.callbacks import ModelPruning
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from slim.channels import ChannelGraph, Plan, rebuild
 from slim.channels.optimizer_states import forget_unsliceable, nested
 from slim.errors import RunFailed, SlimError
+from slim.lightning.traced import callbacks_of
 
 BoolArray = npt.NDArray[np.bool_]
 SHARDED = ("FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy")
@@ -44,6 +46,19 @@ def refuse_spawned(trainer: pl.Trainer, what: str) -> None:
         raise SlimError(
             f"{what} needs processes that outlive the fit. Got strategy={type(trainer.strategy).__name__} with "
             f"start_method={method}. Train with strategy='ddp', or with torchrun."
+        )
+
+
+def refuse_masks(trainer: pl.Trainer, what: str) -> None:
+    """Refuse Lightning's ``ModelPruning``, whose masks keep the shapes that layers had when they were made.
+
+    Raises:
+        SlimError: The Trainer has it.
+    """
+    if any(isinstance(callback, ModelPruning) for callback in callbacks_of(trainer)):
+        raise SlimError(
+            f"{what} removes channels, which masks of single weights cannot follow. Got ModelPruning among the "
+            "callbacks. Leave it out, or mask the thin network in a fit of its own."
         )
 
 

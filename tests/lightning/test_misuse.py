@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from pytorch_lightning.callbacks import StochasticWeightAveraging
+from pytorch_lightning.callbacks import ModelPruning, StochasticWeightAveraging
 from pytorch_lightning.loggers import CSVLogger
 from torch import nn
 from torch.utils.data import DataLoader
@@ -148,6 +148,14 @@ def test_a_wrong_value_is_refused_when_the_callback_is_made(options: dict[str, A
 def test_what_only_a_fit_can_know_is_refused_before_its_first_step(options: dict[str, Any], words: str) -> None:
     run = trainer(ChannelPruning(ratio=0.5, **options))
     with pytest.raises(SlimError, match=words), quiet():
+        run.fit(Plain(), images())
+    assert run.global_step == 0
+
+
+def test_masks_of_single_weights_are_refused_before_training() -> None:
+    masks = ModelPruning("l1_unstructured", amount=0.5)
+    run = trainer(ChannelPruning(ratio=0.5, at=1), masks)
+    with pytest.raises(SlimError, match="Got ModelPruning among the callbacks"), quiet():
         run.fit(Plain(), images())
     assert run.global_step == 0
 
