@@ -52,7 +52,7 @@ def plans_of(module: nn.Module) -> dict[str, str]:
 def prepare(module: pl.LightningModule) -> None:
     """Extend the module's checkpoint hooks: saving adds the plans of its networks, loading applies them."""
     for name, extended in (("on_save_checkpoint", _save), ("on_load_checkpoint", _load)):
-        own = vars(module).get(name)  # what somebody has set on the instance
+        own: Any = vars(module).get(name)  # what somebody has set on the instance
         if getattr(own, "func", None) is extended:
             own = own.args[1]  # it is extended already
         # A partial of a function, because copies and pickles of the module then have hooks of their own.
