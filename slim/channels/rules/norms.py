@@ -176,10 +176,10 @@ def record_norm(tr: Tracer, tensors: Sequence[Any], read: IntArray | None) -> In
 def _check_reads(tr: Tracer, name: str | None, own: IntArray, read: IntArray) -> None:
     """While probing: a conflict where the scale of a channel meets another channel of the stream than it did."""
     find, size = tr.ids.find, len(tr.ids)
-    notes = [note for note in tr.record.norms if name == (note.weight or note.mean) and note.read is not None]
-    if notes and len(own) == len(read):
-        known = np.concatenate([find(note.own) * size + find(note.read) for note in notes])
-        other = ~np.isin(find(own) * size + find(read), known)
+    notes = [note for note in tr.record.norms if name == (note.weight or note.mean)]
+    known = [find(note.own) * size + find(note.read) for note in notes if note.read is not None]
+    if known and len(own) == len(read):
+        other = ~np.isin(find(own) * size + find(read), np.concatenate(known))
         tr.conflict(own[other])
         tr.conflict(read[other])
 
